@@ -1,0 +1,249 @@
+"""What one answer is conditioned on: a prompt and the pictures in it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PIXELS = (
+    "pixel_values",
+    "pixel_values_images",
+    "pixel_values_local",
+    "pixel_values_videos",
+    "high_res_pixel_values",
+)
+
+# Everything that transformers' `get_image_features` and `get_video_features` take. `generate`
+# removes the lot once it has encoded the pictures, unless a strategy's signature names it.
+ENCODER_INPUTS = (
+    *PIXELS,
+    "batch_num_images",
+    "downsample_mode",
+    "image_grid_hw",
+    "image_grid_thw",
+    "image_grids",
+    "image_merge_sizes",
+    "image_position_ids",
+    "image_sizes",
+    "image_token_pooling",
+    "interpolate_pos_encoding",
+    "num_frames_per_video",
+    "num_local_patches",
+    "patches_grid",
+    "pixel_attention_mask",
+    "pixel_mask",
+    "qformer_attention_mask",
+    "qformer_input_ids",
+    "spatial_shapes",
+    "target_sizes",
+    "target_sizes_videos",
+    "tile_fine_mask",
+    "video_grid_thw",
+    "video_grids",
+    "video_merge_sizes",
+    "video_position_ids",
+    "video_token_pooling",
+    "vision_aspect_ratio",
+    "vision_feature_layer",
+    "vision_feature_select_strategy",
+)
+
+PLACEHOLDERS = ("image_token_id", "video_token_id")
+
+# Where a text config names the tokens that open and close a picture.
+MARKERS = (
+    "boi_token_id",
+    "boi_token_index",
+    "eoi_token_id",
+    "eoi_token_index",
+    "frame_end_token_id",
+    "frame_start_token_id",
+    "image_bos_token_id",
+    "image_end_token_id",
+    "image_start_token_id",
+    "low_res_image_start_token_id",
+    "video_end_token_id",
+    "video_start_token_id",
+    "vision_end_token_id",
+    "vision_start_token_id",
+    "visual_indicator_token_ids",
+)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One block of B rows of the ensemble.
+
+    Args:
+        input_ids: `[B, T]`, left-padded.
+        attention_mask: `[B, T]`, 1 on tokens and 0 on padding.
+        image_mask: `[B, T]` bool, true on the tokens that pictures and videos fill.
+        position_ids: `[B, T]`, or `[P, B, T]` where positions have P parts (M-RoPE). None: those
+            that the model gives these tokens.
+        aligned: Further tensors that run along the prompt, `[B, T, ...]` (token types).
+        features: Encoded pictures by modality, as in transformers' `mm_encoder_outputs`; empty for
+            a branch that sees none. None: to be encoded from `pixels`.
+        pixels: The processor's pictures and their companions; empty where no part asked for them.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    image_mask: Tensor
+    position_ids: Tensor | None = None
+    aligned: Mapping[str, Tensor] = field(default_factory=dict)
+    features: Mapping[str, Any] | None = field(default_factory=dict)
+    pixels: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """T, padding included."""
+        return self.input_ids.shape[1]
+
+    def with_pixels(self, edit: Callable[[str, Tensor], Tensor]) -> "Branch":
+        """The same prompt with other pictures: `edit(name, pixels)` for each tensor of pixels."""
+        pixels = {
+            name: edit(name, value) if name in PIXELS else value
+            for name, value in self.pixels.items()
+        }
+        return replace(self, pixels=pixels, features=None)
+
+    def without_pictures(
+        self, model: Any, replacement: tuple[int, ...] = (), markers: tuple[int, ...] = ()
+    ) -> "Branch":
+        """Text only: every picture's tokens, with those that open and close it, taken out.
+
+        A row without pictures stays as it is. Everything else in the prompt stays: system text,
+        roles, newlines.
+
+        Args:
+            model: Names the tokens that open and close a picture in its config.
+            replacement: Token ids left in the place of each picture.
+            markers: Ids of further tokens that belong to a picture, for models whose config does
+                not name them.
+        """
+        belongs = self.image_mask | _is_one_of(
+            self.input_ids, (*token_ids(model.config, MARKERS), *markers)
+        )
+        lengths = {name: picture_lengths(self, name) for name in ("image", "video")}
+        rows = []
+        for row in range(len(self.input_ids)):
+            tokens = torch.nonzero(self.attention_mask[row], as_tuple=True)[0]
+            if not self.image_mask[row].any():
+                rows.append([(int(index), None) for index in tokens])
+                continue
+            starts = _picture_starts(self, model.config, row, lengths)
+            rows.append(_cut(tokens.tolist(), belongs[row].tolist(), starts, replacement))
+        return self._gather(rows)
+
+    def _gather(self, rows: list[list[tuple[int, int | None]]]) -> "Branch":
+        """Rows of (place in the old prompt, new token or None) -> a new left-padded branch."""
+        width = max(len(row) for row in rows)
+        index = torch.zeros(len(rows), width, dtype=torch.long)
+        new = torch.full((len(rows), width), -1)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for r, row in enumerate(rows):
+            start = width - len(row)
+            mask[r, start:] = 1
+            index[r, start:] = torch.tensor([place for place, _ in row])
+            new[r, start:] = torch.tensor([-1 if token is None else token for _, token in row])
+        device = self.input_ids.device
+        index, new, mask = index.to(device), new.to(device), mask.to(device)
+        is_old = new < 0
+        kept = mask.bool() & is_old
+
+        def along(values: Tensor, keep: Tensor) -> Tensor:
+            places = index.view(*index.shape, *[1] * (values.ndim - 2))
+            picked = values.gather(1, places.expand(-1, -1, *values.shape[2:]))
+            return picked * keep.view(*keep.shape, *[1] * (values.ndim - 2)).to(picked.dtype)
+
+        ids = torch.where(is_old, self.input_ids.gather(1, index), new)
+        padding = self.input_ids[self.attention_mask == 0]
+        ids = ids.masked_fill(mask == 0, int(padding[0]) if len(padding) else 0)
+        return replace(
+            self,
+            input_ids=ids,
+            attention_mask=mask.to(self.attention_mask.dtype),
+            image_mask=torch.zeros_like(mask, dtype=torch.bool),
+            position_ids=None,
+            aligned={name: along(values, kept) for name, values in self.aligned.items()},
+            features={},
+            pixels={},
+        )
+
+
+def token_ids(config: Any, names: tuple[str, ...]) -> tuple[int, ...]:
+    """The token ids that a config holds under `names`, those it has."""
+    found: list[int] = []
+    for name in names:
+        value = getattr(config, name, None)
+        if value is not None:
+            found += value if isinstance(value, list | tuple) else [value]
+    return tuple(dict.fromkeys(found))
+
+
+def image_mask(input_ids: Tensor, config: Any) -> Tensor:
+    """`[B, T]` bool, true on placeholder tokens of pictures and videos."""
+    return _is_one_of(input_ids, token_ids(config, PLACEHOLDERS))
+
+
+def picture_lengths(branch: Branch, modality: str) -> list[int]:
+    """Tokens that each encoded picture (or video) of the batch fills, in order."""
+    encoded = (branch.features or {}).get(modality)
+    return [] if encoded is None else [len(picture) for picture in encoded.pooler_output]
+
+
+def pictures_by_row(counts: list[int], lengths: list[int]) -> list[list[int]]:
+    """Which pictures stand in which row, from placeholders per row and tokens per picture."""
+    rows: list[list[int]] = []
+    picture = 0
+    for count in counts:
+        row = []
+        while count > 0 and picture < len(lengths):
+            row.append(picture)
+            count -= lengths[picture]
+            picture += 1
+        rows.append(row)
+    return rows
+
+
+def _is_one_of(input_ids: Tensor, ids: tuple[int, ...]) -> Tensor:
+    return torch.isin(input_ids, torch.tensor(ids, dtype=input_ids.dtype, device=input_ids.device))
+
+
+def _picture_starts(
+    branch: Branch, config: Any, row: int, lengths: dict[str, list[int]]
+) -> set[int]:
+    """Places in a row where a picture's first placeholder stands.
+
+    Two pictures may stand side by side with nothing between them, so the number of tokens that
+    each fills is asked of the encoder's output; without it a run of placeholders is one picture.
+    """
+    starts: set[int] = set()
+    for modality, tokens in lengths.items():
+        ids = token_ids(config, (f"{modality}_token_id",))
+        masks = _is_one_of(branch.input_ids, ids)
+        places = torch.nonzero(masks[row], as_tuple=True)[0].tolist()
+        pictures = pictures_by_row(masks.sum(dim=1).tolist(), tokens)[row]
+        runs = {p for p, before in zip(places, [-2, *places], strict=False) if p != before + 1}
+        offset = 0
+        for picture in pictures:
+            starts.add(places[offset])
+            offset += tokens[picture]
+        if not pictures:
+            starts |= runs
+    return starts
+
+
+def _cut(
+    tokens: list[int], belongs: list[bool], starts: set[int], replacement: tuple[int, ...]
+) -> list[tuple[int, int | None]]:
+    """Places of a row without its pictures, `replacement` standing once for each picture."""
+    row: list[tuple[int, int | None]] = []
+    for place in tokens:
+        if not belongs[place]:
+            row.append((place, None))
+        elif place in starts:
+            row += [(place, token) for token in replacement]
+    return row

@@ -1,0 +1,154 @@
+"""What is passed as `custom_generate`: a recipe of parts, or a named method with settings."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from sightline.decoders.branch import ENCODER_INPUTS, Branch
+from sightline.decoders.contrasts import needs_pixels
+from sightline.decoders.ensemble import decode
+from sightline.logits.rules import Rule
+
+Contrast = Callable[[Branch, Any], Branch]
+Preparation = Callable[[Branch, Any], Branch]
+
+
+class _Signature:
+    """The signature that `generate` reads off a strategy.
+
+    `generate` encodes pictures before it calls a strategy, and hands over raw inputs only where
+    the signature names them. So inputs of the picture encoder are named only if a part edits
+    pictures; all other strategies get them encoded, whatever a model calls them.
+    """
+
+    def __get__(self, strategy: Any, owner: type) -> inspect.Signature:
+        if strategy is None:
+            raise AttributeError("__signature__")
+        signature = inspect.signature(type(strategy).__call__)
+        _, *parameters = signature.parameters.values()
+        if strategy.needs_pixels:
+            named = [
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+                for name in ENCODER_INPUTS
+            ]
+            parameters = [*parameters[:-1], *named, parameters[-1]]
+        return signature.replace(parameters=parameters)
+
+
+class Strategy(ABC):
+    """Anything that `generate` takes as `custom_generate=`. Decoders and recipes are strategies."""
+
+    __signature__ = _Signature()
+
+    @abstractmethod
+    def recipe(self) -> "Recipe":
+        """The parts that this strategy is made of."""
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether a part edits pictures before they are encoded."""
+        recipe = self.recipe().simplified()
+        return any(needs_pixels(part) for part in (*recipe.preparations, *recipe.contrasts))
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        token_streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Called by `generate`, not by users.
+
+        Streaming goes by `generate(..., token_streamer=TextStreamer(...))`: transformers drops
+        `streamer=` when a strategy decodes. It drops `assistant_model` too, unseen by us.
+        """
+        pixels = {
+            name: model_kwargs.pop(name)
+            for name in ENCODER_INPUTS
+            if self.needs_pixels and name in model_kwargs
+        }
+        return decode(
+            self.recipe().simplified(),
+            model,
+            input_ids,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            generation_config=generation_config,
+            token_streamer=token_streamer,
+            pixels=pixels,
+            model_kwargs=model_kwargs,
+        )
+
+
+@dataclass(frozen=True)
+class Recipe(Strategy):
+    """The parts of a decoding method; itself a strategy for `custom_generate`.
+
+    Args:
+        preparations: `(expert, model) -> Branch`, each rewrites the expert once, before any token.
+        contrasts: `(expert, model) -> Branch`, each adds one more branch.
+        rule: How the branches' logits become scores.
+    """
+
+    preparations: tuple[Preparation, ...] = ()
+    contrasts: tuple[Contrast, ...] = ()
+    rule: Rule | None = None
+
+    def __post_init__(self):
+        if self.rule is not None and not isinstance(self.rule, Rule):
+            raise TypeError(f"rule must be a sightline.Rule, got {type(self.rule).__name__}")
+        if self.contrasts and self.rule is None:
+            raise ValueError("contrasts need a rule that says how their logits are combined")
+
+    def recipe(self) -> "Recipe":
+        return self
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is left to do but what `generate` does."""
+        return not self.preparations and self.rule is None
+
+    def simplified(self) -> "Recipe":
+        """Without branches that the rule gives no weight, and without a rule that does nothing."""
+        rule = self.rule
+        if rule is None or rule.uses_others:
+            return self
+        return replace(self, contrasts=(), rule=None if rule.is_identity else rule)
+
+    def __add__(self, other: "Recipe") -> "Recipe":
+        """Both recipes' parts; their rules must be equal, or one of them missing."""
+        if not isinstance(other, Recipe):
+            return NotImplemented
+        if self.rule and other.rule and self.rule != other.rule:
+            raise ValueError(
+                f"two rules cannot both score: {self.rule} and {other.rule}. Choose one with "
+                "dataclasses.replace(recipe, rule=...)"
+            )
+        return Recipe(
+            self.preparations + other.preparations,
+            self.contrasts + other.contrasts,
+            self.rule or other.rule,
+        )
+
+
+@dataclass
+class Decoder(Strategy):
+    """A named method: a dataclass of settings, whose `recipe()` names its parts.
+
+    Settings are checked when the decoder is made, by the parts that use them.
+    """
+
+    def __post_init__(self):
+        self.recipe()
+
+    @classmethod
+    def settings(cls) -> dict[str, Any]:
+        """Names of the settings with their defaults."""
+        return {field.name: field.default for field in fields(cls)}

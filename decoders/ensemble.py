@@ -1,0 +1,544 @@
+"""Several branches, one forward, inside transformers' own generation loops.
+
+`Ensemble` looks like a model with R rows. It runs N x R rows, one block for each of N branches,
+and returns the rule's scores as logits, so that transformers' loops (greedy, sampling, beams,
+stopping, scores) decode the ensemble as they decode any model.
+
+Every private method of transformers' `GenerationMixin` that the library calls is called here.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
+from transformers.generation import GenerationMode
+from transformers.generation.utils import GENERATION_MODES_MAPPING
+
+from sightline.decoders.branch import Branch, image_mask, pictures_by_row, token_ids
+from sightline.logits.rules import Rule, State, plausible
+
+SUPPORTED_MODES = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+)
+
+
+class Ensemble:
+    """Stands in for a model of R rows; holds N branches of R rows each.
+
+    Args:
+        model: The model that every branch runs on.
+        branches: The expert first. Each has B rows, of a prompt length of its own.
+        rule: `([expert, *others], state) -> scores`, each `[R, V]`.
+        copies: Rows per prompt: beams, or returned sequences. R = B * copies.
+        keep_logits: Remember every branch's logits of every step in `branch_logits`.
+    """
+
+    def __init__(
+        self, model: Any, branches: list[Branch], rule: Rule, copies: int, keep_logits: bool
+    ):
+        self.model = model
+        self.branches = branches
+        self.rule = rule
+        self.copies = copies
+        self.state = State(image_masks=tuple(b.image_mask for b in branches))
+        self.width = max(b.length for b in branches)
+        self.prompts = self.stack([b.input_ids for b in branches])
+        self.latest: tuple[Tensor, ...] = ()
+        self.branch_logits: list[Tensor] | None = [] if keep_logits else None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    @property
+    def rows(self) -> int:
+        """R, the rows that the generation loop sees."""
+        return len(self.prompts) // len(self.branches)
+
+    def stack(self, values: list[Tensor], rows_dim: int = 0) -> Tensor:
+        """One tensor per branch, `[.., B, T, ..]`, left-padded and repeated to `[.., N*R, T, ..]`.
+
+        The prompt's dimension is the one after `rows_dim`.
+        """
+        blocks = []
+        for value in values:
+            after = value.ndim - rows_dim - 2
+            short = self.width - value.shape[rows_dim + 1]
+            padded = pad(value, (0, 0) * after + (short, 0)) if short else value
+            blocks.append(padded.repeat_interleave(self.copies, dim=rows_dim))
+        return torch.cat(blocks, dim=rows_dim)
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self._combine(self.model(**inputs))
+
+    def get_compiled_call(self, compile_config: Any) -> Any:
+        """As the model's; the rule runs outside the compiled graph."""
+        compiled = self.model.get_compiled_call(compile_config)
+        return lambda **inputs: self._combine(compiled(**inputs))
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Any:
+        """The loop's `input_ids` `[R, T + t]` -> model inputs of N*R rows: t is the same answer."""
+        answer = input_ids[:, self.branches[0].length :].repeat(len(self.branches), 1)
+        ids = torch.cat([self.prompts, answer], dim=1)
+        return self.model.prepare_inputs_for_generation(ids, **kwargs)
+
+    def _reorder_cache(self, cache: Any, beam_index: Tensor) -> Any:
+        index = torch.cat([beam_index + len(beam_index) * i for i in range(len(self.branches))])
+        if hasattr(self.model, "_reorder_cache"):
+            return self.model._reorder_cache(cache, index)
+        cache.reorder_cache(index)
+        return cache
+
+    def _prefill(
+        self,
+        input_ids: Tensor,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        is_first_iteration: bool = True,
+    ) -> Any:
+        """Each branch at its own length, then one cache: nobody pays for another's padding."""
+        shared = {
+            name: value
+            for name, value in model_kwargs.items()
+            if name not in ("attention_mask", "position_ids", "past_key_values")
+            and name not in self.branches[0].aligned
+        }
+        shared = {
+            name: value[: self.rows : self.copies] if is_row_tensor(value, self.prompts) else value
+            for name, value in shared.items()
+        }
+        outputs, caches, logits = None, [], []
+        for branch in self.branches:
+            cache = scratch_cache(self.model)
+            output = forward_prompt(self.model, branch, cache, shared)
+            caches.append(cache)
+            logits.append(output.logits[:, -1:].repeat_interleave(self.copies, dim=0))
+            outputs = output if outputs is None else outputs
+        target = model_kwargs["past_key_values"]
+        self._fill(target, caches)
+        outputs.past_key_values = target
+        outputs.logits = torch.cat(logits)
+        for name in ("hidden_states", "attentions"):
+            if outputs.get(name) is not None:
+                layers = tuple(x.repeat_interleave(self.copies, dim=0) for x in outputs[name])
+                setattr(outputs, name, layers)
+        return self._combine(outputs)
+
+    def _fill(self, target: Any, caches: list[Any]) -> None:
+        """Writes the branches' prompt caches into the target, layer by layer, freeing them."""
+        for index, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+            if isinstance(layers[0], LinearAttentionCacheLayerMixin):
+                self._fill_states(target.layers[index], layers)
+            if getattr(layers[0], "keys", None) is not None:
+                keys = self.stack([layer.keys.transpose(1, 2) for layer in layers])
+                values = self.stack([layer.values.transpose(1, 2) for layer in layers])
+                for layer in layers:
+                    layer.keys = layer.values = None
+                target.update(keys.transpose(1, 2), values.transpose(1, 2), index)
+
+    def _fill_states(self, target: Any, layers: tuple[Any, ...]) -> None:
+        """Linear-attention states have no prompt dimension: rows are stacked as they are."""
+
+        def rows(states: list[Tensor]) -> Tensor:
+            return torch.cat([s.repeat_interleave(self.copies, dim=0) for s in states])
+
+        for i in range(layers[0].number_of_states):
+            if layers[0].is_conv_states_initialized[i]:
+                target.update_conv_state(rows([layer.conv_states[i] for layer in layers]), i)
+            if layers[0].is_recurrent_states_initialized[i]:
+                target.update_recurrent_state(
+                    rows([layer.recurrent_states[i] for layer in layers]), i
+                )
+
+    def _combine(self, outputs: Any) -> Any:
+        """Replaces the logits of N*R rows by the rule's scores `[R, 1, V]`, in float32."""
+        logits = outputs.logits[:, -1].float()
+        self.latest = logits.chunk(len(self.branches))
+        outputs.logits = self.rule(self.latest, self.state)[:, None]
+        self.state.step += 1
+        if self.branch_logits is not None:
+            self.branch_logits.append(logits.view(len(self.branches), -1, logits.shape[-1]).clone())
+        for name in ("hidden_states", "attentions"):
+            if outputs.get(name) is not None:
+                setattr(outputs, name, tuple(layer[: self.rows] for layer in outputs[name]))
+        return outputs
+
+
+class RescuedProcessors:
+    """The user's logits processors, with a way out where they ban every plausible token.
+
+    A ban (`min_new_tokens` against a lone plausible end of sequence) after the plausibility cut
+    can leave a row without a candidate. Such a row is scored again with the cut taken from the
+    expert's processed logits and, if that is empty too, without a cut.
+    """
+
+    def __init__(self, processors: Any, ensemble: Ensemble, takes_log_probabilities: bool):
+        self.processors = processors
+        self.ensemble = ensemble
+        self.takes_log_probabilities = takes_log_probabilities
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`scores` `[R, V]` -> `[R, V]`."""
+        processed = self.processors(input_ids, scores)
+        rule = self.ensemble.rule
+        # Only a processor can empty a row, so without one there is nothing to wait for.
+        if not self.processors or rule.threshold == 0:
+            return processed
+        for rescore in (self._cut_after_processing, self._uncut):
+            empty = torch.isneginf(processed).all(dim=-1, keepdim=True)
+            if not empty.any():
+                break
+            processed = torch.where(empty, rescore(input_ids), processed)
+        return processed
+
+    def _cut_after_processing(self, input_ids: Tensor) -> Tensor:
+        expert = self.processors(input_ids, self._prepared(self.ensemble.latest[0]))
+        keep = plausible(expert, self.ensemble.rule.threshold)
+        return self.processors(
+            input_ids, self._prepared(self._scores().masked_fill(~keep, -math.inf))
+        )
+
+    def _uncut(self, input_ids: Tensor) -> Tensor:
+        return self.processors(input_ids, self._prepared(self._scores()))
+
+    def _scores(self) -> Tensor:
+        state = replace(self.ensemble.state, step=self.ensemble.state.step - 1)
+        return self.ensemble.rule.combine(self.ensemble.latest, state)
+
+    def _prepared(self, scores: Tensor) -> Tensor:
+        """Beam search processes log-probabilities, the other loops logits."""
+        return scores.log_softmax(dim=-1) if self.takes_log_probabilities else scores.clone()
+
+
+def decode(
+    recipe: Any,
+    model: Any,
+    input_ids: Tensor,
+    *,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: Any,
+    token_streamer: Any = None,
+    pixels: Mapping[str, Any],
+    model_kwargs: dict[str, Any],
+) -> Any:
+    """Runs a recipe in the loop that `generate` would have run. Called by `generate`.
+
+    Args:
+        recipe: Preparations, contrasts and rule.
+        input_ids: `[B * copies, T]`, expanded by `generate` for beams and returned sequences.
+        pixels: The raw inputs of the picture encoder, unexpanded, where the recipe asked for them.
+        model_kwargs: The rest of what `generate` hands a loop.
+
+    Returns:
+        What that loop returns; with `output_logits`, also `branch_logits`.
+    """
+    mode = generation_config.get_generation_mode()
+    check_call(model, generation_config, mode, token_streamer, model_kwargs)
+    loop = getattr(type(model), GENERATION_MODES_MAPPING[mode])
+    is_beam = mode in (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
+    streaming = {} if is_beam else {"streamer": token_streamer}
+    if token_streamer is not None:
+        token_streamer.put(input_ids.cpu())
+    calling: dict[str, Any] = {
+        "stopping_criteria": stopping_criteria,
+        "generation_config": generation_config,
+        **streaming,
+    }
+    if recipe.is_plain:
+        return loop(model, input_ids, logits_processor=logits_processor, **calling, **model_kwargs)
+
+    copies = max(generation_config.num_beams, generation_config.num_return_sequences)
+    check_vision_language(model)
+    expert = expert_branch(model, input_ids, copies, pixels, model_kwargs, generation_config)
+    check_pictures(recipe, expert, model)
+    for prepare in recipe.preparations:
+        expert = prepare(expert, model)
+    expert = complete(expert, model, generation_config)
+    branches = [expert]
+    with position_offset_kept(model):
+        for contrast in recipe.contrasts:
+            branches.append(complete(contrast(expert, model), model, generation_config))
+    keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
+    ensemble = Ensemble(model, branches, recipe.rule, copies, bool(keep_logits))
+    outputs = loop(
+        ensemble,
+        input_ids,
+        logits_processor=RescuedProcessors(logits_processor, ensemble, is_beam),
+        **calling,
+        **loop_kwargs(ensemble, model_kwargs, generation_config, mode),
+    )
+    return outputs if isinstance(outputs, Tensor) else finish(outputs, ensemble)
+
+
+def forward_prompt(model: Any, branch: Branch, cache: Any, shared: Mapping[str, Any]) -> Any:
+    """One branch's whole prompt through the model, into an empty cache.
+
+    `shared` are keywords common to all branches, row tensors of B rows.
+    """
+    mask = branch.attention_mask
+    inputs = model.prepare_inputs_for_generation(
+        branch.input_ids,
+        is_first_iteration=True,
+        past_key_values=cache,
+        attention_mask=None if mask.all() else mask,
+        position_ids=branch.position_ids,
+        **branch.aligned,
+        **({"mm_encoder_outputs": dict(branch.features)} if branch.features else {}),
+        **shared,
+    )
+    return model(**inputs, return_dict=True)
+
+
+def expert_branch(
+    model: Any,
+    input_ids: Tensor,
+    copies: int,
+    pixels: Mapping[str, Any],
+    model_kwargs: dict[str, Any],
+    generation_config: Any,
+) -> Branch:
+    """The branch as asked, from what `generate` hands a strategy, one row per prompt."""
+    ids = input_ids[::copies]
+    shape = input_ids.shape
+    mask = model_kwargs.get("attention_mask")
+    positions = model_kwargs.get("position_ids")
+    if positions is not None:
+        positions = positions.expand(*positions.shape[:-2], shape[0], shape[1])
+        positions = positions[..., ::copies, :]
+    aligned = {
+        name: value[::copies]
+        for name, value in model_kwargs.items()
+        if name not in ("attention_mask", "position_ids")
+        and isinstance(value, Tensor)
+        and value.shape[:2] == shape
+    }
+    branch = Branch(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids) if mask is None else mask[::copies],
+        image_mask=image_mask(ids, model.config),
+        position_ids=positions,
+        aligned=aligned,
+        features=collapse_features(model_kwargs, input_ids, copies, model.config),
+    )
+    pixels = {name: value for name, value in pixels.items() if value is not None}
+    if not pixels:
+        return branch
+    # `generate` made positions without the grids that the recipe asked for, so they are made
+    # again, unless they are the caller's own.
+    stock = prepare_positions(model, replace(branch, position_ids=None))
+    if positions is None or torch.equal(positions, stock):
+        branch = replace(branch, position_ids=None)
+    return complete(replace(branch, pixels=pixels, features=None), model, generation_config)
+
+
+def complete(branch: Branch, model: Any, generation_config: Any) -> Branch:
+    """The branch with its pictures encoded and its positions set."""
+    if branch.position_ids is None:
+        branch = replace(branch, position_ids=prepare_positions(model, branch))
+    if branch.features is None:
+        encoded = model._maybe_prepare_encoder_kwargs_for_generation(
+            branch.input_ids, dict(branch.pixels), "input_ids", generation_config
+        )
+        branch = replace(branch, features=encoded["mm_encoder_outputs"])
+    return branch
+
+
+def prepare_positions(model: Any, branch: Branch) -> Tensor:
+    """Positions as the model counts them, `[B, T]` or `[P, B, T]`."""
+    given = {"attention_mask": branch.attention_mask, **branch.aligned, **branch.pixels}
+    positions = model._prepare_position_ids_for_generation(branch.input_ids, given)
+    return positions.expand(*positions.shape[:-2], *branch.input_ids.shape)
+
+
+@contextmanager
+def position_offset_kept(model: Any) -> Iterator[None]:
+    """Qwen's helper leaves the offset of its latest prompt on the model: the expert's must stay."""
+    owner = model.base_model
+    had_offset = hasattr(owner, "rope_deltas")
+    offset = getattr(owner, "rope_deltas", None)
+    try:
+        yield
+    finally:
+        if had_offset:
+            owner.rope_deltas = offset
+
+
+def collapse_features(
+    model_kwargs: Mapping[str, Any], input_ids: Tensor, copies: int, config: Any
+) -> dict[str, Any]:
+    """Encoded pictures of B prompts, from those that `generate` repeated for B * copies rows."""
+    features = {
+        modality: encoded
+        for modality, encoded in (model_kwargs.get("mm_encoder_outputs") or {}).items()
+        if encoded is not None
+    }
+    if copies == 1:
+        return features
+    for modality, encoded in features.items():
+        ids = torch.tensor(token_ids(config, (f"{modality}_token_id",)), device=input_ids.device)
+        counts = torch.isin(input_ids, ids).sum(dim=1).tolist()
+        by_row = pictures_by_row(counts, [len(picture) for picture in encoded.pooler_output])
+        features[modality] = select_pictures(encoded, [p for row in by_row[::copies] for p in row])
+    return features
+
+
+def select_pictures(encoded: Any, pictures: list[int]) -> Any:
+    """The chosen pictures of an encoder's output, in the containers that the model expects."""
+
+    def select(values: Any) -> Any:
+        if isinstance(values, Tensor):
+            return values[torch.tensor(pictures, dtype=torch.long, device=values.device)]
+        return [values[p] for p in pictures]
+
+    chosen = {"pooler_output": select(encoded.pooler_output)}
+    deepstack = getattr(encoded, "deepstack_features", None)
+    if deepstack is not None:
+        chosen["deepstack_features"] = [select(layer) for layer in deepstack]
+    return type(encoded)(**chosen)
+
+
+def loop_kwargs(
+    ensemble: Ensemble, model_kwargs: dict[str, Any], generation_config: Any, mode: GenerationMode
+) -> dict[str, Any]:
+    """What the loop needs to carry N*R rows from step to step."""
+    branches = ensemble.branches
+    expert = branches[0]
+    kwargs = {k: v for k, v in model_kwargs.items() if k != "mm_encoder_outputs"}
+    for name, value in kwargs.items():
+        if name in expert.aligned:
+            kwargs[name] = ensemble.stack([branch.aligned[name] for branch in branches])
+        elif is_row_tensor(value, ensemble.prompts[: ensemble.rows]):
+            kwargs[name] = value.repeat(len(branches), *[1] * (value.ndim - 1))
+    positions = [branch.position_ids for branch in branches]
+    kwargs["position_ids"] = ensemble.stack(positions, rows_dim=positions[0].ndim - 2)
+    mask = ensemble.stack([branch.attention_mask for branch in branches])
+    kwargs["attention_mask"] = None if mask.all() else mask
+    given = model_kwargs.get("past_key_values")
+    longest = generation_config.max_length - 1 + ensemble.width - expert.length
+    if getattr(given, "_is_user_defined", False):
+        check_capacity(given, longest)
+    else:
+        del kwargs["past_key_values"]
+        ensemble.model._prepare_cache_for_generation(
+            generation_config, kwargs, mode, len(branches) * len(expert.input_ids), longest
+        )
+    return kwargs
+
+
+def is_row_tensor(value: Any, rows: Tensor) -> bool:
+    """Whether a keyword holds one entry for each row, as `generate` expands it."""
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(rows)
+
+
+def scratch_cache(model: Any) -> DynamicCache:
+    """An empty cache that keeps every key of a prompt: a sliding target cuts its own window."""
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache.layers = [
+        DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer
+        for layer in cache.layers
+    ]
+    return cache
+
+
+def finish(outputs: Any, ensemble: Ensemble) -> Any:
+    """The loop's output, with every branch's logits and without a cache of all branches.
+
+    `logits` are the expert's, one `[R, V]` per step; `branch_logits` are all, `[N, R, V]`.
+    """
+    fields = {k: v for k, v in outputs.items() if k != "past_key_values"}
+    if ensemble.branch_logits is None:
+        return type(outputs)(**fields)
+    steps = ensemble.branch_logits[: len(outputs.logits)]
+    fields["logits"] = tuple(step[0] for step in steps)
+    finished = type(outputs)(**fields)
+    finished["branch_logits"] = tuple(steps)
+    return finished
+
+
+def check_call(
+    model: Any, generation_config: Any, mode: Any, token_streamer: Any, model_kwargs: Mapping
+) -> None:
+    """Raises `ValueError` for what branches cannot be decoded with."""
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"decoders work on decoder-only vision-language models, got {type(model).__name__}, "
+            "an encoder-decoder model"
+        )
+    if mode not in SUPPORTED_MODES:
+        raise ValueError(
+            f"generation mode {mode.value} cannot hold branches: use greedy, sampling, beam search "
+            "or beam sampling"
+        )
+    if generation_config.use_cache is False:
+        raise ValueError("use_cache=False would lose the branches' state: leave the cache on")
+    if generation_config.prefill_chunk_size is not None:
+        raise ValueError("prefill_chunk_size is not supported: branches are prefilled whole")
+    if token_streamer is not None and generation_config.num_beams > 1:
+        raise ValueError("token_streamer cannot follow beam search: set num_beams=1")
+    if model_kwargs.get("inputs_embeds") is not None:
+        raise ValueError(
+            "decoders find pictures by their tokens and need input_ids, got inputs_embeds: pass "
+            "the processor's output to generate unchanged"
+        )
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ValueError(
+            f"past_key_values already holds {int(cache.get_seq_length())} tokens of one branch: "
+            "start each call with an empty cache"
+        )
+
+
+def check_vision_language(model: Any) -> None:
+    """Raises `ValueError` unless the model takes encoded pictures by placeholder tokens."""
+    if not model._supports_mm_encoder_outputs() or not token_ids(
+        model.config, ("image_token_id", "video_token_id")
+    ):
+        raise ValueError(
+            f"decoders need a vision-language model whose pictures stand in the prompt as "
+            f"placeholder tokens, got {type(model).__name__}"
+        )
+
+
+def check_pictures(recipe: Any, expert: Branch, model: Any) -> None:
+    """Raises `ValueError` unless prompt and pictures are what the recipe's contrasts need."""
+    if not recipe.contrasts:
+        return
+    if not expert.image_mask.any():
+        raise ValueError(
+            "the prompt holds no image token, so there is no picture to contrast: build it with "
+            "the processor's chat template and an image, or generate without a decoder"
+        )
+    if not expert.features:
+        raise ValueError(
+            "the prompt holds image tokens but no pixel_values came: pass the processor's whole "
+            "output to generate"
+        )
+    if recipe.needs_pixels and not expert.pixels:
+        raise ValueError(
+            "this decoder edits the picture and needs pixel_values, got pre-encoded images: pass "
+            "the processor's output to generate unchanged"
+        )
+
+
+def check_capacity(cache: Any, longest: int) -> None:
+    """Raises `ValueError` if a caller's own cache is too short for the longest branch."""
+    capacity = cache.get_max_length() if cache.layers else -1
+    if cache.is_compileable and 0 <= capacity < longest:
+        raise ValueError(
+            f"past_key_values has room for {capacity} tokens and the longest branch needs "
+            f"{longest}: make it larger, or let generate make it (cache_implementation='static')"
+        )

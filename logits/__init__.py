@@ -1,0 +1,1 @@
+"""Arithmetic on scores: rules, logits processors, calibration. Knows no model."""

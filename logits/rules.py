@@ -1,0 +1,193 @@
+"""How the logits of several branches become the scores of one answer.
+
+A rule sees `[expert, *others]`, each `[B, V]` and float32, before any of the user's logits
+processors. What it does not want said it sets to -inf.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class State:
+    """What a rule may know of the call besides the logits. Lives as long as one `generate`.
+
+    Args:
+        image_masks: One `[B, T]` bool per branch, true on the tokens of pictures in its prompt.
+        step: Tokens answered so far: 0 when the first one is scored.
+    """
+
+    image_masks: tuple[Tensor, ...] = ()
+    step: int = 0
+
+
+def in_unit_interval(name: str, value: float) -> None:
+    """Raises `ValueError` unless `value` is a number in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
+def not_negative(name: str, value: float) -> None:
+    """Raises `ValueError` unless `value` is a finite number of at least 0."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+
+
+def plausible(logits: Tensor, beta: float) -> Tensor:
+    """Tokens with at least `beta` times the probability of the best one: `[B, V]` bool.
+
+    Adaptive plausibility, Li et al., arXiv:2210.15097. Softmax is shift invariant, so logits and
+    log-probabilities give the same answer. A token exactly at the threshold stays, and
+    `beta = 0` keeps every token.
+    """
+    if beta == 0:
+        return torch.ones_like(logits, dtype=torch.bool)
+    cutoff = logits.amax(dim=-1, keepdim=True) + math.log(beta)
+    return logits >= cutoff
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """Base of all rules: combine the branches, then keep what the expert finds plausible.
+
+    Subclasses define `combine`, and a field `beta` where they cut; the cut is the same for all.
+    `uses_others` and `is_identity` let a call leave out branches and arithmetic that could change
+    nothing.
+    """
+
+    beta = 0.0  # not annotated, so not a field: a rule without one keeps every token
+
+    @property
+    def threshold(self) -> float:
+        """The plausibility threshold in force, in [0, 1]; 0 keeps every token."""
+        return self.beta
+
+    @property
+    def uses_others(self) -> bool:
+        """Whether any branch but the expert can change the scores."""
+        return True
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the scores are the expert's logits, untouched."""
+        return not self.uses_others and self.threshold == 0
+
+    @abstractmethod
+    def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
+        """Scores `[B, V]` of every token, plausible or not."""
+
+    def __call__(self, logits: Sequence[Tensor], state: State | None = None) -> Tensor:
+        """`[expert, *others]`, each `[B, V]` -> scores `[B, V]`, implausible tokens at -inf."""
+        scores = self.combine(logits, state if state is not None else State())
+        if self.threshold == 0:
+            return scores
+        return scores.masked_fill(~plausible(logits[0], self.threshold), -math.inf)
+
+
+@dataclass(frozen=True)
+class Plausibility(Rule):
+    """The expert's own logits, over its plausible tokens: what is left of a contrast at alpha 0.
+
+    The control that a table of contrastive decoding needs (arXiv:2504.10020).
+    """
+
+    beta: float = 0.1
+
+    def __post_init__(self):
+        in_unit_interval("beta", self.beta)
+
+    @property
+    def uses_others(self) -> bool:
+        return False
+
+    def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
+        return logits[0]
+
+
+@dataclass(frozen=True)
+class Contrastive(Rule):
+    """(1 + alpha) * expert - alpha * mean(amateurs), over the plausible tokens.
+
+    The mean is over logits, not probabilities (VCD, arXiv:2311.16922; VDD, arXiv:2403.05262).
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.1
+
+    def __post_init__(self):
+        not_negative("alpha", self.alpha)
+        in_unit_interval("beta", self.beta)
+
+    @property
+    def uses_others(self) -> bool:
+        return self.alpha != 0
+
+    def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
+        expert, *amateurs = logits
+        return (1 + self.alpha) * expert - self.alpha * mean(amateurs)
+
+
+@dataclass(frozen=True)
+class Additive(Rule):
+    """expert + alpha * mean(views), over the tokens plausible to the expert (arXiv:2406.12718)."""
+
+    alpha: float = 1.0
+    beta: float = 0.1
+
+    def __post_init__(self):
+        not_negative("alpha", self.alpha)
+        in_unit_interval("beta", self.beta)
+
+    @property
+    def uses_others(self) -> bool:
+        return self.alpha != 0
+
+    def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
+        expert, *views = logits
+        return expert + self.alpha * mean(views)
+
+
+@dataclass(frozen=True)
+class Guidance(Rule):
+    """gamma * log p(expert) + (1 - gamma) * log p(other), over the plausible tokens.
+
+    Classifier-free guidance on log-probabilities (PAI, arXiv:2407.21771, section 3.3). As in the
+    paper's code `gamma = 1` gives the expert's log-probabilities without the cut.
+    """
+
+    gamma: float = 1.1
+    beta: float = 0.1
+
+    def __post_init__(self):
+        not_negative("gamma", self.gamma)
+        in_unit_interval("beta", self.beta)
+
+    @property
+    def threshold(self) -> float:
+        return self.beta if self.uses_others else 0.0
+
+    @property
+    def uses_others(self) -> bool:
+        return self.gamma != 1
+
+    def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
+        expert, *others = logits
+        if not self.uses_others:
+            return expert.log_softmax(dim=-1)
+        other = mean(others).log_softmax(dim=-1)
+        return other + self.gamma * (expert.log_softmax(dim=-1) - other)
+
+
+def mean(logits: Sequence[Tensor]) -> Tensor:
+    """Mean of branches, each `[B, V]`."""
+    if len(logits) == 0:
+        raise ValueError(
+            "this rule compares the expert with other branches and got none: name a contrast "
+            "in the recipe, or use Plausibility, which needs none"
+        )
+    return logits[0] if len(logits) == 1 else torch.stack(tuple(logits)).mean(dim=0)

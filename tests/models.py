@@ -1,0 +1,132 @@
+"""Tiny vision-language models, built from configs in the test process."""
+
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+PAD, BOS, EOS, VISION_START, VISION_END, IMAGE, VIDEO, UNK = range(8)
+VOCABULARY = 120
+TEXT = dict(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    pad_token_id=PAD,
+    bos_token_id=BOS,
+    eos_token_id=EOS,
+    vocab_size=VOCABULARY,
+)
+
+
+def sharpen(model):
+    """Random weights made larger, so that answers differ between inputs; 12 tokens, then stop."""
+    for parameter in model.parameters():
+        parameter.data *= 3
+    return model.eval()
+
+
+def llava(**text):
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=32,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**{**TEXT, **text}),
+        image_token_index=IMAGE,
+        image_seq_length=16,
+        vision_feature_layer=-1,
+        pad_token_id=PAD,
+    )
+    return sharpen(LlavaForConditionalGeneration(config))
+
+
+def qwen():
+    torch.manual_seed(0)
+    rope = dict(rope_type="default", rope_theta=1e4, mrope_section=[1, 1, 2])
+    vision = dict(
+        depth=2,
+        hidden_size=32,
+        intermediate_size=64,
+        num_heads=2,
+        patch_size=14,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+        out_hidden_size=32,
+        window_size=56,
+        fullatt_block_indexes=[1],
+    )
+    config = Qwen2_5_VLConfig(
+        text_config=dict(TEXT, rope_parameters=rope),
+        vision_config=vision,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+    )
+    return sharpen(Qwen2_5_VLForConditionalGeneration(config))
+
+
+def llava_inputs(rows):
+    """`rows`: token lists in which each IMAGE stands for one picture; left-padded to a batch."""
+    return _batch([_expanded(row, 16) for row in rows], _pictures(rows, (3, 32, 32)))
+
+
+def qwen_inputs(rows):
+    """As `llava_inputs`; every picture is a 4 x 6 grid of patches, 6 tokens."""
+    wrapped = [_wrapped(row) for row in rows]
+    batch = _batch([_expanded(row, 6) for row in wrapped], _pictures(rows, (24, 1176)))
+    if "pixel_values" in batch:
+        count = len(batch["pixel_values"])
+        batch["pixel_values"] = batch["pixel_values"].flatten(0, 1)
+        batch["image_grid_thw"] = torch.tensor([[1, 4, 6]] * count)
+    batch["mm_token_type_ids"] = (batch["input_ids"] == IMAGE).long()
+    return batch
+
+
+def _wrapped(row):
+    return [t for x in row for t in ((VISION_START, x, VISION_END) if x == IMAGE else (x,))]
+
+
+def _expanded(row, tokens):
+    return [t for x in row for t in ([x] * tokens if x == IMAGE else [x])]
+
+
+def _pictures(rows, shape):
+    """A picture's content depends on its row's text alone, not on its place in the batch."""
+    pictures = []
+    for row in rows:
+        generator = torch.Generator().manual_seed(sum(row))
+        for _ in range(row.count(IMAGE)):
+            pictures.append(torch.randn(shape, generator=generator))
+    return pictures
+
+
+def _batch(rows, pictures):
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
+    batch = dict(input_ids=ids, attention_mask=(ids != PAD).long())
+    if pictures:
+        batch["pixel_values"] = torch.stack(pictures)
+    return batch
+
+
+PROMPTS = [
+    [BOS, 8, 9, IMAGE, 20, 21, 22],
+    [BOS, IMAGE, 12, 13],
+]
+FAMILIES = {"llava": (llava, llava_inputs), "qwen": (qwen, qwen_inputs)}
