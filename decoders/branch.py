@@ -101,6 +101,20 @@ class Branch:
         """T, padding included."""
         return self.input_ids.shape[1]
 
+    def rows(self, index: Tensor) -> "Branch":
+        """The chosen rows of a branch that sees no picture."""
+        if self.features or self.pixels:
+            raise ValueError("rows cannot be chosen from a branch with pictures")
+        positions = self.position_ids
+        return replace(
+            self,
+            input_ids=self.input_ids[index],
+            attention_mask=self.attention_mask[index],
+            image_mask=self.image_mask[index],
+            position_ids=None if positions is None else positions[..., index, :],
+            aligned={name: values[index] for name, values in self.aligned.items()},
+        )
+
     def with_pixels(self, edit: Callable[[str, Tensor], Tensor]) -> "Branch":
         """The same prompt with other pictures: `edit(name, pixels)` for each tensor of pixels."""
         pixels = {

@@ -1,0 +1,293 @@
+"""Post-Hoc Debias, Zhang et al. (arXiv:2403.05262): closed-set answers, calibrated."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from sightline.decoders.branch import Branch
+from sightline.decoders.decoder import Recipe, Strategy
+from sightline.decoders.ensemble import (
+    check_call,
+    check_pictures,
+    check_vision_language,
+    complete,
+    expert_branch,
+    forward_prompt,
+    position_offset_kept,
+    scratch_cache,
+)
+from sightline.decoders.vdd import image_free
+from sightline.logits.calibration import calibrate, label_masses, reference
+from sightline.logits.rules import Plausibility
+
+REFERENCES = {"none": "none", "unk": "unk", "none_unk": "both"}
+REMEMBERED = 4096  # image-free prompts whose label masses are kept, for each model
+
+
+@dataclass
+class PostHocDebias(Strategy):
+    """Answer yes/no or A/B/C/D as if the model did not lean to one of them without a picture.
+
+    The probability of each label is divided by what the same model gives it when the picture is
+    taken away, so that an image-free prompt would score every label equally. A different thing
+    from sampling under a contrast: only the labels are weighed, from unconstrained logits over
+    the whole vocabulary, and the answer is their argmax. Compare it with greedy, not with sampling.
+
+    Args:
+        processor: The model's processor or tokenizer.
+        labels: Two or more answers, compared without case or white space.
+        reference: What stands in the picture's place: "none" nothing, "unk" one unknown token,
+            "none_unk" both, their masses added before normalising.
+        aggregate: A label's mass is its most probable surface form ("max", as published) or the
+            "sum" of its forms ("Yes", "yes", " yes").
+        smoothing: Added to each label's reference probability.
+        unk_token_id: The unknown token's id, in place of the tokenizer's own.
+
+    A label that is no single token is scored by the geometric mean of its tokens' probabilities,
+    in the answer and in the reference alike (ours; the paper's options are single tokens).
+
+    Differs from the authors' code: masses come from the full vocabulary, not the ten best tokens,
+    and from logits without a plausibility cut, so a label outside the ten best is not multiplied
+    by 10,000 and one masked away is not lost.
+    """
+
+    processor: Any = field(repr=False)
+    labels: Sequence[str] = ("yes", "no")
+    reference: str = "none"
+    aggregate: str = "max"
+    smoothing: float = 1e-4
+    unk_token_id: int | None = None
+
+    def __post_init__(self):
+        labels = [label.strip().lower() for label in self.labels]
+        if len(labels) < 2 or len(set(labels)) < len(labels) or not all(labels):
+            raise ValueError(f"labels must be two or more different answers, got {self.labels}")
+        if self.reference not in REFERENCES:
+            raise ValueError(
+                f"reference must be one of {', '.join(REFERENCES)}, got {self.reference!r}"
+            )
+        if self.aggregate not in ("max", "sum"):
+            raise ValueError(f'aggregate must be "max" or "sum", got {self.aggregate!r}')
+        if not self.smoothing > 0:
+            raise ValueError(f"smoothing must be above 0, got {self.smoothing}")
+        self._known: WeakKeyDictionary[Any, OrderedDict[tuple, Tensor]] = WeakKeyDictionary()
+        self.recipe()
+
+    def recipe(self) -> Recipe:
+        variant = REFERENCES[self.reference]
+        return Recipe(
+            contrasts=image_free(variant, self.processor, self.unk_token_id),
+            rule=Plausibility(0),
+        )
+
+    @property
+    def needs_pixels(self) -> bool:
+        return False
+
+    def probabilities(self, model: Any, **inputs: Any) -> Tensor:
+        """Calibrated probability of each label, `[B, C]` float32, for the processor's output."""
+        # `generate` encodes the pictures, makes mask and positions, and returns what we return.
+        return model.generate(**inputs, custom_generate=_Probabilities(self), max_new_tokens=1)
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        token_streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Called by `generate`: the prompt followed by the best label and the end of sequence."""
+        if max(generation_config.num_beams, generation_config.num_return_sequences) > 1:
+            raise ValueError(
+                "PostHocDebias gives one answer from a closed set: num_beams and "
+                "num_return_sequences must be 1"
+            )
+        calibrated, logits = self._calibrated(model, input_ids, generation_config, model_kwargs)
+        answers = [
+            self._answer(label, row)
+            for label, row in zip(calibrated.argmax(dim=-1).tolist(), logits, strict=True)
+        ]
+        sequences = torch.cat([input_ids, _padded(answers, generation_config, input_ids)], dim=1)
+        sequences = sequences[:, : generation_config.max_length]
+        if token_streamer is not None:
+            token_streamer.put(input_ids.cpu())
+            for token in sequences[:, input_ids.shape[1] :].T:
+                token_streamer.put(token.cpu())
+            token_streamer.end()
+        if generation_config.return_dict_in_generate:
+            return GenerateDecoderOnlyOutput(sequences=sequences)
+        return sequences
+
+    def _calibrated(
+        self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Calibrated probabilities `[B, C]`, and the first answer token's logits `[B, V]`."""
+        mode = generation_config.get_generation_mode()
+        check_call(model, generation_config, mode, None, model_kwargs)
+        check_vision_language(model)
+        expert = expert_branch(model, input_ids, 1, {}, model_kwargs, generation_config)
+        contrasts = self.recipe().contrasts
+        check_pictures(Recipe(contrasts=contrasts, rule=Plausibility(0)), expert, model)
+        shared = {"use_cache": True, "logits_to_keep": 1}
+        with position_offset_kept(model):
+            masses = [
+                self._remembered(
+                    model, complete(c(expert, model), model, generation_config), shared
+                )
+                for c in contrasts
+            ]
+        prior = reference(*masses)
+        return calibrate(self._masses(model, expert, shared), prior, self.smoothing)
+
+    def _remembered(self, model: Any, branch: Branch, shared: dict[str, Any]) -> Tensor:
+        """Masses `[B, C]` of an image-free branch, which depend on the text alone.
+
+        Each text is asked once and kept while the model lives: a benchmark puts one question to
+        many pictures.
+        """
+        known = self._known.setdefault(model, OrderedDict())
+        texts = [
+            tuple(ids[mask.bool()].tolist())
+            for ids, mask in zip(branch.input_ids, branch.attention_mask, strict=True)
+        ]
+        missing = {text: row for row, text in enumerate(texts) if text not in known}
+        if missing:
+            asked = torch.tensor(list(missing.values()), device=branch.input_ids.device)
+            masses, _ = self._masses(model, branch.rows(asked), shared)
+            known.update(zip(missing, masses, strict=True))
+        found = torch.stack([known[text] for text in texts])
+        while len(known) > REMEMBERED:
+            known.popitem(last=False)
+        return found
+
+    def _masses(self, model: Any, branch: Branch, shared: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Unnormalised label masses `[B, C]` and logits `[B, V]` at the first answer position."""
+        cache = scratch_cache(model)
+        logits = forward_prompt(model, branch, cache, shared).logits[:, -1].float()
+        if all(len(forms) for forms in self._single):
+            return label_masses(logits.softmax(dim=-1), self._single, self.aggregate), logits
+        first = logits.log_softmax(dim=-1)
+        columns = []
+        for sequences in self._sequences:
+            scores = [
+                sequence_score(model, branch, cache, first, tokens, shared) for tokens in sequences
+            ]
+            forms = torch.stack(scores, dim=-1).exp()
+            columns.append(forms.amax(-1) if self.aggregate == "max" else forms.sum(-1))
+        return torch.stack(columns, dim=-1), logits
+
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @cached_property
+    def _single(self) -> list[Tensor]:
+        """For each label, the ids of the single tokens that read as it."""
+        tokenizer = self._tokenizer
+        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+        forms: dict[str, list[int]] = {label.strip().lower(): [] for label in self.labels}
+        for token, text in enumerate(texts):
+            if text.strip().lower() in forms:
+                forms[text.strip().lower()].append(token)
+        return [torch.tensor(ids, dtype=torch.long) for ids in forms.values()]
+
+    @cached_property
+    def _sequences(self) -> list[list[tuple[int, ...]]]:
+        """For each label, the token sequences of its surface forms."""
+        return [
+            list(dict.fromkeys(self._encode(form) for form in _surface_forms(label)))
+            for label in self.labels
+        ]
+
+    def _answer(self, label: int, logits: Tensor) -> tuple[int, ...]:
+        """The tokens that give a label, in the form likeliest by the row's logits `[V]`."""
+        forms = self._single[label].to(logits.device)
+        if len(forms):
+            return (int(forms[logits[forms].argmax()]),)
+        return max(self._sequences[label], key=lambda tokens: float(logits[tokens[0]]))
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class _Probabilities(Strategy):
+    """Makes `generate` return probabilities in place of tokens."""
+
+    needs_pixels = False
+
+    def __init__(self, debias: PostHocDebias):
+        self.debias = debias
+
+    def recipe(self) -> Recipe:
+        return self.debias.recipe()
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        return self.debias._calibrated(model, input_ids, generation_config, model_kwargs)[0]
+
+
+def sequence_score(
+    model: Any,
+    branch: Branch,
+    cache: Any,
+    first: Tensor,
+    tokens: tuple[int, ...],
+    shared: dict[str, Any],
+) -> Tensor:
+    """Mean log-probability `[B]` of `tokens` after a branch whose prompt is in `cache`.
+
+    `first` `[B, V]` are the log-probabilities of the first answer token. The cache is left alone.
+    """
+    score = first[:, tokens[0]]
+    if len(tokens) == 1:
+        return score
+    rows, follow = len(first), len(tokens) - 1
+    answer = torch.tensor(tokens, device=first.device)
+    positions = branch.position_ids[..., -1:] + torch.arange(1, follow + 1, device=first.device)
+    mask = torch.cat([branch.attention_mask, branch.attention_mask.new_ones(rows, follow)], dim=1)
+    inputs = model.prepare_inputs_for_generation(
+        torch.cat([branch.input_ids, answer[:-1].expand(rows, -1)], dim=1),
+        next_sequence_length=follow,
+        past_key_values=copy.deepcopy(cache),
+        attention_mask=mask,
+        position_ids=torch.cat([branch.position_ids, positions], dim=-1),
+        **{**shared, "logits_to_keep": follow},
+    )
+    later = model(**inputs, return_dict=True).logits.float().log_softmax(dim=-1)
+    steps = later.gather(2, answer[1:].expand(rows, -1)[..., None]).squeeze(-1)
+    return (score + steps.sum(dim=1)) / len(tokens)
+
+
+def _surface_forms(label: str) -> list[str]:
+    label = label.strip()
+    return [
+        space + form for form in (label, label.lower(), label.capitalize()) for space in (" ", "")
+    ]
+
+
+def _padded(answers: list[tuple[int, ...]], generation_config: Any, like: Tensor) -> Tensor:
+    """Answers, each closed by the end of sequence, right-padded to `[B, L]`."""
+    end = generation_config._eos_token_tensor
+    closing = () if end is None else (int(end.flatten()[0]),)
+    padding = generation_config._pad_token_tensor
+    fill = 0 if padding is None else int(padding)
+    rows = [torch.tensor(answer + closing) for answer in answers]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill).to(like)

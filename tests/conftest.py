@@ -1,0 +1,26 @@
+import pytest
+import torch
+from models import FAMILIES
+from transformers.utils import logging
+
+logging.set_verbosity_error()
+torch.set_num_threads(1)  # tiny models: more threads only wait for each other
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def family(request):
+    """(name, model, inputs for rows of tokens), for each family of tiny models."""
+    build, make_inputs = FAMILIES[request.param]
+    return request.param, build(), make_inputs
+
+
+@pytest.fixture(scope="session")
+def llava():
+    build, make_inputs = FAMILIES["llava"]
+    return build(), make_inputs
+
+
+@pytest.fixture(scope="session")
+def qwen():
+    build, make_inputs = FAMILIES["qwen"]
+    return build(), make_inputs
