@@ -47,9 +47,12 @@ def diagonal_map(reference: Tensor, smoothing: float = SMOOTHING) -> tuple[Tenso
     return 1 / (reference + smoothing), torch.zeros_like(reference)
 
 
-def shift_map(reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight 1 and bias -reference: the additive map of the paper's code, never selected there."""
-    return torch.ones_like(reference), -reference
+def shift_map(reference: Tensor, smoothing: float = SMOOTHING) -> tuple[Tensor, Tensor]:
+    """W = identity, b = -(reference + smoothing), each `[..., C]`: the code's additive map.
+
+    The paper's scripts never select it.
+    """
+    return torch.ones_like(reference), -(reference + smoothing)
 
 
 def affine(probabilities: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
