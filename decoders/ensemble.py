@@ -43,16 +43,24 @@ class Ensemble:
         model: The model that every branch runs on.
         branches: The expert first. Each has B rows, of a prompt length of its own.
         rule: `([expert, *others], state) -> scores`, each `[R, V]`.
+        prompt_length: T of the caller's prompt; a preparation may have given the expert another.
         copies: Rows per prompt: beams, or returned sequences. R = B * copies.
         keep_logits: Remember every branch's logits of every step in `branch_logits`.
     """
 
     def __init__(
-        self, model: Any, branches: list[Branch], rule: Rule, copies: int, keep_logits: bool
+        self,
+        model: Any,
+        branches: list[Branch],
+        rule: Rule,
+        prompt_length: int,
+        copies: int,
+        keep_logits: bool,
     ):
         self.model = model
         self.branches = branches
         self.rule = rule
+        self.prompt_length = prompt_length
         self.copies = copies
         self.state = State(image_masks=tuple(b.image_mask for b in branches))
         self.width = max(b.length for b in branches)
@@ -91,7 +99,7 @@ class Ensemble:
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Any:
         """The loop's `input_ids` `[R, T + t]` -> model inputs of N*R rows: t is the same answer."""
-        answer = input_ids[:, self.branches[0].length :].repeat(len(self.branches), 1)
+        answer = input_ids[:, self.prompt_length :].repeat(len(self.branches), 1)
         ids = torch.cat([self.prompts, answer], dim=1)
         return self.model.prepare_inputs_for_generation(ids, **kwargs)
 
@@ -273,7 +281,7 @@ def decode(
         for contrast in recipe.contrasts:
             branches.append(complete(contrast(expert, model), model, generation_config))
     keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
-    ensemble = Ensemble(model, branches, recipe.rule, copies, bool(keep_logits))
+    ensemble = Ensemble(model, branches, recipe.rule, input_ids.shape[1], copies, bool(keep_logits))
     outputs = loop(
         ensemble,
         input_ids,
@@ -428,7 +436,7 @@ def loop_kwargs(
     mask = ensemble.stack([branch.attention_mask for branch in branches])
     kwargs["attention_mask"] = None if mask.all() else mask
     given = model_kwargs.get("past_key_values")
-    longest = generation_config.max_length - 1 + ensemble.width - expert.length
+    longest = generation_config.max_length - 1 + ensemble.width - ensemble.prompt_length
     if getattr(given, "_is_user_defined", False):
         check_capacity(given, longest)
     else:

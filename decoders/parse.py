@@ -51,7 +51,7 @@ def make_decoder(
         if key not in types_of:
             raise ValueError(unknown(f"setting of {name}", key, types_of))
         values[key] = typed(f"{name}: {key}", value, types_of[key])
-    if processor is not None and "processor" in inspect.signature(kind.__init__).parameters:
+    if processor is not None and "processor" in inspect.signature(kind).parameters:
         values["processor"] = processor
     return kind(**values)
 
@@ -80,7 +80,7 @@ def split_settings(text: str) -> tuple[str, dict[str, str]]:
 def setting_types(decoder: type[Decoder]) -> dict[str, Any]:
     """The settings that can be given as text, with their annotated types."""
     hints = get_type_hints(decoder.__init__)
-    names = list(inspect.signature(decoder.__init__).parameters)[1:]
+    names = list(inspect.signature(decoder).parameters)
     return {name: hints[name] for name in names if is_typed(hints.get(name))}
 
 

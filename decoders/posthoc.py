@@ -141,14 +141,10 @@ class PostHocDebias(Strategy):
         check_pictures(Recipe(contrasts=contrasts, rule=Plausibility(0)), expert, model)
         shared = {"use_cache": True, "logits_to_keep": 1}
         with position_offset_kept(model):
-            masses = [
-                self._remembered(
-                    model, complete(c(expert, model), model, generation_config), shared
-                )
-                for c in contrasts
-            ]
-        prior = reference(*masses)
-        return calibrate(self._masses(model, expert, shared), prior, self.smoothing)
+            amateurs = [complete(c(expert, model), model, generation_config) for c in contrasts]
+        prior = reference(*(self._remembered(model, branch, shared) for branch in amateurs))
+        masses, logits = self._masses(model, expert, shared)
+        return calibrate(masses, prior, self.smoothing), logits
 
     def _remembered(self, model: Any, branch: Branch, shared: dict[str, Any]) -> Tensor:
         """Masses `[B, C]` of an image-free branch, which depend on the text alone.

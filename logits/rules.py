@@ -129,6 +129,8 @@ class Contrastive(Rule):
 
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         expert, *amateurs = logits
+        if not self.uses_others:
+            return expert
         return (1 + self.alpha) * expert - self.alpha * mean(amateurs)
 
 
@@ -149,6 +151,8 @@ class Additive(Rule):
 
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         expert, *views = logits
+        if not self.uses_others:
+            return expert
         return expert + self.alpha * mean(views)
 
 

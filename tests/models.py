@@ -33,7 +33,8 @@ def sharpen(model):
     return model.eval()
 
 
-def llava(**text):
+def llava(text=None):
+    """Llama, or another text config of the same sizes."""
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
         hidden_size=32,
@@ -46,7 +47,7 @@ def llava(**text):
     )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=LlamaConfig(**{**TEXT, **text}),
+        text_config=text or LlamaConfig(**TEXT),
         image_token_index=IMAGE,
         image_seq_length=16,
         vision_feature_layer=-1,

@@ -1,0 +1,124 @@
+"""`answer` is `generate` on the chat template's prompt, with pictures of any kind."""
+
+import numpy as np
+import pytest
+import torch
+from models import sharpen
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    TextStreamer,
+)
+
+from sightline import VCD, VDD, answer, lab
+from sightline.chat import prompt_inputs
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return AutoProcessor.from_pretrained(lab.CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The lab's architecture with random weights, so that every prompt is answered differently."""
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(lab.CHECKPOINT)
+    model = sharpen(AutoModelForImageTextToText.from_config(config).float())
+    model.generation_config.eos_token_id = None
+    model.generation_config.max_new_tokens = 8
+    return model
+
+
+def picture(seed=0):
+    return lab.draw(lab.decorrelated(np.random.default_rng(seed)))
+
+
+def by_hand(model, processor, pictures, text, **generate_kwargs):
+    """The prompt as the lab's template writes it."""
+    prompt = f"<s><user>{'<image>' * len(pictures)}{text}<assistant>"
+    inputs = processor(images=pictures, text=prompt, add_special_tokens=False, return_tensors="pt")
+    tokens = model.generate(**inputs, **generate_kwargs)[0, inputs["input_ids"].shape[1] :]
+    return processor.decode(tokens, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("decoder", [None, VDD(), VCD(alpha=3.0)])
+def test_answer_is_generate_on_the_chat_prompt(model, processor, decoder):
+    expected = by_hand(model, processor, [picture()], "What is it?", custom_generate=decoder)
+    assert expected
+    assert answer(model, processor, picture(), "What is it?", decoder) == expected
+
+
+def test_the_labs_checkpoint_answers_as_by_hand(processor):
+    model = AutoModelForImageTextToText.from_pretrained(lab.CHECKPOINT, dtype=torch.float32)
+    expected = by_hand(model, processor, [picture()], "Describe the image.")
+    assert answer(model, processor, picture(), "Describe the image.") == expected
+
+
+def test_several_pictures_of_any_kind_come_in_their_order(model, processor, tmp_path):
+    first, second = picture(0), picture(1)
+    path = tmp_path / "second.png"
+    second.save(path)
+    expected = by_hand(model, processor, [first, second], "Compare.")
+    assert answer(model, processor, [first, path], "Compare.") == expected
+    assert answer(model, processor, (first, path.read_bytes()), "Compare.") == expected
+    assert answer(model, processor, [path, first], "Compare.") != expected
+
+
+def test_pictures_are_made_fit_for_the_model(model, processor):
+    clear = Image.new("RGBA", (64, 64), (9, 9, 9, 0))
+    white = Image.new("RGB", (64, 64), "white")
+    inputs = prompt_inputs(model, processor, [clear, white], "What?")
+    assert torch.equal(inputs["pixel_values"][0], inputs["pixel_values"][1])
+
+
+def test_inputs_have_the_models_dtype_and_device(processor):
+    config = AutoConfig.from_pretrained(lab.CHECKPOINT)
+    model = AutoModelForImageTextToText.from_config(config).to(torch.bfloat16)
+    inputs = prompt_inputs(model, processor, picture(), "What?")
+    assert inputs["pixel_values"].dtype == torch.bfloat16
+    assert inputs["input_ids"].dtype == torch.long
+    assert all(value.device == model.device for value in inputs.values())
+
+
+def test_generate_kwargs_are_passed_on(model, processor):
+    longer = answer(model, processor, picture(), "What?", max_new_tokens=9)
+    shorter = answer(model, processor, picture(), "What?", max_new_tokens=3)
+    assert longer.startswith(shorter) and len(longer) > len(shorter)
+    output = answer(
+        model, processor, picture(), "What?", max_new_tokens=9, return_dict_in_generate=True
+    )
+    assert output == longer
+
+
+@pytest.mark.parametrize("decoder", [None, VDD()])
+def test_a_streamer_gets_the_whole_answer_and_not_the_prompt(model, processor, decoder, capsys):
+    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    text = answer(model, processor, picture(), "What?", decoder, streamer=streamer)
+    assert text and capsys.readouterr().out.strip() == text
+
+
+@pytest.mark.parametrize("text", ["", " \n", None])
+def test_without_a_question_there_is_no_answer(model, processor, text):
+    with pytest.raises(ValueError, match="a question or instruction in words is needed"):
+        answer(model, processor, picture(), text)
+
+
+def test_without_a_picture_there_is_no_answer(model, processor):
+    with pytest.raises(ValueError, match="no picture came"):
+        answer(model, processor, [], "What?")
+    with pytest.raises(TypeError, match="images is a picture or a list of pictures, got NoneType"):
+        answer(model, processor, None, "What?")
+    with pytest.raises(TypeError, match="a picture is a path"):
+        answer(model, processor, [None], "What?")
+
+
+def test_a_processor_must_have_a_template_and_take_pictures(model):
+    processor = AutoProcessor.from_pretrained(lab.CHECKPOINT)
+    processor.chat_template = None
+    with pytest.raises(ValueError, match=r"LlavaProcessor has no chat template.*use a checkpoint"):
+        answer(model, processor, picture(), "What?")
+    with pytest.raises(ValueError, match="a processor of pictures and text is needed, got"):
+        answer(model, processor.tokenizer, picture(), "What?")

@@ -1,0 +1,247 @@
+"""Every kind of picture file becomes 8-bit RGB, upright, or a clear error."""
+
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightline import lab, open_picture
+from sightline.pictures import to_bytes
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def noise(width=48, height=32):
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def encoded(picture, format="PNG", **options):
+    file = BytesIO()
+    picture.save(file, format, **options)
+    return file.getvalue()
+
+
+def png_header(width, height):
+    """A PNG file of that size with nothing in it."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_every_source_gives_the_same_new_picture(tmp_path):
+    picture = noise()
+    path = tmp_path / "noise.png"
+    path.write_bytes(encoded(picture))
+    for source in (picture, path, str(path), path.read_bytes(), bytearray(path.read_bytes())):
+        opened = open_picture(source)
+        assert opened.mode == "RGB" and opened is not source
+        assert opened.tobytes() == picture.tobytes()
+    with path.open("rb") as file:
+        assert open_picture(file).tobytes() == picture.tobytes()
+        assert not file.closed
+
+
+def test_a_pil_image_is_left_as_it_is():
+    picture = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    picture.info["note"] = "mine"
+    opened = open_picture(picture)
+    opened.putpixel((0, 0), BLUE)
+    assert picture.mode == "RGBA" and picture.getpixel((0, 0)) == (255, 0, 0, 0)
+    assert picture.info == opened.info == {"note": "mine"}
+
+
+def test_truth_of_a_lab_picture_stays_with_it():
+    path = sorted(lab.PICTURES.glob("*.png"))[0]
+    assert lab.truth(open_picture(path)) == lab.truth(path) is not None
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_sixteen_bits_are_scaled(big_endian):
+    values = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
+    picture = Image.fromarray(values)
+    if big_endian:
+        picture = Image.frombytes("I;16B", (4, 1), values.astype(">u2").tobytes())
+    source = picture if big_endian else encoded(picture)
+    opened = open_picture(source)
+    assert [opened.getpixel((x, 0)) for x in range(4)] == [(v,) * 3 for v in (0, 1, 128, 255)]
+
+
+def test_sixteen_bits_with_a_transparent_grey():
+    picture = Image.fromarray(np.array([[0, 1000, 65535]], dtype=np.uint16))
+    opened = open_picture(encoded(picture, transparency=1000))
+    assert [opened.getpixel((x, 0))[0] for x in range(3)] == [0, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_deep_modes_of_a_file_are_scaled(mode):
+    top = {"I": 65535, "F": 1.0}[mode]
+    kind = {"I": np.int32, "F": np.float32}[mode]
+    picture = Image.fromarray(np.array([[0, top / 5, top]]).astype(kind))
+    assert picture.mode == mode
+    opened = open_picture(encoded(picture, "TIFF"))
+    assert [opened.getpixel((x, 0))[1] for x in range(3)] == [0, 51, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "levels"),
+    [
+        (np.array([[0, 100, 255]], np.int32), [0, 100, 255]),
+        (np.array([[0.0, 100.4, 255.0]], np.float32), [0, 100, 255]),
+        (np.array([[0, 10]], np.uint16), [0, 0]),
+        (np.array([[-100, 0, 100]], np.int32), [0, 128, 255]),
+        (np.array([[0, 2**30, 2**31 - 1]], np.int32), [0, 128, 255]),
+        (np.array([[-3.0, -3.0]], np.float32), [0, 0]),
+    ],
+)
+def test_the_range_that_values_are_scaled_from(values, levels):
+    assert to_bytes(values).tolist() == [levels]
+
+
+def test_values_that_are_no_numbers_are_refused():
+    picture = Image.fromarray(np.array([[0.0, np.nan]], np.float32))
+    with pytest.raises(ValueError, match="not finite numbers"):
+        open_picture(picture)
+
+
+def test_cmyk_is_converted():
+    cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    red, green, blue = open_picture(encoded(cyan, "JPEG")).getpixel((8, 8))
+    assert red < 60 and green > 120 and blue > 180
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected"),
+    [
+        (Image.new("RGBA", (2, 2), (255, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (2, 2), (255, 0, 0, 255)), RED),
+        (Image.new("RGBA", (2, 2), (0, 0, 0, 51)), (204, 204, 204)),
+        (Image.new("LA", (2, 2), (0, 0)), (255, 255, 255)),
+        (Image.new("1", (2, 2), 1), (255, 255, 255)),
+        (Image.new("L", (2, 2), 7), (7, 7, 7)),
+    ],
+)
+def test_transparency_is_laid_on_white(picture, expected):
+    assert open_picture(encoded(picture)).getpixel((0, 0)) == expected
+
+
+def test_palettes_with_and_without_a_transparent_colour():
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([*RED, *BLUE])
+    picture.putpixel((1, 0), 1)
+    assert open_picture(encoded(picture)).getpixel((1, 0)) == BLUE
+    see_through = open_picture(encoded(picture, transparency=1))
+    assert [see_through.getpixel((x, 0)) for x in range(2)] == [RED, (255, 255, 255)]
+
+
+def test_a_transparent_colour_of_an_rgb_file():
+    opened = open_picture(encoded(Image.new("RGB", (2, 2), RED), transparency=RED))
+    assert opened.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("marker", ["exif", "xmp"])
+def test_a_rotated_photograph_is_turned_once(marker):
+    picture = Image.new("RGB", (64, 32), BLUE)
+    picture.paste(RED, (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {
+        "exif": {"exif": exif},
+        "xmp": {"xmp": b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'},
+    }[marker]
+    opened = open_picture(encoded(picture, "JPEG", quality=95, **options))
+    assert opened.size == (32, 64)
+    red, _, blue = opened.getpixel((27, 4))  # the top left corner, turned clockwise
+    assert red > 200 and blue < 60
+    assert opened.getpixel((4, 4))[2] > 200
+    assert open_picture(opened).tobytes() == opened.tobytes()
+
+
+def test_of_a_cameras_several_pictures_the_photograph_counts():
+    photograph, preview = Image.new("RGB", (48, 32), BLUE), Image.new("RGB", (48, 32), RED)
+    data = encoded(photograph, "MPO", save_all=True, append_images=[preview])
+    assert Image.open(BytesIO(data)).n_frames == 2
+    red, _, blue = open_picture(data).getpixel((24, 16))
+    assert red < 10 and blue > 245
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_several_frames_are_refused(format):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match=r"holds 2 frames or pages.*pass one of them"):
+        open_picture(data)
+    one = Image.open(BytesIO(data))
+    one.seek(1)
+    assert open_picture(one.copy()).getpixel((0, 0))[2] > 200
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "TIFF", "BMP"])
+def test_truncated_files_are_refused(format, tmp_path):
+    path = tmp_path / "half"
+    data = encoded(noise(), format)
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"half (is damaged|is not a picture)"):
+        open_picture(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"just words", encoded(noise())[:10]])
+def test_what_is_no_picture_is_refused(data, tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"notes\.png is not a picture.*pass a PNG, JPEG"):
+        open_picture(path)
+
+
+def test_missing_files_and_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.png: no such file"):
+        open_picture(tmp_path / "none.png")
+    with pytest.raises(ValueError, match="is a folder: pass one picture in it"):
+        open_picture(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(10_001, 10_000), (20_000, 20_000), (60_000, 60_000)])
+def test_pictures_over_a_hundred_megapixels_are_refused_by_their_header(size):
+    before = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(ValueError, match=r"100 megapixels|has 100 megapixels, and at most 100"):
+        open_picture(png_header(*size))
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_the_limit_itself_is_allowed(monkeypatch):
+    monkeypatch.setattr("sightline.pictures.MAX_PIXELS", 100)
+    assert open_picture(Image.new("RGB", (10, 10))).size == (10, 10)
+    with pytest.raises(ValueError, match="megapixels"):
+        open_picture(Image.new("RGB", (10, 11)))
+
+
+def test_pictures_without_pixels_are_refused():
+    with pytest.raises(ValueError, match="is empty: 0 x 5 pixels"):
+        open_picture(Image.new("RGB", (0, 5)))
+
+
+def test_modes_without_a_way_to_rgb_are_refused():
+    with pytest.raises(ValueError, match=r"conversion from La to L.*save it again"):
+        open_picture(Image.new("La", (4, 4)))
+
+
+@pytest.mark.parametrize("source", [None, 3, np.zeros((4, 4, 3), np.uint8)])
+def test_other_things_are_refused(source):
+    with pytest.raises(TypeError, match="a picture is a path, bytes, a file"):
+        open_picture(source)
+
+
+def test_a_file_in_text_mode_is_refused(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(noise()))
+    with path.open(encoding="latin-1") as file, pytest.raises(TypeError, match="in binary mode"):
+        open_picture(file)
