@@ -141,7 +141,7 @@ class Branch:
             self.input_ids, (*token_ids(model.config, MARKERS), *markers)
         )
         lengths = {name: picture_lengths(self, name) for name in ("image", "video")}
-        rows = []
+        rows: list[list[tuple[int, int | None]]] = []
         for row in range(len(self.input_ids)):
             tokens = torch.nonzero(self.attention_mask[row], as_tuple=True)[0]
             if not self.image_mask[row].any():

@@ -76,15 +76,16 @@ class Ensemble:
         """R, the rows that the generation loop sees."""
         return len(self.prompts) // len(self.branches)
 
-    def stack(self, values: list[Tensor], rows_dim: int = 0) -> Tensor:
-        """One tensor per branch, `[.., B, T, ..]`, left-padded and repeated to `[.., N*R, T, ..]`.
+    def stack(self, values: list[Tensor], rows_dim: int = 0, prompt_dim: int = 1) -> Tensor:
+        """One tensor per branch -> one of all rows, left-padded along the prompt.
 
-        The prompt's dimension is the one after `rows_dim`.
+        Each value has B rows and its branch's own prompt length; the result has N*R rows, branch
+        by branch, each prompt's copies side by side.
         """
         blocks = []
         for value in values:
-            after = value.ndim - rows_dim - 2
-            short = self.width - value.shape[rows_dim + 1]
+            short = self.width - value.shape[prompt_dim]
+            after = value.ndim - 1 - (prompt_dim % value.ndim)
             padded = pad(value, (0, 0) * after + (short, 0)) if short else value
             blocks.append(padded.repeat_interleave(self.copies, dim=rows_dim))
         return torch.cat(blocks, dim=rows_dim)
@@ -128,17 +129,18 @@ class Ensemble:
             name: value[: self.rows : self.copies] if is_row_tensor(value, self.prompts) else value
             for name, value in shared.items()
         }
-        outputs, caches, logits = None, [], []
-        for branch in self.branches:
-            cache = scratch_cache(self.model)
-            output = forward_prompt(self.model, branch, cache, shared)
-            caches.append(cache)
-            logits.append(output.logits[:, -1:].repeat_interleave(self.copies, dim=0))
-            outputs = output if outputs is None else outputs
+        caches = [scratch_cache(self.model) for _ in self.branches]
+        prompts = [
+            forward_prompt(self.model, branch, cache, shared)
+            for branch, cache in zip(self.branches, caches, strict=True)
+        ]
         target = model_kwargs["past_key_values"]
         self._fill(target, caches)
+        outputs = prompts[0]
         outputs.past_key_values = target
-        outputs.logits = torch.cat(logits)
+        outputs.logits = torch.cat(
+            [p.logits[:, -1:].repeat_interleave(self.copies, dim=0) for p in prompts]
+        )
         for name in ("hidden_states", "attentions"):
             if outputs.get(name) is not None:
                 layers = tuple(x.repeat_interleave(self.copies, dim=0) for x in outputs[name])
@@ -151,11 +153,11 @@ class Ensemble:
             if isinstance(layers[0], LinearAttentionCacheLayerMixin):
                 self._fill_states(target.layers[index], layers)
             if getattr(layers[0], "keys", None) is not None:
-                keys = self.stack([layer.keys.transpose(1, 2) for layer in layers])
-                values = self.stack([layer.values.transpose(1, 2) for layer in layers])
+                keys = self.stack([layer.keys for layer in layers], prompt_dim=2)
+                values = self.stack([layer.values for layer in layers], prompt_dim=2)
                 for layer in layers:
                     layer.keys = layer.values = None
-                target.update(keys.transpose(1, 2), values.transpose(1, 2), index)
+                target.update(keys, values, index)
 
     def _fill_states(self, target: Any, layers: tuple[Any, ...]) -> None:
         """Linear-attention states have no prompt dimension: rows are stacked as they are."""
@@ -178,7 +180,7 @@ class Ensemble:
         outputs.logits = self.rule(self.latest, self.state)[:, None]
         self.state.step += 1
         if self.branch_logits is not None:
-            self.branch_logits.append(logits.view(len(self.branches), -1, logits.shape[-1]).clone())
+            self.branch_logits.append(torch.stack(self.latest))
         for name in ("hidden_states", "attentions"):
             if outputs.get(name) is not None:
                 setattr(outputs, name, tuple(layer[: self.rows] for layer in outputs[name]))
@@ -272,7 +274,8 @@ def decode(
     copies = max(generation_config.num_beams, generation_config.num_return_sequences)
     check_vision_language(model)
     expert = expert_branch(model, input_ids, copies, pixels, model_kwargs, generation_config)
-    check_pictures(recipe, expert, model)
+    if recipe.contrasts:
+        check_pictures(expert, recipe.needs_pixels)
     for prepare in recipe.preparations:
         expert = prepare(expert, model)
     expert = complete(expert, model, generation_config)
@@ -431,8 +434,8 @@ def loop_kwargs(
             kwargs[name] = ensemble.stack([branch.aligned[name] for branch in branches])
         elif is_row_tensor(value, ensemble.prompts[: ensemble.rows]):
             kwargs[name] = value.repeat(len(branches), *[1] * (value.ndim - 1))
-    positions = [branch.position_ids for branch in branches]
-    kwargs["position_ids"] = ensemble.stack(positions, rows_dim=positions[0].ndim - 2)
+    positions = [branch.position_ids for branch in branches if branch.position_ids is not None]
+    kwargs["position_ids"] = ensemble.stack(positions, rows_dim=-2, prompt_dim=-1)
     mask = ensemble.stack([branch.attention_mask for branch in branches])
     kwargs["attention_mask"] = None if mask.all() else mask
     given = model_kwargs.get("past_key_values")
@@ -521,10 +524,8 @@ def check_vision_language(model: Any) -> None:
         )
 
 
-def check_pictures(recipe: Any, expert: Branch, model: Any) -> None:
-    """Raises `ValueError` unless prompt and pictures are what the recipe's contrasts need."""
-    if not recipe.contrasts:
-        return
+def check_pictures(expert: Branch, needs_pixels: bool) -> None:
+    """Raises `ValueError` unless prompt and pictures are what contrasts need."""
     if not expert.image_mask.any():
         raise ValueError(
             "the prompt holds no image token, so there is no picture to contrast: build it with "
@@ -535,7 +536,7 @@ def check_pictures(recipe: Any, expert: Branch, model: Any) -> None:
             "the prompt holds image tokens but no pixel_values came: pass the processor's whole "
             "output to generate"
         )
-    if recipe.needs_pixels and not expert.pixels:
+    if needs_pixels and not expert.pixels:
         raise ValueError(
             "this decoder edits the picture and needs pixel_values, got pre-encoded images: pass "
             "the processor's output to generate unchanged"

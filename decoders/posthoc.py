@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from sightline.decoders.branch import Branch
-from sightline.decoders.decoder import Recipe, Strategy
+from sightline.decoders.contrasts import NoImage, UnknownImage
 from sightline.decoders.ensemble import (
     check_call,
     check_pictures,
@@ -26,14 +26,14 @@ from sightline.decoders.ensemble import (
 )
 from sightline.decoders.vdd import image_free
 from sightline.logits.calibration import calibrate, label_masses, reference
-from sightline.logits.rules import Plausibility
 
 REFERENCES = {"none": "none", "unk": "unk", "none_unk": "both"}
+LOOP_ARGUMENTS = ("logits_processor", "stopping_criteria")
 REMEMBERED = 4096  # image-free prompts whose label masses are kept, for each model
 
 
 @dataclass
-class PostHocDebias(Strategy):
+class PostHocDebias:
     """Answer yes/no or A/B/C/D as if the model did not lean to one of them without a picture.
 
     The probability of each label is divided by what the same model gives it when the picture is
@@ -79,23 +79,22 @@ class PostHocDebias(Strategy):
         if not self.smoothing > 0:
             raise ValueError(f"smoothing must be above 0, got {self.smoothing}")
         self._known: WeakKeyDictionary[Any, OrderedDict[tuple, Tensor]] = WeakKeyDictionary()
-        self.recipe()
-
-    def recipe(self) -> Recipe:
-        variant = REFERENCES[self.reference]
-        return Recipe(
-            contrasts=image_free(variant, self.processor, self.unk_token_id),
-            rule=Plausibility(0),
-        )
+        _ = self.contrasts  # checks what stands in the picture's place
 
     @property
-    def needs_pixels(self) -> bool:
-        return False
+    def contrasts(self) -> tuple[NoImage | UnknownImage, ...]:
+        """What the reference is asked of."""
+        return image_free(REFERENCES[self.reference], self.processor, self.unk_token_id)
 
     def probabilities(self, model: Any, **inputs: Any) -> Tensor:
         """Calibrated probability of each label, `[B, C]` float32, for the processor's output."""
+
+        def calibrated(model, input_ids, generation_config, **kwargs):
+            model_kwargs = {k: v for k, v in kwargs.items() if k not in LOOP_ARGUMENTS}
+            return self._calibrated(model, input_ids, generation_config, model_kwargs)[0]
+
         # `generate` encodes the pictures, makes mask and positions, and returns what we return.
-        return model.generate(**inputs, custom_generate=_Probabilities(self), max_new_tokens=1)
+        return model.generate(**inputs, custom_generate=calibrated, max_new_tokens=1)
 
     def __call__(
         self,
@@ -126,7 +125,7 @@ class PostHocDebias(Strategy):
                 token_streamer.put(token.cpu())
             token_streamer.end()
         if generation_config.return_dict_in_generate:
-            return GenerateDecoderOnlyOutput(sequences=sequences)
+            return GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, sequences))
         return sequences
 
     def _calibrated(
@@ -137,11 +136,12 @@ class PostHocDebias(Strategy):
         check_call(model, generation_config, mode, None, model_kwargs)
         check_vision_language(model)
         expert = expert_branch(model, input_ids, 1, {}, model_kwargs, generation_config)
-        contrasts = self.recipe().contrasts
-        check_pictures(Recipe(contrasts=contrasts, rule=Plausibility(0)), expert, model)
+        check_pictures(expert, needs_pixels=False)
         shared = {"use_cache": True, "logits_to_keep": 1}
         with position_offset_kept(model):
-            amateurs = [complete(c(expert, model), model, generation_config) for c in contrasts]
+            amateurs = [
+                complete(c(expert, model), model, generation_config) for c in self.contrasts
+            ]
         prior = reference(*(self._remembered(model, branch, shared) for branch in amateurs))
         masses, logits = self._masses(model, expert, shared)
         return calibrate(masses, prior, self.smoothing), logits
@@ -217,29 +217,6 @@ class PostHocDebias(Strategy):
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-class _Probabilities(Strategy):
-    """Makes `generate` return probabilities in place of tokens."""
-
-    needs_pixels = False
-
-    def __init__(self, debias: PostHocDebias):
-        self.debias = debias
-
-    def recipe(self) -> Recipe:
-        return self.debias.recipe()
-
-    def __call__(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        **model_kwargs: Any,
-    ) -> Tensor:
-        return self.debias._calibrated(model, input_ids, generation_config, model_kwargs)[0]
-
-
 def sequence_score(
     model: Any,
     branch: Branch,
@@ -257,14 +234,16 @@ def sequence_score(
         return score
     rows, follow = len(first), len(tokens) - 1
     answer = torch.tensor(tokens, device=first.device)
-    positions = branch.position_ids[..., -1:] + torch.arange(1, follow + 1, device=first.device)
+    prompt = branch.position_ids
+    assert prompt is not None, "a completed branch has positions"
+    positions = prompt[..., -1:] + torch.arange(1, follow + 1, device=first.device)
     mask = torch.cat([branch.attention_mask, branch.attention_mask.new_ones(rows, follow)], dim=1)
     inputs = model.prepare_inputs_for_generation(
         torch.cat([branch.input_ids, answer[:-1].expand(rows, -1)], dim=1),
         next_sequence_length=follow,
         past_key_values=copy.deepcopy(cache),
         attention_mask=mask,
-        position_ids=torch.cat([branch.position_ids, positions], dim=-1),
+        position_ids=torch.cat([prompt, positions], dim=-1),
         **{**shared, "logits_to_keep": follow},
     )
     later = model(**inputs, return_dict=True).logits.float().log_softmax(dim=-1)
@@ -281,9 +260,10 @@ def _surface_forms(label: str) -> list[str]:
 
 def _padded(answers: list[tuple[int, ...]], generation_config: Any, like: Tensor) -> Tensor:
     """Answers, each closed by the end of sequence, right-padded to `[B, L]`."""
-    end = generation_config._eos_token_tensor
-    closing = () if end is None else (int(end.flatten()[0]),)
-    padding = generation_config._pad_token_tensor
-    fill = 0 if padding is None else int(padding)
+    end = generation_config.eos_token_id
+    end = end[0] if isinstance(end, list) else end
+    closing = () if end is None else (end,)
+    fill = generation_config.pad_token_id
+    fill = (end or 0) if fill is None else fill
     rows = [torch.tensor(answer + closing) for answer in answers]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill).to(like)

@@ -1,0 +1,36 @@
+# Two targets, each of which does all the set-up on a fresh machine.
+PYTHON ?= python3
+PIP = .venv/bin/pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: run test lint types clean
+
+run: .venv/ready  ## compare plain decoding, VCD and VDD on a shipped picture
+	.venv/bin/sightline compare lab/pictures/table.png --decoders greedy,vcd,vdd
+
+test: lint types  ## lint, types on the built wheel, tests
+	.venv/bin/python -m pytest
+
+lint: .venv/dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+# A type checker does not follow the package-dir mapping of an editable install.
+types: .venv/dev
+	rm -rf build/wheel build/types
+	.venv/bin/pip --disable-pip-version-check wheel --quiet --no-deps -w build/wheel .
+	.venv/bin/pip --disable-pip-version-check install --quiet --no-deps --target build/types build/wheel/*.whl
+	cd build/types && ../../.venv/bin/mypy --config-file ../../pyproject.toml -p sightline
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/ready: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e .
+	touch $@
+
+.venv/dev: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[dev]"
+	touch $@ .venv/ready
+
+clean:
+	rm -rf .venv build dist *.egg-info
