@@ -252,7 +252,9 @@ def test_contenders_have_their_modes():
     ]
     assert yes_shift
     assert [c.is_control for c in found] == [True, False, True, True]
-    assert found[1].generation(0.7)["temperature"] == 0.7
+    sampled = found[1].generation(0.7)
+    assert sampled["temperature"] == 0.7
+    assert (sampled["top_k"], sampled["top_p"]) == (0, 1.0)  # the whole distribution
     assert found[1].settings()["decoder"] == "VDD"
     assert parse_contenders(["vdd", "greedy"], None)[0][0].label == "greedy"
 
@@ -476,14 +478,14 @@ def test_other_settings_do_not_join_a_run(whole):
 def test_greedy_is_what_generate_says(whole, small):
     answers = files.read(whole[0] / "answers.jsonl").values()
     captions = {a.scene: a for a in answers if (a.task, a.decoder) == ("caption", "greedy")}
-    chats = [lab.chat(draw(small.scenes[i]), "Describe the image.") for i in range(2)]
-    for scene, one in enumerate(chats):
-        inputs = small.processor.apply_chat_template(
-            one, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
-        tokens = small.model.generate(**inputs, max_new_tokens=96)[0, inputs.input_ids.shape[1] :]
-        said = small.processor.decode(tokens, skip_special_tokens=True)
-        assert captions[scene].answer == said
+    chats = [lab.chat(draw(scene), "Describe the image.") for scene in small.scenes[:4]]
+    inputs = small.processor.apply_chat_template(
+        chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    said = small.model.generate(**inputs, max_new_tokens=96)[:, inputs.input_ids.shape[1] :]
+    texts = small.processor.batch_decode(said, skip_special_tokens=True)
+    for scene, (text, tokens) in enumerate(zip(texts, said, strict=True)):
+        assert captions[scene].answer == text
         assert captions[scene].tokens == (tokens > 2).sum()
 
 
@@ -560,9 +562,18 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path, capsys):
     assert lab.main(["--decoders", "vdx", *out]) == 2
     assert "did you mean" in capsys.readouterr().err
     assert lab.main(["--decoders", "vdd", "--scenes", "0", *out]) == 2
+    assert lab.main(["--decoders", "vdd", "--model", str(tmp_path / "none"), *out]) == 2
     with pytest.raises(SystemExit):
         lab.main(["--decoders", "vdd", "--resume"])
     assert not (tmp_path / "run").exists()
+
+
+@needs_weights
+def test_a_yes_shift_needs_one_token_to_shift(tmp_path, monkeypatch):
+    monkeypatch.setattr(lab, "answer_tokens", lambda tokenizer, word: [])
+    with pytest.raises(ValueError, match="no single token for yes"):
+        lab.evaluate(["yes-shift"], SMALL, tmp_path)
+    assert lab.evaluate(["greedy"], replace(SMALL, scenes=1), tmp_path)["shifts"] == {}
 
 
 @needs_weights
