@@ -7,6 +7,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sightline import lab, open_picture
 from sightline.pictures import to_bytes
@@ -147,17 +148,24 @@ def test_a_transparent_colour_of_an_rgb_file():
     assert opened.getpixel((0, 0)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("marker", ["exif", "xmp"])
-def test_a_rotated_photograph_is_turned_once(marker):
-    picture = Image.new("RGB", (64, 32), BLUE)
-    picture.paste(RED, (0, 0, 16, 16))
+def orientations():
+    """Ways for a file to say "turn me clockwise": format, and the options that save it."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    options = {
-        "exif": {"exif": exif},
-        "xmp": {"xmp": b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'},
-    }[marker]
-    opened = open_picture(encoded(picture, "JPEG", quality=95, **options))
+    note = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", note)
+    yield "JPEG", {"exif": exif, "quality": 95}
+    yield "JPEG", {"xmp": note.encode(), "quality": 95}
+    yield "PNG", {"exif": exif}
+    yield "PNG", {"pnginfo": text}
+
+
+@pytest.mark.parametrize(("format", "options"), list(orientations()))
+def test_a_rotated_photograph_is_turned_once(format, options):
+    picture = Image.new("RGB", (64, 32), BLUE)
+    picture.paste(RED, (0, 0, 16, 16))
+    opened = open_picture(encoded(picture, format, **options))
     assert opened.size == (32, 64)
     red, _, blue = opened.getpixel((27, 4))  # the top left corner, turned clockwise
     assert red > 200 and blue < 60

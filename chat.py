@@ -1,0 +1,106 @@
+"""Questions about pictures: from pictures and text to a model's inputs, and back to text."""
+
+import os
+from typing import Any
+
+from PIL import Image
+
+from sightline.pictures import open_picture
+
+
+def answer(
+    model: Any,
+    processor: Any,
+    images: Any,
+    text: str,
+    decoder: Any = None,
+    **generate_kwargs: Any,
+) -> str:
+    """What the model says of one or several pictures.
+
+    Args:
+        model: Any image-text-to-text model of transformers.
+        processor: Its processor, with a chat template.
+        images: One picture or a list of them: PIL images, paths, bytes or open files.
+        text: The question or instruction, put after the pictures.
+        decoder: What `generate` takes as `custom_generate`; None: the model's own decoding.
+        generate_kwargs: Further arguments of `generate`. `streamer=` works with and without a
+            decoder here (with one, it is passed on as `token_streamer=`).
+
+    Returns:
+        The new text without special tokens; the first one where several sequences are returned.
+    """
+    inputs = prompt_inputs(model, processor, images, text)
+    return reply(model, processor, inputs, decoder, **generate_kwargs)
+
+
+def prompt_inputs(model: Any, processor: Any, images: Any, text: str) -> dict[str, Any]:
+    """The inputs of `generate` for a user's turn: pictures first, then text.
+
+    Tensors are on the model's device, and pixels in its dtype.
+    """
+    check_question(text)
+    check_processor(processor)
+    pictures = [open_picture(image) for image in _listed(images)]
+    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+    content.append({"type": "text", "text": text})
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    return dict(inputs.to(model.device, model.dtype))
+
+
+def reply(
+    model: Any, processor: Any, inputs: dict[str, Any], decoder: Any = None, **generate_kwargs: Any
+) -> str:
+    """The text that the model puts after a prompt of `prompt_inputs`; arguments as in `answer`."""
+    if decoder is not None:
+        generate_kwargs["custom_generate"] = decoder
+        # transformers 5 drops `streamer` when a callable decodes.
+        if "streamer" in generate_kwargs:
+            generate_kwargs["token_streamer"] = generate_kwargs.pop("streamer")
+    output = model.generate(**inputs, **generate_kwargs)
+    tokens = getattr(output, "sequences", output)[0]
+    if not model.config.is_encoder_decoder:
+        tokens = tokens[inputs["input_ids"].shape[1] :]
+    return processor.decode(tokens, skip_special_tokens=True).strip()
+
+
+def check_question(text: str) -> None:
+    """Raises `ValueError` unless there are words to answer."""
+    if not text or not text.strip():
+        raise ValueError(f"a question or instruction in words is needed, got {text!r}")
+
+
+def check_processor(processor: Any) -> None:
+    """Raises `ValueError` unless the processor can make a prompt of pictures and text."""
+    kind = type(processor).__name__
+    if not hasattr(processor, "image_processor"):
+        raise ValueError(
+            f"a processor of pictures and text is needed, got {kind}: load it with AutoProcessor "
+            "from a checkpoint that holds one"
+        )
+    if getattr(processor, "chat_template", None) is None:
+        raise ValueError(
+            f"{kind} has no chat template, so the prompt cannot be built: use a checkpoint tuned "
+            "for chat, or set processor.chat_template"
+        )
+
+
+def _listed(images: Any) -> list[Any]:
+    """One picture or several, as a list with at least one."""
+    one = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
+    if one or hasattr(images, "read"):
+        return [images]
+    if not isinstance(images, list | tuple):
+        raise TypeError(
+            f"images is a picture or a list of pictures, got {type(images).__name__}: pass PIL "
+            "images, paths, bytes or open files"
+        )
+    if not images:
+        raise ValueError("no picture came: pass at least one")
+    return list(images)

@@ -1,0 +1,142 @@
+"""Pictures from anywhere, as the 8-bit RGB that processors of vision-language models expect."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 100_000_000
+TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+PHOTOGRAPH_FIRST = ("MPO",)  # a camera's JPEG: the photograph, then previews or depth
+
+
+def open_picture(source: Any) -> Image.Image:
+    """A picture as it is meant to be seen: mode RGB, upright, with 8 bits per channel.
+
+    An orientation in EXIF is applied, transparency is laid on white, 16-bit and floating-point
+    values are scaled to 8 bits (see `to_bytes`), and all other modes are converted. Texts that a
+    file carries stay in `info`.
+
+    Args:
+        source: A path, a file's bytes, a file opened in binary mode, or a PIL image, which is left
+            as it is.
+
+    Raises:
+        ValueError: The file is missing, damaged or no picture, holds several frames, or has more
+            than 100 megapixels, which is known before they are decoded.
+        TypeError: `source` is none of the above.
+    """
+    if isinstance(source, Image.Image):
+        return _checked_rgb(source, "the picture")
+    name, file = _named(source)
+    try:
+        opened = Image.open(file)
+    except FileNotFoundError:
+        raise ValueError(f"{name}: no such file") from None
+    except UnidentifiedImageError:
+        raise ValueError(
+            f"{name} is not a picture that can be read (another kind of file, or cut off): pass a "
+            "PNG, JPEG, WebP, ..."
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name} has more than {MAX_PIXELS // 10**6} megapixels ({error}): make it smaller"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror or error}") from None
+    with opened:
+        return _checked_rgb(opened, name)
+
+
+def to_bytes(values: np.ndarray) -> np.ndarray:
+    """Grey values of any depth, `[H, W]`, as 0 to 255, without clipping.
+
+    The darkest and the brightest value are those of the smallest usual range that holds all
+    values: 0 to 1 (floating point only), 0 to 255, 0 to 65535. Values outside of these are
+    stretched between the least and the greatest. Unsigned 16-bit values always mean 0 to 65535.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("some of its values are not finite numbers")
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind == "u":
+        low, high = 0.0, 65535.0
+    elif low >= 0 and high <= 65535:
+        usual = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
+        low, high = 0.0, next(top for top in usual if high <= top)
+    scale = 255 / ((high - low) or 1)
+    return np.round((values.astype(np.float32) - low) * scale).astype(np.uint8)
+
+
+def _named(source: Any) -> tuple[str, Any]:
+    """What to call the source in a message, and what Pillow opens."""
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: pass one picture in it")
+        return str(path), path
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "the picture", BytesIO(source)
+    if hasattr(source, "read") and not hasattr(source, "encoding"):
+        return "the picture", source
+    raise TypeError(
+        "a picture is a path, bytes, a file opened in binary mode or a PIL image, got "
+        f"{type(source).__name__}"
+    )
+
+
+def _checked_rgb(picture: Image.Image, name: str) -> Image.Image:
+    """A new picture in RGB, or `ValueError`."""
+    width, height = picture.size
+    if width * height == 0:
+        raise ValueError(f"{name} is empty: {width} x {height} pixels")
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{name} has {width * height / 1e6:.0f} megapixels, and at most "
+            f"{MAX_PIXELS // 10**6} are allowed: make it smaller"
+        )
+    with _readable(name):
+        frames = getattr(picture, "n_frames", 1)
+    if frames > 1 and picture.format not in PHOTOGRAPH_FIRST:
+        raise ValueError(
+            f"{name} holds {frames} frames or pages, and one picture is wanted: pass one of them, "
+            "as image.seek(0); image.copy() gives it"
+        )
+    with _readable(name):
+        # Also takes the orientation out of `info`, so that nobody turns the picture again.
+        upright = ImageOps.exif_transpose(picture)
+        rgb = _to_rgb(upright)
+    rgb.info = {key: text for key, text in upright.info.items() if isinstance(text, str)}
+    return rgb
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Whatever a decoder of Pillow trips over in a damaged file becomes a `ValueError`."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{name} is damaged or of a kind that cannot be converted to RGB ({error}): save it "
+            "again as PNG or JPEG"
+        ) from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in DEEP:
+        values = np.asarray(picture)
+        levels = to_bytes(values)
+        if "transparency" in picture.info:
+            levels[values == picture.info["transparency"]] = 255
+        return Image.fromarray(levels).convert("RGB")
+    if picture.mode in TRANSPARENT or "transparency" in picture.info:
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,489 @@
+"""The command line, driven as a user would."""
+
+import math
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import sharpen
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlamaConfig,
+)
+from transformers.utils import logging
+from typer.testing import CliRunner
+
+import sightline
+from sightline import VCD, VDD, answer, cli, lab
+from sightline.decoders import DECODERS
+
+SCRIPT = Path(sys.executable).with_name("sightline")
+TABLE = str(lab.PICTURES / "table.png")
+SHORT = ("--max-new-tokens", "8")
+
+
+def run(*arguments, **environment):
+    return CliRunner().invoke(cli.app, list(arguments), env={"COLUMNS": "100", **environment})
+
+
+def refused(*arguments):
+    """The one line that a user's mistake ends with."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory):
+    """A checkpoint of the lab's architecture that says something else of every prompt."""
+    folder = tmp_path_factory.mktemp("talker")
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(lab.CHECKPOINT))
+    model = sharpen(model.float())
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(lab.CHECKPOINT).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def answers(talker):
+    """`answers(decoder, **generate_kwargs)`: what the talker says of the table, by `answer`."""
+    model = AutoModelForImageTextToText.from_pretrained(talker, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(talker)
+
+    def say(decoder=None, question="Describe the image.", **generate_kwargs):
+        generate_kwargs = {"max_new_tokens": 8, **generate_kwargs}
+        torch.manual_seed(generate_kwargs.pop("seed", 0))
+        return answer(model, processor, TABLE, question, decoder, **generate_kwargs)
+
+    return say
+
+
+def copied(folder, *, without=()):
+    """The lab's checkpoint in a folder, without some of its files."""
+    shutil.copytree(lab.CHECKPOINT, folder, dirs_exist_ok=True)
+    for name in without:
+        (folder / name).unlink()
+    return str(folder)
+
+
+def letters(text):
+    """A text without blanks and the signs that mark words."""
+    return re.sub(r"[\s*\[\]]", "", text)
+
+
+# describe
+
+
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+@pytest.mark.parametrize(
+    ("arguments", "decoder"),
+    [
+        ((), None),
+        (("--decoder", "vdd"), VDD()),
+        (("--decoder", "VCD", "--set", "alpha=3", "--set", "noise_step=999"), VCD(3.0, 0.1, 999)),
+    ],
+)
+def test_describe_prints_the_answer(talker, answers, arguments, decoder, stream):
+    result = run("describe", TABLE, "--model", talker, *SHORT, stream, *arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == answers(decoder) != ""
+    assert result.stderr == ""
+
+
+def test_describe_asks_the_question_that_was_given(talker, answers):
+    result = run("describe", TABLE, "Is there a fork?", "--model", talker, *SHORT)
+    assert result.stdout.strip() == answers(question="Is there a fork?") != answers()
+
+
+def test_processors_are_filled_in(talker, answers):
+    processor = AutoProcessor.from_pretrained(talker)
+    options = ("--decoder", "vdd", "--set", "variant=both", "--set", "alpha=2")
+    result = run("describe", TABLE, "--model", talker, *SHORT, *options)
+    expected = answers(VDD(alpha=2.0, variant="both", processor=processor))
+    assert result.stdout.strip() == expected
+
+
+def test_sampling_follows_its_seed(talker, answers):
+    def sampled(*arguments):
+        result = run("describe", TABLE, "--model", talker, *SHORT, "--sample", *arguments)
+        return result.stdout.strip()
+
+    assert sampled("--seed", "1") == sampled("--seed", "1") == answers(do_sample=True, seed=1)
+    assert sampled("--seed", "1") != sampled("--seed", "2")
+    hot = answers(do_sample=True, temperature=5.0)
+    assert sampled("--temperature", "5") == hot != sampled()
+
+
+def test_dtype_is_the_weights(talker):
+    loaded = cli.load_model(talker, "cpu", cli.Dtype.bfloat16)
+    assert loaded.dtype == torch.bfloat16 and not loaded.training
+    result = run("describe", TABLE, "--model", talker, *SHORT, "--dtype", "bfloat16")
+    assert result.exit_code == 0 and result.stdout.strip()
+
+
+def test_an_empty_answer_is_said_to_be_empty(talker, monkeypatch):
+    monkeypatch.setattr("sightline.chat.reply", lambda *_, **__: "")
+    result = run("describe", TABLE, "--model", talker, "--no-stream")
+    assert result.exit_code == 0 and result.stdout.strip() == ""
+    assert "answer is empty" in result.stderr
+
+
+def test_transformers_speaks_again_afterwards(talker):
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    run("describe", TABLE, "--model", talker, *SHORT)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (level, bars)
+
+
+def test_the_script_answers_with_the_labs_model():
+    model = AutoModelForImageTextToText.from_pretrained(lab.CHECKPOINT, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(lab.CHECKPOINT)
+    expected = answer(model, processor, TABLE, "Describe the image.", VDD(), max_new_tokens=128)
+    done = subprocess.run(
+        [SCRIPT, "describe", TABLE, "--decoder", "vdd"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, expected, "")
+
+
+# compare
+
+
+def test_compare_shows_each_answer_with_its_times(talker, answers):
+    result = run("compare", TABLE, "--model", talker, *SHORT, "--decoders", "greedy,vdd:alpha=2")
+    assert result.exit_code == 0, result.output
+    header, *blocks = result.stdout.strip().split("\n\n")
+    assert header == f"In the picture: {', '.join(sorted(lab.truth(TABLE)))}"
+    labels = [block.split("  ")[0] for block in blocks[:2]]
+    assert labels == ["greedy", "vdd:alpha=2"]
+    for block, said in zip(blocks, (answers(), answers(VDD(alpha=2.0))), strict=False):
+        assert "ms per token, first token after" in block.splitlines()[0]
+        assert letters(said) in letters(block)
+        missed = sorted(lab.truth(TABLE) - set(lab.mentioned(said)))
+        assert f"missed: {', '.join(missed)}" in block
+    assert "not in the picture" in blocks[2] and "*word* not in the first answer" in blocks[2]
+
+
+def test_compare_by_default_is_greedy_vcd_vdd():
+    result = run("compare", TABLE)
+    assert result.exit_code == 0, result.output
+    for name in ("greedy", "vcd", "vdd"):
+        assert f"\n{name}  " in result.stdout
+    sampled = run("compare", TABLE, "--sample", *SHORT).stdout
+    assert "\nsample  " in sampled and "\ngreedy  " not in sampled
+
+
+def test_compare_without_truth_marks_no_objects(talker, tmp_path):
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (64, 48), "green").save(path)
+    result = run("compare", str(path), "--model", talker, *SHORT, "--decoders", "greedy,vdd")
+    assert result.exit_code == 0
+    assert "In the picture" not in result.stdout and "missed" not in result.stdout
+
+
+def test_questions_about_an_object_are_not_scored(talker):
+    options = ("--model", talker, *SHORT, "--decoders", "greedy")
+    result = run("compare", TABLE, "Is there a fork in the image?", *options)
+    assert result.exit_code == 0 and "missed" not in result.stdout
+
+
+def test_greedy_and_sample_mean_what_they_say(talker, answers):
+    options = ("--model", talker, *SHORT, "--temperature", "5", "--seed", "3")
+    result = run("compare", TABLE, *options, "--decoders", "greedy,sample")
+    greedy, sampled = result.stdout.split("\nsample  ")
+    assert letters(answers()) in letters(greedy)
+    assert letters(answers(do_sample=True, temperature=5.0, seed=3)) in letters(sampled)
+
+
+FIRST = "The image contains a fork, two traffic lights, a cup and a dog."
+SECOND = "The image contains a fork, a clock and a dog."
+TRUTH = frozenset({"fork", "dog", "bird"})
+
+
+def test_marks_by_signs():
+    assert str(cli.marked(FIRST, FIRST, TRUTH, signs=True)) == (
+        "The image contains a fork, two [traffic lights], a [cup] and a dog."
+    )
+    assert str(cli.marked(SECOND, FIRST, TRUTH, signs=True)) == (
+        "The image contains a fork, a *[clock]* and a dog."
+    )
+    assert str(cli.marked(SECOND, FIRST, None, signs=True)) == (
+        "The image contains a fork, a *clock* and a dog."
+    )
+
+
+def test_marks_by_colour():
+    text = cli.marked("A fork, a Clock!", "a fork", TRUTH, signs=False)
+    assert str(text) == "A fork, a Clock!"
+    styled = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}
+    assert styled == {"a": "underline", "Clock": "bold red underline"}
+
+
+def test_marks_keep_lines_and_punctuation():
+    text = "(A cup)\n\n- a bird"
+    assert str(cli.marked(text, "a cup", TRUTH, signs=True)) == "(A [cup])\n\n*- a bird*"
+
+
+def test_remarks_on_what_marks_cannot_show():
+    assert cli.remarks(FIRST, FIRST, TRUTH) == ["missed: bird"]
+    assert cli.remarks(SECOND, FIRST, TRUTH) == [
+        "missed: bird",
+        "no longer invented: cup, traffic light",
+    ]
+    assert cli.remarks("A bird, a dog and a fork.", SECOND, TRUTH) == ["no longer invented: clock"]
+    assert cli.remarks(FIRST, FIRST, None) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "has_signs"),
+    [({"FORCE_COLOR": "1"}, False), ({"NO_COLOR": "1"}, True), ({}, True)],
+)
+def test_colours_where_there_are_any(monkeypatch, capsys, environment, has_signs):
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"COLUMNS": "50", **environment}.items():
+        monkeypatch.setenv(name, value)
+    cli.show_comparison([way("greedy", FIRST), way("vcd", SECOND)], TRUTH)
+    shown = capsys.readouterr().out
+    assert ("[cup]" in shown) == ("*word*" in shown) == has_signs
+    assert ("\x1b[1;31mcup\x1b[0m" in shown) != has_signs
+    assert has_signs == ("\x1b" not in shown)
+    if has_signs:
+        assert max(map(len, shown.splitlines())) <= 50
+
+
+def way(label, text):
+    def say(streamer, longest=None):
+        for _ in range(4 if streamer else 0):
+            streamer.put(torch.tensor([0]))
+        return text
+
+    return cli.Way(label, say)
+
+
+def test_times_are_per_token_after_the_first(monkeypatch):
+    clock = iter([0.0, 1.0, 1.5, 1.6, 1.7])
+    monkeypatch.setattr(cli, "perf_counter", lambda: next(clock))
+    timed = cli.timed(way("greedy", "text"))
+    assert timed.first == pytest.approx(1.5)
+    assert timed.each == pytest.approx(0.1)
+    assert timed.times == "100 ms per token, first token after 1500 ms"
+    assert cli.milliseconds(0.00123) == "1.2 ms"
+
+
+# decoders
+
+
+def test_decoders_are_listed_with_all_they_say_of_themselves():
+    result = run("decoders")
+    assert result.exit_code == 0
+    flat = " ".join(result.stdout.split())
+    for name, kind in DECODERS.items():
+        assert f"{name} {cli.paper(kind)}" in flat
+        assert kind.__doc__.splitlines()[0] in flat
+    assert "(arXiv:2311.16922)" in flat and "(arXiv:2403.05262)" in flat
+    assert "beta 0.1 Plausibility threshold in [0, 1], a share of" in flat
+    assert "noise_step 500 Forward diffusion steps, 0 to 999;" in flat
+    assert "variant none What stands" in flat and "processor none" not in flat
+    narrow = run("decoders", COLUMNS="44").stdout.split("Without a decoder")[0]
+    assert max(map(len, narrow.splitlines())) <= 44
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_setting_is_documented_and_its_default_can_be_written(name):
+    kind = DECODERS[name]
+    documented = cli.read_arguments(cli.inspect.getdoc(kind))
+    for setting in cli.settable(kind).values():
+        assert documented[setting.name]
+        text = "" if setting.default == "empty" else setting.default
+        assert setting.reader.read(text) == kind.settings()[setting.name]
+
+
+@dataclass
+class Odd:
+    """A class with a setting of every kind."""
+
+    needed: int
+    flag: bool = True
+    ids: tuple[int, ...] = ()
+    share: float | None = None
+    words: tuple[str, ...] = ("yes", "no")
+    made: tuple[int, ...] = field(default_factory=lambda: (1, 2))
+    processor: Any = None
+    nested: dict | None = None
+
+
+def test_settings_of_every_kind_are_read(monkeypatch):
+    monkeypatch.setitem(DECODERS, "odd", Odd)
+    defaults = {name: setting.default for name, setting in cli.settable(Odd).items()}
+    assert defaults == {
+        "needed": "required",
+        "flag": "true",
+        "ids": "empty",
+        "share": "none",
+        "words": "yes+no",
+        "made": "1+2",
+    }
+    [choice] = cli.parse_choices("odd:needed=3,flag=off,ids=4+5,share=none,words=a+b,made=")
+    assert choice.build("a processor") == Odd(3, False, (4, 5), None, ("a", "b"), (), "a processor")
+    assert cli.parse_choice("odd", ["needed=1", "share=0.5"]).settings["share"] == 0.5
+    with pytest.raises(
+        ValueError, match=r"odd: .*missing 1 required positional argument: 'needed'"
+    ):
+        cli.parse_choice("odd", []).build(None)
+
+
+def test_the_syntax_of_several_decoders():
+    choices = cli.parse_choices("greedy, VDD:alpha=0.5,variant=both,vcd,vdd:beta=0")
+    assert [(c.label, dict(c.settings)) for c in choices] == [
+        ("greedy", {}),
+        ("vdd:alpha=0.5,variant=both", {"alpha": 0.5, "variant": "both"}),
+        ("vcd", {}),
+        ("vdd:beta=0", {"beta": 0.0}),
+    ]
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--decoder", "vddd"),
+            "no decoder is called 'vddd' (did you mean vdd?): there are greedy,",
+        ),
+        (("--decoder", "nothing"), "no decoder is called 'nothing': there are greedy, sample, vcd"),
+        (
+            ("--decoder", "vdd", "--set", "alfa=1"),
+            "'alfa' (did you mean alpha?): there are alpha, b",
+        ),
+        (("--decoder", "vdd", "--set", "processor=x"), "no setting of vdd is called 'processor'"),
+        (("--decoder", "vdd", "--set", "alpha"), "a setting is written NAME=VALUE, got 'alpha'"),
+        (("--decoder", "vdd", "--set", "alpha=big"), "alpha of vdd must be a number, got 'big'"),
+        (
+            ("--decoder", "vcd", "--set", "seed=1.5"),
+            "seed of vcd must be a whole number, got '1.5'",
+        ),
+        (
+            ("--decoder", "vdd", "--set", "unk_token_id=x"),
+            "unk_token_id of vdd must be a whole number or none, got 'x'",
+        ),
+        (("--decoder", "vdd", "--set", "alpha=1", "--set", "alpha=2"), "alpha of vdd is set twice"),
+        (("--set", "alpha=1"), "greedy has no settings, got alpha=1"),
+        (
+            ("--decoder", "vdd", "--set", "alpha=nan"),
+            "vdd:alpha=nan: alpha must be a finite number",
+        ),
+        (("--decoder", "vdd", "--set", "beta=1.5"), "beta must be in [0, 1], got 1.5"),
+        (("--decoder", "vcd", "--set", "noise_step=1000"), "noise_step"),
+        (("--decoder", "vdd", "--set", "variant=all"), "variant must be one of none, unk, both"),
+        (("--temperature", "0.5"), "--temperature has no effect where nothing is drawn"),
+        (("--sample", "--temperature", "0"), "--temperature must be a number > 0, got 0"),
+        (("--sample", "--temperature", "nan"), "--temperature must be a number > 0, got nan"),
+        (("--device", "abacus"), "--device abacus cannot be used here"),
+        (("--model", "/no/such/folder"), "--model /no/such/folder: no such folder"),
+        ((" ",), "a question or instruction in words is needed"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message):
+    assert message in refused("describe", TABLE, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("decoders", "message"),
+    [
+        ("greedy,vcdx", "no decoder is called 'vcdx' (did you mean vcd?)"),
+        ("alpha=1,vdd", "the setting 'alpha=1' stands before any decoder"),
+        ("greedy:alpha=1", "greedy has no settings"),
+        ("vdd:alpha", "a setting is written NAME=VALUE, got 'alpha'"),
+        ("greedy,vdd:alpha=-1", "vdd:alpha=-1: alpha must be a finite number >= 0, got -1"),
+        ("greedy,,vdd", "no decoder is called ''"),
+    ],
+)
+def test_mistakes_in_a_list_of_decoders(decoders, message):
+    assert message in refused("compare", TABLE, "--decoders", decoders)
+
+
+def test_pictures_that_cannot_be_used_are_refused(tmp_path):
+    assert "none.png: no such file" in refused("describe", str(tmp_path / "none.png"))
+    words = tmp_path / "words.png"
+    words.write_text("not a picture")
+    assert "words.png is not a picture" in refused("compare", str(words))
+
+
+def test_checkpoints_that_cannot_be_used_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path / "llama")
+    mute = copied(tmp_path / "mute", without=["chat_template.jinja"])
+    blind = copied(tmp_path / "blind", without=["processor_config.json"])
+    hollow = copied(tmp_path / "hollow", without=["model.safetensors"])
+    torn = copied(tmp_path / "torn")
+    weights = lab.CHECKPOINT / "model.safetensors"
+    (tmp_path / "torn" / "model.safetensors").write_bytes(weights.read_bytes()[:1000])
+    partial = copied(tmp_path / "partial")
+    tensors = load_file(weights)
+    lacking = sorted(name for name in tensors if "projector" in name)[0]
+    del tensors[lacking]
+    save_file(tensors, tmp_path / "partial" / "model.safetensors", metadata={"format": "pt"})
+
+    def message(checkpoint):
+        return refused("describe", TABLE, "--model", str(checkpoint))
+
+    assert "empty: no usable checkpoint in this folder" in message(tmp_path / "empty")
+    assert "llama is a llama model: a vision-language" in message(tmp_path / "llama")
+    assert "has no chat template" in message(mute)
+    assert "blind: its processor cannot be loaded: Can't load image processor" in message(blind)
+    assert "hollow: its weights cannot be loaded" in message(hollow)
+    assert "torn: its weights cannot be loaded" in message(torn)
+    assert "partial is incomplete: 1 of the model's weights are not in it" in message(partial)
+
+
+def test_what_is_wrong_is_said_before_the_weights_are_read(monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(cli, "load_model", never)
+    assert "beta must be" in refused("compare", TABLE, "--decoders", "greedy,vdd:beta=nan")
+    assert "no such file" in refused("describe", "none.png")
+
+
+@pytest.mark.parametrize("option", ["--max-new-tokens=0", "--seed=-1", "--dtype=int8", "--bogus"])
+def test_options_out_of_range_are_refused(option):
+    result = run("describe", TABLE, option)
+    assert result.exit_code == 2 and option.split("=")[0] in result.stderr
+
+
+# the rest
+
+
+def test_version_and_help():
+    assert run("--version").stdout.strip() == f"sightline {sightline.__version__}"
+    listed = run("--help").stdout
+    assert all(command in listed for command in ("describe", "compare", "decoders"))
+    assert "--max-new-tokens" in run("describe", "--help").stdout
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, sightline.cli; print({'torch', 'transformers', 'PIL'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_docstrings_are_read_to_the_end_of_their_arguments():
+    text = "Head.\n\nArgs:\n    one: First,\n        second line.\n    two: Third.\n\nDiffers: no."
+    assert cli.read_arguments(text) == {"one": "First, second line.", "two": "Third."}
+    assert cli.read_arguments("Head.") == {}
+    assert math.isinf(cli.READERS[float].read("inf"))
