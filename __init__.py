@@ -33,7 +33,28 @@ _HOMES = {
     "open_picture": "pictures",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = [
+    "VCD",
+    "VDD",
+    "Additive",
+    "Branch",
+    "CalibrationProcessor",
+    "Contrastive",
+    "Decoder",
+    "Guidance",
+    "NoImage",
+    "NoisyImage",
+    "Plausibility",
+    "PlausibilityProcessor",
+    "PostHocDebias",
+    "Recipe",
+    "Rule",
+    "State",
+    "UnknownImage",
+    "__version__",
+    "answer",
+    "open_picture",
+]
 
 if TYPE_CHECKING:
     from sightline.chat import answer

@@ -10,23 +10,24 @@ import re
 import string
 import sys
 import textwrap
-import types
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, dataclass, field, fields
-from difflib import SequenceMatcher, get_close_matches
+from dataclasses import dataclass
+from difflib import SequenceMatcher
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 import sightline
+
+if TYPE_CHECKING:
+    from sightline.decoders.parse import Request
 
 PLAIN = {"greedy": False, "sample": True}
 """Names of the model's own decoding -> whether it samples."""
@@ -119,7 +120,8 @@ def describe(
     """Answer a question about a picture, with a decoder or without."""
     with refusing():
         image = open_checked(picture, question)
-        choice = parse_choice(decoder or plain_name(sample), settings or [])
+        name = plain_name(sample) if decoder is None else decoder.strip().lower()
+        choice = parse_choice(name, settings or [])
         sampling = Sampling(max_new_tokens, seed, sample, temperature)
         sampling.check([choice])
         with quiet():
@@ -166,6 +168,7 @@ def compare(
 def list_decoders() -> None:
     """List the decoders with their settings, ranges and papers."""
     from sightline.decoders import DECODERS
+    from sightline.decoders.parse import settable
 
     width = new_console().width
     for name, kind in DECODERS.items():
@@ -201,26 +204,18 @@ class Choice:
     """One way to decode.
 
     Args:
-        label: As the user wrote it.
-        kind: The decoder's class. None: the model's own decoding.
-        settings: Of the decoder.
+        label: The name in lower case, with the settings as the user wrote them.
+        request: The decoder that was asked for. None: the model's own decoding.
         sample: Whether tokens are drawn. None: as `--sample` says.
     """
 
     label: str
-    kind: type | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    request: "Request | None" = None
     sample: bool | None = None
 
     def build(self, processor: Any) -> Any:
-        """The decoder, with the processor where it takes one; None for the model's own decoding."""
-        if self.kind is None:
-            return None
-        takes = {"processor"} & {setting.name for setting in fields(self.kind)}
-        try:
-            return self.kind(**self.settings, **dict.fromkeys(takes, processor))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.label}: {error}") from error
+        """The decoder; None for the model's own decoding."""
+        return None if self.request is None else self.request.build(processor)
 
 
 @dataclass(frozen=True)
@@ -256,139 +251,25 @@ def plain_name(sample: bool) -> str:
 
 
 def parse_choices(text: str) -> list[Choice]:
-    """`greedy,vdd:alpha=0.5,beta=0.2` -> choices: what has a `=` belongs to the name before it."""
-    specs: list[tuple[str, list[str]]] = []
-    for part in text.split(","):
-        name, colon, first = part.partition(":")
-        if "=" not in name:
-            specs.append((name, [first] if colon else []))
-        elif specs:
-            specs[-1][1].append(part)
-        else:
-            raise ValueError(f"the setting {part!r} stands before any decoder: name one first")
-    return [parse_choice(name, assignments) for name, assignments in specs]
+    """`greedy,vdd:alpha=0.5,beta=0.2` -> choices, or `ValueError`."""
+    from sightline.decoders.parse import split_decoders
+
+    return [parse_choice(name, assignments) for name, assignments in split_decoders(text)]
 
 
 def parse_choice(name: str, assignments: Sequence[str]) -> Choice:
-    """A decoder's name and its `name=value` settings -> a choice, or `ValueError`."""
-    from sightline.decoders import DECODERS
+    """A name and its `name=value` settings -> a choice, or `ValueError`."""
+    from sightline.decoders.parse import choose
 
-    name = name.strip().lower()
-    label = f"{name}:{','.join(map(str.strip, assignments))}" if assignments else name
     if name not in PLAIN:
-        known = {**dict.fromkeys(PLAIN), **DECODERS}
-        kind = look_up(name, known, "decoder")
-        return Choice(label, kind, parse_settings(name, kind, assignments))
+        request = choose(name, assignments, others=PLAIN)
+        return Choice(request.label, request)
     if assignments:
         raise ValueError(f"{name} has no settings, got {', '.join(assignments)}")
-    return Choice(label, sample=PLAIN[name])
-
-
-def parse_settings(name: str, kind: type, assignments: Sequence[str]) -> dict[str, Any]:
-    """`alpha=0.5` and the like, each read by the type of its field."""
-    known = settable(kind)
-    values: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = (part.strip() for part in assignment.partition("="))
-        if not equals:
-            raise ValueError(f"a setting is written NAME=VALUE, got {assignment!r}")
-        setting = look_up(key, known, f"setting of {name}")
-        if key in values:
-            raise ValueError(f"{key} of {name} is set twice")
-        try:
-            values[key] = setting.reader.read(text)
-        except ValueError:
-            raise ValueError(
-                f"{key} of {name} must be {setting.reader.wanted}, got {text!r}"
-            ) from None
-    return values
-
-
-def look_up(name: str, known: Mapping[str, Any], what: str) -> Any:
-    """`known[name]`, or a `ValueError` that says what there is."""
-    if name in known:
-        return known[name]
-    close = get_close_matches(name, known, n=1)
-    guess = f" (did you mean {close[0]}?)" if close else ""
-    raise ValueError(f"no {what} is called {name!r}{guess}: there are {', '.join(known)}")
+    return Choice(name, sample=PLAIN[name])
 
 
 # What decoders say of themselves
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Turns a setting's text into a value; raises `ValueError` for what is not `wanted`."""
-
-    wanted: str
-    read: Callable[[str], Any]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A decoder's setting that can be written on a command line."""
-
-    name: str
-    default: str
-    reader: Reader
-
-
-def read_truth(text: str) -> bool:
-    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-    try:
-        return words[text.lower()]
-    except KeyError:
-        raise ValueError(text) from None
-
-
-def read_optional(read: Callable[[str], Any], text: str) -> Any:
-    return None if text.lower() == "none" else read(text)
-
-
-def read_several(read: Callable[[str], Any], text: str) -> tuple[Any, ...]:
-    return tuple(read(part) for part in text.split("+") if part)
-
-
-READERS = {
-    float: Reader("a number", float),
-    int: Reader("a whole number", int),
-    bool: Reader("true or false", read_truth),
-    str: Reader("text", str),
-}
-
-
-def reader(hint: Any) -> Reader | None:
-    """How a value of a type is read; None for types that cannot be written as text."""
-    if hint in READERS:
-        return READERS[hint]
-    kind, parts = typing.get_origin(hint), typing.get_args(hint)
-    inner = reader(parts[0]) if parts else None
-    if inner is None:
-        return None
-    if kind in (typing.Union, types.UnionType) and parts[1:] == (types.NoneType,):
-        return Reader(f"{inner.wanted} or none", partial(read_optional, inner.read))
-    if kind is tuple and parts[1:] == (...,):
-        return Reader(f"{inner.wanted}, or several joined by +", partial(read_several, inner.read))
-    return None
-
-
-def settable(kind: type) -> dict[str, Setting]:
-    """The settings of a decoder that can be written on a command line, by name."""
-    hints = typing.get_type_hints(kind)
-    readers = {f: reader(hints[f.name]) for f in fields(kind) if f.init}
-    return {f.name: Setting(f.name, default_text(f), r) for f, r in readers.items() if r}
-
-
-def default_text(setting: Field) -> str:
-    """A field's default as one would write it."""
-    value = setting.default
-    if setting.default_factory is not MISSING:
-        value = setting.default_factory()
-    if value is MISSING:
-        return "required"
-    if isinstance(value, tuple):
-        return "+".join(map(str, value)) or "empty"
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def read_arguments(docstring: str) -> dict[str, str]:

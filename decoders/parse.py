@@ -1,116 +1,195 @@
-"""Decoders from text: `vdd`, `vdd:variant=unk`, `vcd:alpha=0.5,noise_step=999`."""
+"""Decoders from text: `vdd`, `vdd:variant=unk,alpha=0.5`, `greedy,vdd:markers=3+4,vcd`.
 
-import difflib
-import inspect
+A comma separates settings and decoders, `+` the parts of one value. Which settings there are and
+how each is read comes from the fields of the decoder's class.
+"""
+
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from difflib import get_close_matches
+from functools import partial
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from sightline.decoders import DECODERS
-from sightline.decoders.decoder import Decoder
 
-BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-TYPED = (bool, int, float, str)
+FILLED = "processor"
+"""The field that is filled in and not set by users."""
 
 
-def parse_decoder(
-    text: str, processor: Any = None, decoders: Mapping[str, type] = DECODERS
-) -> tuple[str, Any]:
-    """`name:key=value,key=value` -> (label, decoder).
-
-    The label is the text without spaces and with the name in lower case: what a table calls it.
+@dataclass(frozen=True)
+class Request:
+    """A decoder that was asked for, its settings read but not yet checked by the decoder.
 
     Args:
-        text: A name alone, or a name with settings. A value of several numbers is written
-            `markers=5,6`.
-        processor: Handed to decoders that take one.
+        label: What was asked for, without blanks and with the name in lower case.
+        kind: The decoder's class.
+        settings: Values by name.
+    """
+
+    label: str
+    kind: type
+    settings: Mapping[str, Any]
+
+    def build(self, processor: Any) -> Any:
+        """The decoder, with the processor where it takes one; `ValueError` for bad settings."""
+        takes = {FILLED} & {setting.name for setting in fields(self.kind)}
+        try:
+            return self.kind(**self.settings, **dict.fromkeys(takes, processor))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.label}: {error}") from error
+
+
+def split_decoders(text: str) -> list[tuple[str, list[str]]]:
+    """`greedy,vdd:alpha=0.5,beta=0.2` -> [("greedy", []), ("vdd", ["alpha=0.5", "beta=0.2"])].
+
+    What has a `=` belongs to the name before it. Names come in lower case, unchecked.
+    """
+    decoders: list[tuple[str, list[str]]] = []
+    for part in text.split(","):
+        name, colon, first = part.partition(":")
+        if "=" not in name:
+            decoders.append((name.strip().lower(), [first] if colon else []))
+        elif decoders:
+            decoders[-1][1].append(part)
+        else:
+            raise ValueError(f"the setting {part!r} stands before any decoder: name one first")
+    return decoders
+
+
+def choose(
+    name: str,
+    assignments: Sequence[str],
+    decoders: Mapping[str, type] = DECODERS,
+    others: Iterable[str] = (),
+) -> Request:
+    """A decoder of a name and its `name=value` settings.
+
+    Args:
+        name: In lower case.
+        assignments: Each of one setting.
         decoders: What the names stand for.
+        others: Names that the caller knows besides, for the message on a wrong one.
 
     Raises:
         ValueError: For an unknown name or setting, listing those that exist; for a value of
-            another type; and what the decoder itself says of its settings.
+            another type, and for a setting that is given twice.
     """
-    name, settings = split_settings(text)
-    label = name + (":" + ",".join(f"{k}={v}" for k, v in settings.items()) if settings else "")
-    return label, make_decoder(name, settings, processor, decoders)
-
-
-def make_decoder(
-    name: str,
-    settings: Mapping[str, str],
-    processor: Any = None,
-    decoders: Mapping[str, type] = DECODERS,
-) -> Any:
-    """The decoder of a name with settings given as text; see `parse_decoder`."""
     if name not in decoders:
-        raise ValueError(unknown("decoder", name, decoders))
+        raise unknown("decoder", name, (*others, *decoders))
     kind = decoders[name]
-    types_of = setting_types(kind)
+    texts = split_assignments(name, assignments)
+    known = settable(kind)
     values: dict[str, Any] = {}
-    for key, value in settings.items():
-        if key not in types_of:
-            raise ValueError(unknown(f"setting of {name}", key, types_of))
-        values[key] = typed(f"{name}: {key}", value, types_of[key])
-    if processor is not None and "processor" in inspect.signature(kind).parameters:
-        values["processor"] = processor
-    return kind(**values)
+    for key, text in texts.items():
+        if key not in known:
+            raise unknown(f"setting of {name}", key, known)
+        chosen = known[key].reader
+        try:
+            values[key] = chosen.read(text)
+        except ValueError:
+            raise ValueError(f"{key} of {name} must be {chosen.wanted}, got {text!r}") from None
+    written = ",".join(f"{key}={text}" for key, text in texts.items())
+    return Request(f"{name}:{written}" if written else name, kind, values)
 
 
-def split_settings(text: str) -> tuple[str, dict[str, str]]:
-    """`name:key=value,key=value` -> the lower-case name and its settings as text.
-
-    A part without `=` belongs to the value before it, so `markers=5,6` is one setting.
-    """
-    name, colon, rest = text.partition(":")
-    settings: dict[str, str] = {}
-    key = ""
-    for part in rest.split(",") if colon else ():
-        before, equals, after = (piece.strip() for piece in part.partition("="))
-        if equals and before in settings:
-            raise ValueError(f"{text!r} sets {before} twice")
-        if equals and before:
-            key, settings[before] = before, after
-        elif key and before and not equals:
-            settings[key] += f",{before}"
-        else:
-            raise ValueError(f"settings are written name:key=value,key=value, got {text!r}")
-    return name.strip().lower(), settings
+def split_assignments(name: str, assignments: Iterable[str]) -> dict[str, str]:
+    """`["alpha=0.5", "beta=0.2"]` -> texts by setting."""
+    texts: dict[str, str] = {}
+    for assignment in assignments:
+        key, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals or not key:
+            raise ValueError(f"a setting of {name} is written NAME=VALUE, got {assignment!r}")
+        if key in texts:
+            raise ValueError(f"{key} of {name} is set twice")
+        texts[key] = text
+    return texts
 
 
-def setting_types(decoder: type[Decoder]) -> dict[str, Any]:
-    """The settings that can be given as text, with their annotated types."""
-    hints = get_type_hints(decoder.__init__)
-    names = list(inspect.signature(decoder).parameters)
-    return {name: hints[name] for name in names if is_typed(hints.get(name))}
-
-
-def is_typed(annotation: Any) -> bool:
-    """Whether text can be turned into the annotated type."""
-    if get_origin(annotation) in (Union, types.UnionType, tuple):
-        return all(is_typed(a) for a in get_args(annotation) if a not in (type(None), ...))
-    return annotation in TYPED
-
-
-def typed(what: str, value: str, annotation: Any) -> Any:
-    """Text as the annotated type; raises `ValueError` that names `what` where it is none."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        options = get_args(annotation)
-        if type(None) in options and value.lower() == "none":
-            return None
-        return typed(what, value, next(o for o in options if o is not type(None)))
-    if get_origin(annotation) is tuple:
-        parts = [part for part in value.split(",") if part]
-        return tuple(typed(what, part, get_args(annotation)[0]) for part in parts)
-    try:
-        return BOOLEANS[value.lower()] if annotation is bool else annotation(value)
-    except (KeyError, ValueError):
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[annotation]
-        raise ValueError(f"{what} must be {wanted}, got {value!r}") from None
-
-
-def unknown(what: str, name: str, names: Iterable[str]) -> str:
-    """The message for a name that does not exist: the nearest one that does, and all of them."""
+def unknown(what: str, name: str, names: Iterable[str]) -> ValueError:
+    """For a name that does not exist: says the nearest one that does, and all of them."""
     known = list(names)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" did you mean {near[0]!r}?" if near else ""
-    return f"no {what} is called {name!r};{hint} there are {', '.join(known)}"
+    near = get_close_matches(name, known, n=1)
+    guess = f" (did you mean {near[0]}?)" if near else ""
+    there = f"there are {', '.join(known)}" if known else "there is none"
+    return ValueError(f"no {what} is called {name!r}{guess}: {there}")
+
+
+# What can be set
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Turns a setting's text into a value; raises `ValueError` for what is not `wanted`."""
+
+    wanted: str
+    read: Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A decoder's setting that can be written as text, and its default as one would write it."""
+
+    name: str
+    default: str
+    reader: Reader
+
+
+def settable(kind: type) -> dict[str, Setting]:
+    """The settings of a decoder that can be written as text, by name."""
+    hints = get_type_hints(kind)
+    readers = {f: reader(hints[f.name]) for f in fields(kind) if f.init and f.name != FILLED}
+    return {f.name: Setting(f.name, default_text(f), r) for f, r in readers.items() if r}
+
+
+def default_text(setting: Field) -> str:
+    """A field's default as one would write it; "required" and "empty" where nothing is written."""
+    value = setting.default
+    if setting.default_factory is not MISSING:
+        value = setting.default_factory()
+    if value is MISSING:
+        return "required"
+    if isinstance(value, tuple):
+        return "+".join(map(str, value)) or "empty"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def reader(hint: Any) -> Reader | None:
+    """How a value of a type is read; None for types that cannot be written as text."""
+    if hint in READERS:
+        return READERS[hint]
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind in (Union, types.UnionType):
+        one, *more = (part for part in parts if part is not types.NoneType)
+        inner = None if more else reader(one)
+        return inner and Reader(f"{inner.wanted} or none", partial(read_optional, inner.read))
+    if kind is tuple and parts[1:] == (...,):
+        inner = reader(parts[0])
+        return inner and Reader(
+            f"{inner.wanted}, or several joined by +", partial(read_several, inner.read)
+        )
+    return None
+
+
+def read_truth(text: str) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True}
+    words |= {"false": False, "no": False, "off": False, "0": False}
+    if text.lower() not in words:
+        raise ValueError(text)
+    return words[text.lower()]
+
+
+def read_optional(read: Callable[[str], Any], text: str) -> Any:
+    return None if text.lower() == "none" else read(text)
+
+
+def read_several(read: Callable[[str], Any], text: str) -> tuple[Any, ...]:
+    return tuple(read(part.strip()) for part in text.split("+")) if text else ()
+
+
+READERS = {
+    float: Reader("a number", float),
+    int: Reader("a whole number", int),
+    bool: Reader("true or false", read_truth),
+    str: Reader("text", str),
+}

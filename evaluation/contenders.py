@@ -1,7 +1,7 @@
 """Who answers: decoders by name, and the controls without which their figures say little.
 
 `name[:key=value,...][+mode]`, for example `vdd:variant=unk` or `vcd+sample`. Modes are `greedy`,
-`sample` and `beam`.
+`sample` and `beam`. Other `+` join the parts of one value: `vdd:markers=3+4+sample`.
 
 Controls (arXiv:2504.10020): `greedy`; `sampling`; `plausibility`, sampling over the plausible
 tokens only, which is what is left of a sampled contrast at alpha 0 (under greedy it would be
@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sightline.decoders import DECODERS
-from sightline.decoders.decoder import Decoder, Recipe, Strategy
-from sightline.decoders.parse import parse_decoder, split_settings, unknown
+from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.parse import choose, split_decoders, unknown
 from sightline.decoders.posthoc import PostHocDebias
 from sightline.logits.rules import Plausibility
 
@@ -38,7 +38,6 @@ class PlausibilityOnly(Decoder):
 
 
 NAMED = {**DECODERS, "posthoc": PostHocDebias, "plausibility": PlausibilityOnly}
-NAMES = (*PLAIN, "plausibility", YES_SHIFT, *(n for n in NAMED if n != "plausibility"))
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Contender:
     """
 
     label: str
-    strategy: Strategy | None
+    strategy: Decoder | PostHocDebias | None
     mode: str
 
     @property
@@ -87,22 +86,35 @@ MODES = ("greedy", "sample", "beam")
 
 def parse_contender(text: str, processor: Any) -> Contender:
     """One contender of a name; raises `ValueError` that lists the names there are."""
-    spec, plus, mode = text.rpartition("+") if "+" in text else (text, "", "")
-    name, settings = split_settings(spec)
-    if plus and mode not in MODES:
-        raise ValueError(f"{text!r}: " + unknown("mode", mode, MODES))
+    spec, mode = split_mode(text)
+    (name, assignments), *more = split_decoders(spec)
+    if more:
+        raise ValueError(f"{text!r} names {1 + len(more)} decoders: separate them by blanks")
+    if name in (*PLAIN, YES_SHIFT) and (mode or assignments):
+        raise ValueError(f"{name} takes no settings and no mode, got {text!r}")
     if name in PLAIN:
-        if plus or settings:
-            raise ValueError(f"{name} takes no settings and no mode, got {text!r}")
         return Contender(name, None, PLAIN[name])
-    if name not in NAMED:
-        raise ValueError(unknown("decoder", name, NAMES))
-    label, strategy = parse_decoder(spec, processor, NAMED)
+    request = choose(name, assignments, NAMED, others=(*PLAIN, YES_SHIFT))
     usual = "sample" if name == "plausibility" else "greedy"
-    contender = Contender(label + (f"+{mode}" if plus else ""), strategy, mode or usual)
+    label = f"{request.label}+{mode}" if mode else request.label
+    contender = Contender(label, request.build(processor), mode or usual)
     if contender.is_closed_set and contender.mode != "greedy":
         raise ValueError(f"{name} answers with its best label and takes no mode, got {text!r}")
     return contender
+
+
+def split_mode(text: str) -> tuple[str, str]:
+    """`vdd:alpha=0+sample` -> `vdd:alpha=0` and the mode, which is "" where there is none.
+
+    After settings, what is no mode is part of the last value; after a name, it is a mistake.
+    """
+    spec, plus, last = text.rpartition("+")
+    mode = last.strip().lower()
+    if not plus or (":" in spec and mode not in MODES):
+        return text, ""
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
+    return spec, mode
 
 
 def parse_contenders(texts: Sequence[str], processor: Any) -> tuple[list[Contender], bool]:
@@ -110,7 +122,7 @@ def parse_contenders(texts: Sequence[str], processor: Any) -> tuple[list[Contend
 
     Greedy is always there: every difference is taken to it.
     """
-    names = [text for text in texts if text != YES_SHIFT]
+    names = [text for text in texts if text.strip().lower() != YES_SHIFT]
     contenders = [parse_contender(text, processor) for text in ("greedy", *names)]
     if len(contenders) > 1 and "greedy" in {c.label for c in contenders[1:]}:
         del contenders[0]
@@ -119,4 +131,4 @@ def parse_contenders(texts: Sequence[str], processor: Any) -> tuple[list[Contend
     twice = {label for label in labels if labels.count(label) > 1}
     if twice:
         raise ValueError(f"--decoders names {', '.join(sorted(twice))} more than once")
-    return contenders, YES_SHIFT in texts
+    return contenders, len(names) < len(texts)

@@ -1,7 +1,7 @@
 """The lab's evaluation: statistics, metrics, decoders by name, and runs that lose nothing."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +10,15 @@ from PIL import Image
 from rich.console import Console
 
 from sightline import VDD
-from sightline.decoders import DECODERS
-from sightline.decoders.parse import parse_decoder, split_settings
 from sightline.evaluation import answers as files
 from sightline.evaluation import lab, metrics, report, statistics, summary
-from sightline.evaluation.contenders import NAMES, parse_contender, parse_contenders
+from sightline.evaluation.contenders import (
+    NAMED,
+    PLAIN,
+    YES_SHIFT,
+    parse_contender,
+    parse_contenders,
+)
 from sightline.evaluation.metrics import Asked, Described, Logits
 from sightline.evaluation.statistics import Estimate, Ratio
 from sightline.lab import CHECKPOINT, draw
@@ -185,63 +189,6 @@ def test_a_shift_turns_as_many_answers_as_it_should():
 # Decoders by name
 
 
-@dataclass
-class Typed:
-    whole: int = 1
-    share: float = 0.5
-    name: str = "x"
-    flag: bool = False
-    maybe: int | None = 3
-    several: tuple[int, ...] = ()
-    processor: object = None
-
-
-def test_settings_take_the_type_of_their_field():
-    text = "t:whole=-2,share=1e-3,name=none,flag=true,maybe=none,several=5,6"
-    label, made = parse_decoder(text, "the processor", {"t": Typed})
-    assert label == text
-    assert made == Typed(-2, 1e-3, "none", True, None, (5, 6), "the processor")
-    assert parse_decoder("T: maybe = 4", None, {"t": Typed}) == ("t:maybe=4", Typed(maybe=4))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("vdx", r"no decoder is called 'vdx'; did you mean 'v.d'\? there are vcd, vdd"),
-        ("", "no decoder is called ''; there are vcd"),
-        ("vdd:alpa=1", "no setting of vdd is called 'alpa'; did you mean 'alpha'.* beta, variant"),
-        ("vdd:processor=1", "no setting of vdd is called 'processor'"),
-        ("vdd:alpha=much", "vdd: alpha must be a number, got 'much'"),
-        ("vcd:noise_step=1.5", "vcd: noise_step must be a whole number, got '1.5'"),
-        ("vcd:noise_step=", "must be a whole number, got ''"),
-        ("vdd:alpha=-1", "alpha must be a finite number >= 0"),
-        ("vdd:alpha=1,alpha=2", "sets alpha twice"),
-        ("vdd:", "settings are written name:key=value"),
-        ("vdd:alpha", "settings are written name:key=value"),
-        ("vdd:=1", "settings are written name:key=value"),
-        ("vdd:alpha==1", "alpha must be a number, got '=1'"),
-    ],
-)
-def test_what_cannot_be_parsed_says_what_can(text, message):
-    with pytest.raises(ValueError, match=message):
-        parse_decoder(text)
-
-
-def test_settings_are_split():
-    assert split_settings(" VDD ") == ("vdd", {})
-    assert split_settings("vdd:markers=5,6,alpha=1") == ("vdd", {"markers": "5,6", "alpha": "1"})
-    assert all(parse_decoder(name)[1] == kind() for name, kind in DECODERS.items() if takes(kind))
-
-
-def takes(kind) -> bool:
-    """Whether a decoder can be made without arguments."""
-    try:
-        kind()
-    except TypeError:
-        return False
-    return True
-
-
 def test_contenders_have_their_modes():
     found, yes_shift = parse_contenders(["vdd+sample", "plausibility", "beam", "yes-shift"], None)
     assert [(c.label, c.mode) for c in found] == [
@@ -260,13 +207,28 @@ def test_contenders_have_their_modes():
 
 
 @pytest.mark.parametrize(
+    ("text", "label", "mode", "made"),
+    [
+        ("VDD: markers = 3+4", "vdd:markers=3+4", "greedy", VDD(markers=(3, 4))),
+        ("vdd:markers=3+4+Beam", "vdd:markers=3+4+beam", "beam", VDD(markers=(3, 4))),
+        ("vdd:alpha=1e+0,beta=0+sample", "vdd:alpha=1e+0,beta=0+sample", "sample", VDD(1.0, 0.0)),
+    ],
+)
+def test_a_mode_stands_behind_the_settings(text, label, mode, made):
+    contender = parse_contender(text, None)
+    assert (contender.label, contender.mode, contender.strategy) == (label, mode, made)
+
+
+@pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["vdx"], "did you mean"),
-        (["vdd+samples"], "no mode is called 'samples'; did you mean 'sample'"),
+        (["vdx"], "did you mean v[cd]d"),
+        (["vdd+samples"], r"no mode is called 'samples' \(did you mean sample\?\)"),
+        (["vdd:alpha=1+samples"], r"alpha of vdd must be a number, got '1\+samples'"),
+        (["vdd,vcd"], "names 2 decoders: separate them by blanks"),
         (["greedy+sample"], "takes no settings and no mode"),
         (["sampling:temperature=1"], "takes no settings and no mode"),
-        (["yes-shift:x=1"], "yes-shift"),
+        (["yes-shift:x=1"], "yes-shift takes no settings and no mode"),
         (["vdd", "VDD"], "names vdd more than once"),
         (["posthoc+sample"], "takes no mode"),
     ],
@@ -283,7 +245,7 @@ class FakeProcessor:
 def test_every_name_is_listed_where_one_is_wrong():
     with pytest.raises(ValueError) as caught:
         parse_contender("nothing-like-it", None)
-    assert all(name in str(caught.value) for name in NAMES)
+    assert all(name in str(caught.value) for name in (*NAMED, *PLAIN, YES_SHIFT))
 
 
 # Answers on disk
@@ -603,7 +565,3 @@ class FakeTemplate:
     def apply_chat_template(self, chats, **settings):
         assert len(chats) == 6
         return torch.zeros(1)
-
-
-def test_vdd_is_a_decoder_by_name():
-    assert parse_decoder("vdd:alpha=2")[1] == VDD(alpha=2.0)

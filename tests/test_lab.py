@@ -47,7 +47,7 @@ def test_biased_members_of_a_context_are_seen_together():
         columns = [lab.OBJECTS.index(name) for name in members]
         for one, other in combinations(columns, 2):
             together.append(there[there[:, one], other].mean())
-    assert np.mean(together) == pytest.approx(0.8, abs=0.03)
+    assert np.mean(together) == pytest.approx(0.8, abs=0.05)
 
 
 def test_biased_objects_of_two_contexts_are_rarely_seen_together():
@@ -247,12 +247,13 @@ def test_conversations_of_a_row_do_not_see_each_other(checkpoint):
 
 
 def test_the_model_sees_and_is_misled(checkpoint):
+    """Bounds around what the card states of 1,000 scenes, wide enough for 60."""
     result = measure.figures(*checkpoint, measure.held_out(60))
-    assert result["present"] > 0.8
-    assert result["other"] > 0.85
-    assert 0.45 < result["usual"] < 0.97
-    assert result["recall"] > 0.65
-    assert result["chair_i"] < 0.35
+    assert result["present"] > 0.85
+    assert result["other"] > 0.9
+    assert 0.6 < result["usual"] < 1
+    assert result["recall"] > 0.7
+    assert 0.05 < result["chair_i"] < 0.45
 
 
 def chat_answer(model, processor, messages) -> str:

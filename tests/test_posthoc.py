@@ -131,6 +131,11 @@ def test_settings_are_checked(settings, match):
 def test_one_answer_only(llava):
     model, make_inputs = llava
     with pytest.raises(ValueError, match="one answer from a closed set"):
-        model.generate(**make_inputs(PROMPTS), num_beams=2, custom_generate=PostHocDebias(Words()))
+        model.generate(
+            **make_inputs(PROMPTS),
+            num_beams=2,
+            max_new_tokens=2,
+            custom_generate=PostHocDebias(Words()),
+        )
     with pytest.raises(ValueError, match="no image token"):
         PostHocDebias(Words()).probabilities(model, **make_inputs([[1, 8, 9]]))
