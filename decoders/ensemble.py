@@ -26,7 +26,7 @@ from transformers.generation import GenerationMode
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from sightline.decoders.branch import Branch, image_mask, pictures_by_row, token_ids
-from sightline.logits.rules import Rule, State, plausible
+from sightline.logits.rules import Plausibility, Rule, State, plausible
 
 SUPPORTED_MODES = (
     GenerationMode.GREEDY_SEARCH,
@@ -261,14 +261,13 @@ def decode(
     loop = getattr(type(model), GENERATION_MODES_MAPPING[mode])
     is_beam = mode in (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
     streaming = {} if is_beam else {"streamer": token_streamer}
-    if token_streamer is not None:
-        token_streamer.put(input_ids.cpu())
     calling: dict[str, Any] = {
         "stopping_criteria": stopping_criteria,
         "generation_config": generation_config,
         **streaming,
     }
     if recipe.is_plain:
+        show_prompt(token_streamer, input_ids)
         return loop(model, input_ids, logits_processor=logits_processor, **calling, **model_kwargs)
 
     copies = max(generation_config.num_beams, generation_config.num_return_sequences)
@@ -284,7 +283,9 @@ def decode(
         for contrast in recipe.contrasts:
             branches.append(complete(contrast(expert, model), model, generation_config))
     keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
-    ensemble = Ensemble(model, branches, recipe.rule, input_ids.shape[1], copies, bool(keep_logits))
+    rule = recipe.rule or Plausibility(beta=0)
+    ensemble = Ensemble(model, branches, rule, input_ids.shape[1], copies, bool(keep_logits))
+    show_prompt(token_streamer, input_ids)
     outputs = loop(
         ensemble,
         input_ids,
@@ -293,6 +294,12 @@ def decode(
         **loop_kwargs(ensemble, model_kwargs, generation_config, mode),
     )
     return outputs if isinstance(outputs, Tensor) else finish(outputs, ensemble)
+
+
+def show_prompt(token_streamer: Any, input_ids: Tensor) -> None:
+    """A streamer's first value is the prompt: without it `skip_prompt` eats a token."""
+    if token_streamer is not None:
+        token_streamer.put(input_ids.cpu())
 
 
 def forward_prompt(model: Any, branch: Branch, cache: Any, shared: Mapping[str, Any]) -> Any:

@@ -23,6 +23,7 @@ from sightline.decoders.ensemble import (
     forward_prompt,
     position_offset_kept,
     scratch_cache,
+    show_prompt,
 )
 from sightline.decoders.vdd import image_free
 from sightline.logits.calibration import calibrate, label_masses, reference
@@ -120,7 +121,7 @@ class PostHocDebias:
         sequences = torch.cat([input_ids, _padded(answers, generation_config, input_ids)], dim=1)
         sequences = sequences[:, : generation_config.max_length]
         if token_streamer is not None:
-            token_streamer.put(input_ids.cpu())
+            show_prompt(token_streamer, input_ids)
             for token in sequences[:, input_ids.shape[1] :].T:
                 token_streamer.put(token.cpu())
             token_streamer.end()

@@ -9,7 +9,7 @@ from sightline.lab import CHECKPOINT, PICTURES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-inputs = prompt_inputs(model, processor, PICTURES / "table.png", "Describe the image.")
+inputs = prompt_inputs(model, processor, PICTURES / "crossing.png", "Describe the image.")
 
 streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 model.generate(**inputs, max_new_tokens=64, custom_generate=VDD(), token_streamer=streamer)

@@ -110,50 +110,46 @@ class Plausibility(Rule):
 
 
 @dataclass(frozen=True)
-class Contrastive(Rule):
+class Weighted(Rule):
+    """Base of rules in which the other branches weigh `alpha`; at 0 only the expert is left."""
+
+    alpha: float = 1.0
+    beta: float = 0.1
+
+    def __post_init__(self):
+        not_negative("alpha", self.alpha)
+        in_unit_interval("beta", self.beta)
+
+    @property
+    def uses_others(self) -> bool:
+        return self.alpha != 0
+
+    def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
+        expert, *others = logits
+        return self.weigh(expert, mean(others)) if self.uses_others else expert
+
+    @abstractmethod
+    def weigh(self, expert: Tensor, others: Tensor) -> Tensor:
+        """Scores `[B, V]` from the expert's logits and the mean of the others', each `[B, V]`."""
+
+
+@dataclass(frozen=True)
+class Contrastive(Weighted):
     """(1 + alpha) * expert - alpha * mean(amateurs), over the plausible tokens.
 
     The mean is over logits, not probabilities (VCD, arXiv:2311.16922; VDD, arXiv:2403.05262).
     """
 
-    alpha: float = 1.0
-    beta: float = 0.1
-
-    def __post_init__(self):
-        not_negative("alpha", self.alpha)
-        in_unit_interval("beta", self.beta)
-
-    @property
-    def uses_others(self) -> bool:
-        return self.alpha != 0
-
-    def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
-        expert, *amateurs = logits
-        if not self.uses_others:
-            return expert
-        return (1 + self.alpha) * expert - self.alpha * mean(amateurs)
+    def weigh(self, expert: Tensor, others: Tensor) -> Tensor:
+        return (1 + self.alpha) * expert - self.alpha * others
 
 
 @dataclass(frozen=True)
-class Additive(Rule):
+class Additive(Weighted):
     """expert + alpha * mean(views), over the tokens plausible to the expert (arXiv:2406.12718)."""
 
-    alpha: float = 1.0
-    beta: float = 0.1
-
-    def __post_init__(self):
-        not_negative("alpha", self.alpha)
-        in_unit_interval("beta", self.beta)
-
-    @property
-    def uses_others(self) -> bool:
-        return self.alpha != 0
-
-    def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
-        expert, *views = logits
-        if not self.uses_others:
-            return expert
-        return expert + self.alpha * mean(views)
+    def weigh(self, expert: Tensor, others: Tensor) -> Tensor:
+        return expert + self.alpha * others
 
 
 @dataclass(frozen=True)

@@ -203,9 +203,7 @@ def test_preparations_rewrite_the_expert_and_not_what_is_returned(llava):
         expected = generate(model, shorter, VDD_STRONG, **mode)
         assert torch.equal(out[:, :19], inputs["input_ids"])
         assert torch.equal(out[:, 19:], expected[:, 18:])
-        prepared = generate(
-            model, inputs, Recipe(preparations=(shorten,), rule=ExpertOnly()), **mode
-        )
+        prepared = generate(model, inputs, Recipe(preparations=(shorten,)), **mode)
         assert torch.equal(prepared[:, 19:], generate(model, shorter, **mode)[:, 18:])
         assert not torch.equal(prepared, generate(model, inputs, **mode))
 
