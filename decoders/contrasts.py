@@ -85,7 +85,12 @@ class NoisyImage:
         """Standard normal noise of the shape of `pixels`, float32, on the CPU."""
         is_video = name == "pixel_values_videos"
         if pixels.ndim == 2:  # Qwen: [patches, channels * frames * height * width of a patch]
-            grids = expert.pixels["video_grid_thw" if is_video else "image_grid_thw"]
+            grids = expert.pixels.get("video_grid_thw" if is_video else "image_grid_thw")
+            if grids is None:
+                raise ValueError(
+                    f"noise must know where a picture ends: {name} has shape "
+                    f"{tuple(pixels.shape)} and came without its grid"
+                )
             frames = getattr(vision, "temporal_patch_size", 1)
             channels = getattr(vision, "in_channels", 3)
             counts = grids.prod(dim=-1).tolist()
@@ -96,7 +101,7 @@ class NoisyImage:
             for i, (height, width) in enumerate(sizes):
                 noise[i, :, :height, :width] = self._draw((pixels.shape[1], height, width))
             return noise
-        frame = pixels.shape[-3:]
+        frame = pixels.shape[1:][-3:]
         return torch.stack(
             [torch.stack(self._frames(picture, frame)).view(picture.shape) for picture in pixels]
         )

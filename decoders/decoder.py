@@ -142,7 +142,8 @@ class Recipe(Strategy):
 class Decoder(Strategy):
     """A named method: a dataclass of settings, whose `recipe()` names its parts.
 
-    Settings are checked when the decoder is made, by the parts that use them.
+    Settings are checked when the decoder is made, by the parts that use them. To stream, pass
+    `generate(..., token_streamer=...)`: transformers drops `streamer=` when a decoder decodes.
     """
 
     def __post_init__(self):

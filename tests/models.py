@@ -3,11 +3,15 @@
 import torch
 from transformers import (
     CLIPVisionConfig,
+    Lfm2Config,
+    Lfm2VlConfig,
+    Lfm2VlForConditionalGeneration,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Siglip2VisionConfig,
 )
 
 PAD, BOS, EOS, VISION_START, VISION_END, IMAGE, VIDEO, UNK = range(8)
@@ -80,6 +84,41 @@ def qwen():
         vision_end_token_id=VISION_END,
     )
     return sharpen(Qwen2_5_VLForConditionalGeneration(config))
+
+
+def lfm2():
+    """Half of its layers keep convolution states in place of keys and values."""
+    torch.manual_seed(0)
+    vision = Siglip2VisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_patches=16,
+        patch_size=8,
+    )
+    layers = ["conv", "full_attention", "conv", "full_attention"]
+    text = Lfm2Config(
+        **{**TEXT, "num_hidden_layers": 4}, layer_types=layers, block_auto_adjust_ff_dim=False
+    )
+    config = Lfm2VlConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE,
+        projector_hidden_size=32,
+        downsample_factor=2,
+    )
+    return sharpen(Lfm2VlForConditionalGeneration(config))
+
+
+def lfm2_inputs(rows):
+    """As `llava_inputs`; every picture is a 4 x 4 grid of patches, 4 tokens."""
+    batch = _batch([_expanded(row, 4) for row in rows], _pictures(rows, (16, 192)))
+    if "pixel_values" in batch:
+        count = len(batch["pixel_values"])
+        batch["spatial_shapes"] = torch.tensor([[4, 4]] * count)
+        batch["pixel_attention_mask"] = torch.ones(count, 16, dtype=torch.long)
+    return batch
 
 
 def llava_inputs(rows):

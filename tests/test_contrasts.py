@@ -90,6 +90,11 @@ def test_original_sizes_are_not_taken_for_padding():
     assert (picture["pixel_values"] != 0).all()
 
 
+def test_flat_pixels_without_a_grid_are_refused():
+    with pytest.raises(ValueError, match="without its grid"):
+        noised(pixel_values=torch.zeros(24, 1176))
+
+
 def test_seed_decides_and_the_global_state_is_left_alone():
     zeros = torch.zeros(1, 3, 8, 8)
     torch.manual_seed(5)

@@ -18,6 +18,8 @@ from models import (
     UNK,
     VISION_END,
     VISION_START,
+    lfm2,
+    lfm2_inputs,
 )
 from models import llava as build_llava
 from transformers import (
@@ -379,6 +381,24 @@ def test_quantized_cache(llava):
     for mode in ({}, dict(num_beams=2)):
         strong = generate(model, inputs, VDD_STRONG, **quantized, **mode)
         assert strong.shape == (2, 30)
+
+
+@pytest.mark.parametrize("decoder", [VDD_STRONG, VCD(1.5, 0.05, 700)], ids=["vdd", "vcd"])
+def test_layers_that_keep_states_in_place_of_keys(decoder):
+    """A text model of convolution and attention layers: states are stacked as they are."""
+    model = lfm2()
+    inputs = lfm2_inputs(PROMPTS)
+    for mode in ({}, dict(num_beams=2), dict(do_sample=True, num_return_sequences=2)):
+        plain = generate(model, inputs, **mode)
+        assert torch.equal(generate(model, inputs, EVERY_BRANCH, **mode), plain)
+        assert not torch.equal(generate(model, inputs, decoder, **mode), plain)
+    out = generate(model, inputs, VDD_STRONG, output_logits=True, return_dict_in_generate=True)
+    prompt = prompts_of(model, inputs, NoImage())[0]
+    width = inputs["input_ids"].shape[1]
+    for step, logits in enumerate(out.branch_logits):
+        ids = torch.tensor([prompt + out.sequences[0, width : width + step].tolist()])
+        full = model(input_ids=ids).logits[0, -1]
+        torch.testing.assert_close(logits[1, 0], full, atol=2e-4, rtol=1e-4)  # float32
 
 
 def test_compiled_static_cache(family):
