@@ -47,6 +47,7 @@ ENCODER_INPUTS = (
     "video_token_pooling",
     "vision_aspect_ratio",
     "vision_feature_layer",
+    "vision_feature_layers",
     "vision_feature_select_strategy",
 )
 
