@@ -69,11 +69,8 @@ class Strategy(ABC):
         Streaming goes by `generate(..., token_streamer=TextStreamer(...))`: transformers drops
         `streamer=` when a strategy decodes. It drops `assistant_model` too, unseen by us.
         """
-        pixels = {
-            name: model_kwargs.pop(name)
-            for name in ENCODER_INPUTS
-            if self.needs_pixels and name in model_kwargs
-        }
+        named = ENCODER_INPUTS if self.needs_pixels else ()
+        pixels = {name: model_kwargs.pop(name) for name in named if name in model_kwargs}
         return decode(
             self.recipe().simplified(),
             model,

@@ -108,11 +108,6 @@ class PostHocDebias:
         **model_kwargs: Any,
     ) -> Any:
         """Called by `generate`: the prompt followed by the best label and the end of sequence."""
-        if max(generation_config.num_beams, generation_config.num_return_sequences) > 1:
-            raise ValueError(
-                "PostHocDebias gives one answer from a closed set: num_beams and "
-                "num_return_sequences must be 1"
-            )
         calibrated, logits = self._calibrated(model, input_ids, generation_config, model_kwargs)
         answers = [
             self._answer(label, row)
@@ -133,6 +128,11 @@ class PostHocDebias:
         self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities `[B, C]`, and the first answer token's logits `[B, V]`."""
+        if max(generation_config.num_beams, generation_config.num_return_sequences) > 1:
+            raise ValueError(
+                "PostHocDebias gives one answer from a closed set: num_beams and "
+                "num_return_sequences must be 1"
+            )
         mode = generation_config.get_generation_mode()
         check_call(model, generation_config, mode, None, model_kwargs)
         check_vision_language(model)
