@@ -20,10 +20,13 @@ class State:
     Args:
         image_masks: One `[B, T]` bool per branch, true on the tokens of pictures in its prompt.
         step: Tokens answered so far: 0 when the first one is scored.
+        early: Logits of the expert's layers that the rule asked for, each `[B, V]` float32, in the
+            order asked.
     """
 
     image_masks: tuple[Tensor, ...] = ()
     step: int = 0
+    early: tuple[Tensor, ...] = ()
 
 
 def in_unit_interval(name: str, value: float) -> None:
@@ -55,12 +58,14 @@ def plausible(logits: Tensor, beta: float) -> Tensor:
 class Rule(ABC):
     """Base of all rules: combine the branches, then keep what the expert finds plausible.
 
-    Subclasses define `combine`, and a field `beta` where they cut; the cut is the same for all.
+    Subclasses define `combine`, and a field `beta` where they cut by plausibility; one with a cut
+    of its own defines `cuts` and `keep`.
     `uses_others` and `is_identity` let a call leave out branches and arithmetic that could change
     nothing.
     """
 
     beta = 0.0  # not annotated, so not a field: a rule without one keeps every token
+    early_norm = False  # whether the model's last norm comes before the head in early layers
 
     @property
     def threshold(self) -> float:
@@ -73,9 +78,26 @@ class Rule(ABC):
         return True
 
     @property
+    def cuts(self) -> bool:
+        """Whether any token can be left out."""
+        return self.threshold > 0
+
+    @property
     def is_identity(self) -> bool:
         """Whether the scores are the expert's logits, untouched."""
-        return not self.uses_others and self.threshold == 0
+        return not self.uses_others and not self.cuts
+
+    def keep(self, expert: Tensor) -> Tensor:
+        """The tokens that are not left out: logits or log-probabilities `[B, V]` -> bool."""
+        return plausible(expert, self.threshold)
+
+    def early_layers(self, blocks: int, tied: bool) -> tuple[int, ...]:
+        """Hidden states of the expert whose logits `state.early` is to hold.
+
+        0 is the embeddings, n the output of n of the `blocks`; `tied` says whether the head is the
+        embedding matrix. Raises `ValueError` for what the model does not have.
+        """
+        return ()
 
     @abstractmethod
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
@@ -84,9 +106,7 @@ class Rule(ABC):
     def __call__(self, logits: Sequence[Tensor], state: State | None = None) -> Tensor:
         """`[expert, *others]`, each `[B, V]` -> scores `[B, V]`, implausible tokens at -inf."""
         scores = self.combine(logits, state if state is not None else State())
-        if self.threshold == 0:
-            return scores
-        return scores.masked_fill(~plausible(logits[0], self.threshold), -math.inf)
+        return scores.masked_fill(~self.keep(logits[0]), -math.inf) if self.cuts else scores
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,247 @@
+"""SVCD, the contrast of VASparse, Zhuang et al., CVPR 2025 (arXiv:2501.06553, equation 6).
+
+The model's head reads the embedding of the last token, with no layer between: what follows this
+token in any text. As a processor for a plain `generate`, and as a rule for a decoder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from sightline.logits.layers import stacked
+from sightline.logits.rules import Rule, State, in_unit_interval, not_negative
+
+RELEASED = 1.1  # alpha of the authors' code as it would run
+
+
+@dataclass(frozen=True)
+class EmbeddingContrastive(Rule):
+    """Take off what the last token alone leads to: (1 + alpha) * l - alpha * l_phi.
+
+    l_phi is the head on the last token's embedding, so it costs one head product. It depends on
+    that token and on nothing else: the paper's masked image tokens cannot reach it, so there is
+    no mask rate. With tied embeddings it is highest at the last token itself, and the contrast
+    becomes a mild penalty on repeating it. Over the tokens plausible under l.
+
+    Args:
+        alpha: Contrast strength; 0 leaves the logits as they are.
+        beta: Plausibility threshold in [0, 1], a share of the best probability; 0 keeps all.
+        sum_to_one: False for l - alpha * l_phi, in which l keeps the weight 1.
+
+    Differs from the authors' code, which does not run as released: see `released`.
+    """
+
+    alpha: float = 0.1
+    beta: float = 0.1
+    sum_to_one: bool = True
+
+    def __post_init__(self):
+        not_negative("alpha", self.alpha)
+        in_unit_interval("beta", self.beta)
+
+    @classmethod
+    def released(cls) -> "EmbeddingContrastive":
+        """What the authors' code would compute if repaired: l - 1.1 * l_phi, for diagnosis.
+
+        It takes off l_phi twice, once as log-probabilities and once as 0.1 of its logits: about
+        twelve times the paper's contrast.
+        """
+        return cls(alpha=RELEASED, sum_to_one=False)
+
+    @property
+    def uses_others(self) -> bool:
+        return False
+
+    @property
+    def is_identity(self) -> bool:
+        return self.alpha == 0 and self.beta == 0
+
+    def early_layers(self, blocks: int, tied: bool) -> tuple[int, ...]:
+        """The embeddings; nothing at `alpha = 0`."""
+        return (0,) if self.alpha else ()
+
+    def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
+        expert = logits[0]
+        if self.alpha == 0:
+            return expert
+        weight = 1 + self.alpha if self.sum_to_one else 1
+        return weight * expert - self.alpha * stacked(state)[0]
+
+
+class EmbeddingContrast(LogitsProcessor):
+    """Say less of what merely follows the last word, in a plain `generate`.
+
+    The scores of `EmbeddingContrastive`, as log-probabilities over the plausible tokens: beam
+    search adds them up as they are. A constant added to `scores` leaves them unchanged, so logits
+    and log-probabilities, which beam search hands a processor, give the same.
+
+    Making one runs one token through the model, to measure how it scales embeddings and logits.
+    Runs after `generate`'s own processors (repetition penalty, banned tokens); as a rule in a
+    decoder it runs before them. The prompt must end in text: the last token's embedding is looked
+    up by its id, and an image token's id does not say which image it is.
+
+    Args:
+        model: The model that generates; decoder-only, with a head and token embeddings.
+        alpha: Contrast strength; 0 leaves the scores as they are.
+        beta: Plausibility threshold in [0, 1], a share of the best probability; 0 keeps all.
+        sum_to_one: False for l - alpha * l_phi, in which l keeps the weight 1.
+    """
+
+    def __init__(
+        self, model: Any, alpha: float = 0.1, beta: float = 0.1, *, sum_to_one: bool = True
+    ):
+        self.rule = EmbeddingContrastive(alpha, beta, sum_to_one)
+        self.embedding = model.get_input_embeddings()
+        embedded, outputs = one_token(model)
+        self.head = Head.fit(model, outputs.hidden_states[-1], outputs.logits)
+        self.scale = embedding_scale(model, embedded, outputs.hidden_states[0])
+
+    @classmethod
+    def released(cls, model: Any) -> "EmbeddingContrast":
+        """What the authors' code would compute if repaired: `EmbeddingContrastive.released`."""
+        rule = EmbeddingContrastive.released()
+        return cls(model, rule.alpha, rule.beta, sum_to_one=rule.sum_to_one)
+
+    def prior(self, tokens: Tensor) -> Tensor:
+        """l_phi: token ids `[B]` -> logits `[B, V]`, float32."""
+        return self.head(self.embedding(tokens) * self.scale)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`scores` `[B, V]`, logits or log-probabilities -> log-probabilities `[B, V]`."""
+        if self.rule.is_identity:
+            return scores
+        if not self.rule.alpha:
+            return self.rule([scores]).log_softmax(dim=-1)
+        if input_ids.shape[1] == 0:
+            raise ValueError(
+                "EmbeddingContrast needs the last token's id and the prompt came as embeddings "
+                "alone: pass input_ids to generate"
+            )
+        prior = self.prior(input_ids[:, -1]).to(scores.device)
+        if prior.shape != scores.shape:
+            raise ValueError(
+                f"scores must be [B, V] of the model that EmbeddingContrast was made with, "
+                f"{list(prior.shape)}, got {list(scores.shape)}: make one for each model"
+            )
+        return self.rule([scores], State(early=(prior,))).log_softmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Hidden states to logits, as the model does it: cap * tanh(scale * projection(h) / cap).
+
+    Args:
+        projection: The model's head, `[..., D]` -> `[..., V]`.
+        scale: On its logits, before the cap; 1 in most models.
+        cap: The soft cap; None in most models.
+    """
+
+    projection: Any
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., V]`, float32."""
+        return self.shape(self.projection(hidden).float())
+
+    def shape(self, raw: Tensor) -> Tensor:
+        """Logits from what the projection gives, both `[..., V]`."""
+        logits = raw * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    @classmethod
+    @torch.no_grad()
+    def fit(cls, model: Any, hidden: Tensor, logits: Tensor) -> "Head":
+        """The head that makes the model's `logits` `[..., V]` of its last `hidden` `[..., D]`.
+
+        Measured, because configs do not say: in transformers 5.23 `logits_scaling` divides in
+        Granite and multiplies in HyperCLOVAX, and several wrappers of a text model with a scale
+        or a cap apply neither.
+        """
+        projection = projection_of(model)
+        raw, logits = projection(hidden).float(), logits.float()
+        usable = logits.abs() < 1e4  # some models ban tokens in their forward
+        raw, logits = raw[usable], logits[usable]
+        config = model.config.get_text_config(decoder=True)
+        caps = dict.fromkeys((None, getattr(config, "final_logit_softcapping", None)))
+        heads = [cls(projection, scale_between(raw, logits, cap), cap) for cap in caps]
+        errors = [misfit(head.shape(raw), logits) for head in heads]
+        if not min(errors) < TOLERANCE:
+            raise ValueError(
+                f"the logits of {type(model).__name__} are not its head on its last hidden state, "
+                "scaled or soft-capped, so earlier layers cannot be read as it would read them: "
+                "use a method that compares inputs instead of layers (VCD, VDD)"
+            )
+        return heads[errors.index(min(errors))]
+
+
+TOLERANCE = 0.02  # of the largest value: bfloat16 rounds each by up to 0.004
+
+
+def scale_between(before: Tensor, after: Tensor, cap: float | None = None) -> float:
+    """The factor from `before` to `after`, past a soft cap; exactly 1 where it is about 1."""
+    if cap is not None:
+        clear = after.abs() < 0.9 * cap  # past it the cap is too flat to be undone
+        before, after = before[clear], cap * torch.atanh(after[clear] / cap)
+    before, after = before.double(), after.double()
+    scale = float((before * after).sum() / (before * before).sum())
+    return 1.0 if abs(scale - 1) < 0.01 else scale
+
+
+def misfit(values: Tensor, wanted: Tensor) -> float:
+    """The largest difference, as a share of the largest value wanted; infinite if undefined."""
+    share = (values - wanted).abs().max() / wanted.abs().max()
+    return float(share.nan_to_num(nan=torch.inf))
+
+
+def projection_of(model: Any) -> Any:
+    """The head, `[..., D]` -> `[..., V]`, before any scale or cap."""
+    projection = model.get_output_embeddings()
+    if projection is None:
+        raise ValueError(
+            f"{type(model).__name__} exposes no head (get_output_embeddings() is None): load it "
+            "with a class that generates, such as AutoModelForImageTextToText"
+        )
+    return projection
+
+
+@torch.no_grad()
+def one_token(model: Any) -> tuple[Tensor, Any]:
+    """A token's embedding `[1, 1, D]`, and the output of the model for this token alone.
+
+    Leaves nothing behind: no cache, and with explicit positions Qwen's helper writes nothing.
+    """
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(model).__name__} is an encoder-decoder model, and reading its embeddings with "
+            "its head needs a decoder-only one: use a contrast of inputs instead (VCD, VDD)"
+        )
+    projection_of(model)  # without one the forward would give no logits
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    # Not a special token: those stand at either end, and padding may be embedded as zeros.
+    token = torch.tensor([[vocabulary // 2]], device=model.device)
+    outputs = model(
+        input_ids=token,
+        position_ids=torch.zeros_like(token),
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    return model.get_input_embeddings()(token), outputs
+
+
+def embedding_scale(model: Any, embedded: Tensor, received: Tensor) -> float:
+    """The factor from token embeddings to what the first layer receives, each `[1, 1, D]`."""
+    if embedded.shape == received.shape:
+        embedded, received = embedded.float(), received.float()
+        scale = scale_between(embedded, received)
+        if misfit(embedded * scale, received) < TOLERANCE:
+            return scale
+    raise ValueError(
+        f"the first layer of {type(model).__name__} does not receive token embeddings alone "
+        "(positions are added to them, or they are several streams), so they cannot be looked "
+        "up by token: use the rule EmbeddingContrastive in a decoder, which reads the layer"
+    )
