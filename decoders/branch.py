@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.attention.parts import Recalibration
+
 PIXELS = (
     "pixel_values",
     "pixel_values_images",
@@ -87,6 +89,7 @@ class Branch:
         features: Encoded pictures by modality, as in transformers' `mm_encoder_outputs`; empty for
             a branch that sees none. None: to be encoded from `pixels`.
         pixels: The processor's pictures and their companions; empty where no part asked for them.
+        recalibrations: What its attention weighs more or less.
     """
 
     input_ids: Tensor
@@ -96,6 +99,7 @@ class Branch:
     aligned: Mapping[str, Tensor] = field(default_factory=dict)
     features: Mapping[str, Any] | None = field(default_factory=dict)
     pixels: Mapping[str, Any] = field(default_factory=dict)
+    recalibrations: tuple[Recalibration, ...] = ()
 
     @property
     def length(self) -> int:
@@ -151,6 +155,41 @@ class Branch:
             starts = _picture_starts(self, model.config, row, lengths)
             rows.append(_cut(tokens.tolist(), belongs[row].tolist(), starts, replacement))
         return self._gather(rows)
+
+    def with_fewer_image_tokens(self, model: Any, encoded: Any) -> "Branch":
+        """The same prompt, each picture's run of tokens as short as the features in `encoded`.
+
+        Positions are made again, without a gap. Where a model gives a picture's tokens the rows
+        and columns of its grid (M-RoPE), what is left of the grid is none: they are counted on
+        like text, so the pixels and their grid go.
+
+        Args:
+            model: Names the tokens that pictures fill in its config.
+            encoded: An encoder's output for the same pictures; `pooler_output` holds `[k, D]` of
+                each, with k at most the tokens that the picture fills now.
+        """
+        places = _is_one_of(self.input_ids, token_ids(model.config, ("image_token_id",)))
+        lengths = picture_lengths(self, "image")
+        by_row = pictures_by_row(places.sum(dim=1).tolist(), lengths)
+        rows: list[list[tuple[int, int | None]]] = []
+        for row, pictures in enumerate(by_row):
+            kept = self.attention_mask[row] != 0  # a new tensor, whatever the mask's dtype
+            left = torch.nonzero(places[row], as_tuple=True)[0].tolist()
+            for picture in pictures:
+                run, left = left[: lengths[picture]], left[lengths[picture] :]
+                if run[-1] - run[0] != len(run) - 1:
+                    raise ValueError(
+                        "a picture can be shortened only where its tokens stand side by side, and "
+                        "here other tokens stand between them: use a contrast that keeps its length"
+                    )
+                kept[run[len(encoded.pooler_output[picture]) :]] = False
+            rows.append([(int(place), None) for place in torch.nonzero(kept, as_tuple=True)[0]])
+        shorter = self._gather(rows)
+        return replace(
+            shorter,
+            image_mask=image_mask(shorter.input_ids, model.config),
+            features={**(self.features or {}), "image": encoded},
+        )
 
     def _gather(self, rows: list[list[tuple[int, int | None]]]) -> "Branch":
         """Rows of (place in the old prompt, new token or None) -> a new left-padded branch."""

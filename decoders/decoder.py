@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sightline.attention.parts import Recalibration, Selection
 from sightline.decoders.branch import ENCODER_INPUTS, Branch
 from sightline.decoders.contrasts import needs_pixels
 from sightline.decoders.ensemble import decode
@@ -92,11 +93,15 @@ class Recipe(Strategy):
         preparations: `(expert, model) -> Branch`, each rewrites the expert once, before any token.
         contrasts: `(expert, model) -> Branch`, each adds one more branch.
         rule: How the branches' logits become scores.
+        recalibrations: What the expert's attention weighs more or less.
+        selections: Which keys leave the cache between steps.
     """
 
     preparations: tuple[Preparation, ...] = ()
     contrasts: tuple[Contrast, ...] = ()
     rule: Rule | None = None
+    recalibrations: tuple[Recalibration, ...] = ()
+    selections: tuple[Selection, ...] = ()
 
     def __post_init__(self):
         if self.rule is not None and not isinstance(self.rule, Rule):
@@ -110,14 +115,21 @@ class Recipe(Strategy):
     @property
     def is_plain(self) -> bool:
         """Whether nothing is left to do but what `generate` does."""
-        return not self.preparations and self.rule is None
+        return self.rule is None and not any(
+            (self.preparations, self.recalibrations, self.selections)
+        )
 
     def simplified(self) -> "Recipe":
-        """Without branches that the rule gives no weight, and without a rule that does nothing."""
+        """Without branches that the rule gives no weight, and without parts that do nothing."""
+        recipe = replace(
+            self,
+            recalibrations=tuple(part for part in self.recalibrations if not part.is_neutral),
+            selections=tuple(part for part in self.selections if not part.is_neutral),
+        )
         rule = self.rule
         if rule is None or rule.uses_others:
-            return self
-        return replace(self, contrasts=(), rule=None if rule.is_identity else rule)
+            return recipe
+        return replace(recipe, contrasts=(), rule=None if rule.is_identity else rule)
 
     def __add__(self, other: "Recipe") -> "Recipe":
         """Both recipes' parts; their rules must be equal, or one of them missing."""
@@ -132,6 +144,8 @@ class Recipe(Strategy):
             self.preparations + other.preparations,
             self.contrasts + other.contrasts,
             self.rule or other.rule,
+            self.recalibrations + other.recalibrations,
+            self.selections + other.selections,
         )
 
 

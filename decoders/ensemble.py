@@ -9,7 +9,7 @@ Every private method of transformers' `GenerationMixin` that the library calls i
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +25,13 @@ from transformers.cache_utils import (
 from transformers.generation import GenerationMode
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
+from sightline.attention.interface import KEYWORD, Stream, Streams, switched
+from sightline.attention.ledger import Ledger
+from sightline.attention.parts import Selection
+from sightline.attention.selections import cut_cache
 from sightline.decoders.branch import Branch, image_mask, pictures_by_row, token_ids
-from sightline.logits.rules import Plausibility, Rule, State, plausible
+from sightline.decoders.head import EarlyLogits
+from sightline.logits.rules import Plausibility, Rule, State
 
 SUPPORTED_MODES = (
     GenerationMode.GREEDY_SEARCH,
@@ -46,6 +51,7 @@ class Ensemble:
         prompt_length: T of the caller's prompt; a preparation may have given the expert another.
         copies: Rows per prompt: beams, or returned sequences. R = B * copies.
         keep_logits: Remember every branch's logits of every step in `branch_logits`.
+        selections: Which keys leave the cache, in every branch alike.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class Ensemble:
         prompt_length: int,
         copies: int,
         keep_logits: bool,
+        selections: tuple[Selection, ...] = (),
     ):
         self.model = model
         self.branches = branches
@@ -67,6 +74,14 @@ class Ensemble:
         self.prompts = self.stack([b.input_ids for b in branches])
         self.latest: tuple[Tensor, ...] = ()
         self.branch_logits: list[Tensor] | None = [] if keep_logits else None
+        self.selections = selections
+        self.blocks = [stream(model, branch, selections) for branch in branches]
+        self.early = EarlyLogits(model, rule)
+
+    @property
+    def watches(self) -> bool:
+        """Whether any branch's attention is edited or recorded."""
+        return not all(block.is_idle for block in self.blocks)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -91,21 +106,53 @@ class Ensemble:
         return torch.cat(blocks, dim=rows_dim)
 
     def __call__(self, **inputs: Any) -> Any:
-        return self._combine(self.model(**inputs))
+        return self._combine(self._forward(self.model, inputs))
 
     def get_compiled_call(self, compile_config: Any) -> Any:
-        """As the model's; the rule runs outside the compiled graph."""
+        """As the model's; the rule runs outside the compiled graph, and edited attention eagerly:
+        its records are Python's, and a graph would keep those of its first call."""
+        if self.watches:
+            return self
         compiled = self.model.get_compiled_call(compile_config)
-        return lambda **inputs: self._combine(compiled(**inputs))
+        return lambda **inputs: self._combine(self._forward(compiled, inputs))
+
+    def _forward(self, call: Any, inputs: dict[str, Any]) -> Any:
+        """One answered token of every row through the model."""
+        with self._watched(self.blocks, 1) as watching:
+            outputs = call(**{**inputs, **watching, **self.early.keywords})
+        self.state.early = self.early.take(outputs, self.rows)
+        if not inputs.get("output_hidden_states"):
+            outputs.hidden_states = None
+        return outputs
+
+    @contextmanager
+    def _watched(self, blocks: list[Stream], queries: int) -> Iterator[dict[str, Any]]:
+        """A forward of these blocks' rows: the keyword that carries their edits and records."""
+        for block in blocks:
+            block.ledger.begin(self.state.step, queries)
+        if all(block.is_idle for block in blocks):
+            yield {}
+            return
+        streams = Streams(blocks)
+        yield {KEYWORD: streams}
+        check_reached(self.model, streams)
+        for block in blocks:
+            block.ledger.end()
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Any:
         """The loop's `input_ids` `[R, T + t]` -> model inputs of N*R rows: t is the same answer."""
         answer = input_ids[:, self.prompt_length :].repeat(len(self.branches), 1)
         ids = torch.cat([self.prompts, answer], dim=1)
+        removed = self.blocks[0].ledger.removed
+        if removed and kwargs.get("attention_mask") is not None:
+            # What left the cache stood after the prompt, where the mask is true.
+            kwargs["attention_mask"] = kwargs["attention_mask"][:, :-removed]
         return self.model.prepare_inputs_for_generation(ids, **kwargs)
 
     def _reorder_cache(self, cache: Any, beam_index: Tensor) -> Any:
         index = torch.cat([beam_index + len(beam_index) * i for i in range(len(self.branches))])
+        for block in self.blocks:
+            block.ledger.reorder(beam_index)
         if hasattr(self.model, "_reorder_cache"):
             return self.model._reorder_cache(cache, index)
         cache.reorder_cache(index)
@@ -130,12 +177,20 @@ class Ensemble:
             for name, value in shared.items()
         }
         caches = [scratch_cache(self.model) for _ in self.branches]
-        prompts = [
-            forward_prompt(self.model, branch, cache, shared)
-            for branch, cache in zip(self.branches, caches, strict=True)
-        ]
+        prompts = []
+        for branch, block, cache in zip(self.branches, self.blocks, caches, strict=True):
+            compared = self.early.keywords if branch is self.branches[0] else {}
+            with self._watched([block], branch.length) as watching:
+                given = {**shared, **watching, **compared}
+                prompts.append(forward_prompt(self.model, branch, cache, given))
+        early = self.early.take(prompts[0], len(self.branches[0].input_ids))
+        self.state.early = tuple(x.repeat_interleave(self.copies, dim=0) for x in early)
+        if not shared.get("output_hidden_states"):
+            prompts[0].hidden_states = None
         target = model_kwargs["past_key_values"]
         self._fill(target, caches)
+        for block in self.blocks:
+            block.ledger.widen(self.width, self.copies)
         outputs = prompts[0]
         outputs.past_key_values = target
         outputs.logits = torch.cat(
@@ -178,6 +233,8 @@ class Ensemble:
         logits = outputs.logits[:, -1].float()
         self.latest = logits.chunk(len(self.branches))
         outputs.logits = self.rule(self.latest, self.state)[:, None]
+        if self.selections:
+            cut_cache(outputs.past_key_values, self.selections, self.blocks)
         self.state.step += 1
         if self.branch_logits is not None:
             self.branch_logits.append(torch.stack(self.latest))
@@ -205,7 +262,7 @@ class RescuedProcessors:
         processed = self.processors(input_ids, scores)
         rule = self.ensemble.rule
         # Only a processor can empty a row, so without one there is nothing to wait for.
-        if not self.processors or rule.threshold == 0:
+        if not self.processors or not rule.cuts:
             return processed
         for rescore in (self._cut_after_processing, self._uncut):
             empty = torch.isneginf(processed).all(dim=-1, keepdim=True)
@@ -216,7 +273,7 @@ class RescuedProcessors:
 
     def _cut_after_processing(self, input_ids: Tensor) -> Tensor:
         expert = self.processors(input_ids, self._prepared(self.ensemble.latest[0]))
-        keep = plausible(expert, self.ensemble.rule.threshold)
+        keep = self.ensemble.rule.keep(expert)
         return self.processors(
             input_ids, self._prepared(self._scores().masked_fill(~keep, -math.inf))
         )
@@ -282,18 +339,63 @@ def decode(
     with position_offset_kept(model):
         for contrast in recipe.contrasts:
             branches.append(complete(contrast(expert, model), model, generation_config))
+    branches[0] = replace(expert, recalibrations=recipe.recalibrations)
     keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
     rule = recipe.rule or Plausibility(beta=0)
-    ensemble = Ensemble(model, branches, rule, input_ids.shape[1], copies, bool(keep_logits))
-    show_prompt(token_streamer, input_ids)
-    outputs = loop(
-        ensemble,
-        input_ids,
-        logits_processor=RescuedProcessors(logits_processor, ensemble, is_beam),
-        **calling,
-        **loop_kwargs(ensemble, model_kwargs, generation_config, mode),
+    ensemble = Ensemble(
+        model,
+        branches,
+        rule,
+        input_ids.shape[1],
+        copies,
+        bool(keep_logits),
+        recipe.selections,
     )
+    kwargs = loop_kwargs(ensemble, model_kwargs, generation_config, mode)
+    if recipe.selections:
+        check_cuttable(kwargs["past_key_values"])
+    show_prompt(token_streamer, input_ids)
+    with switched(model) if ensemble.watches else nullcontext():
+        outputs = loop(
+            ensemble,
+            input_ids,
+            logits_processor=RescuedProcessors(logits_processor, ensemble, is_beam),
+            **calling,
+            **kwargs,
+        )
     return outputs if isinstance(outputs, Tensor) else finish(outputs, ensemble)
+
+
+def stream(model: Any, branch: Branch, selections: tuple[Selection, ...]) -> Stream:
+    """A branch's keys, edits and records, checked against the model and the prompt."""
+    config = model.config.get_text_config(decoder=True)
+    layers = DynamicCache(config=config).layers
+    ledger = Ledger(
+        image_mask=branch.image_mask,
+        mask=branch.attention_mask.bool(),
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        partial=frozenset(n for n, layer in enumerate(layers) if type(layer) is not DynamicLayer),
+    )
+    asked: dict[int, frozenset[str]] = {}
+    for part in (*branch.recalibrations, *selections):
+        part.check(ledger)
+        for layer, names in part.records(ledger).items():
+            if "looks" in names:
+                ledger.look_layer = layer
+                names = names - {"looks"} | {"mass"}
+            asked[layer] = asked.get(layer, frozenset()) | names
+    return Stream(ledger, branch.recalibrations, asked)
+
+
+def check_reached(model: Any, streams: Streams) -> None:
+    """Raises `ValueError` if a forward's attention never saw what was to be edited."""
+    if not streams.was_reached:
+        raise ValueError(
+            f"{type(model).__name__} does not hand forward keywords down to its attention, so "
+            "nothing was recalibrated: use a decoder without recalibration (VCD, VDD)"
+        )
 
 
 def show_prompt(token_streamer: Any, input_ids: Tensor) -> None:
@@ -547,6 +649,17 @@ def check_pictures(expert: Branch, needs_pixels: bool) -> None:
         raise ValueError(
             "this decoder edits the picture and needs pixel_values, got pre-encoded images: pass "
             "the processor's output to generate unchanged"
+        )
+
+
+def check_cuttable(cache: Any) -> None:
+    """Raises `ValueError` unless keys can leave the cache between two steps."""
+    fixed = sorted({type(la).__name__ for la in cache.layers if type(la) is not DynamicLayer})
+    if fixed or type(cache) is not DynamicCache:
+        raise ValueError(
+            f"keys can only leave a DynamicCache of full-attention layers, and this call has "
+            f"{', '.join(fixed) or type(cache).__name__}: leave cache_implementation unset, use "
+            "a model without sliding-window layers, or turn the selection off"
         )
 
 

@@ -1,45 +1,129 @@
 """Each method with strong settings, neutral ones, and its branches built by hand.
 
-`amateurs(family, row)` gives, for one row of tokens, the prompts that the method compares with:
-pairs of (tokens, pixels edit or None for no pictures). Nothing here calls the library's own
-editing of prompts or pictures.
+`amateurs(family, row)` gives, for one row of tokens, the prompts that the method compares with.
+Nothing here calls the library's own editing of prompts, pictures or attention: attention is
+written out in `oracles.py`, over whole matrices and without a cache.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from models import IMAGE, UNK
+from oracles import image_gain, image_scale, least_attended, sparse
+from towers import most_attended
 
-from sightline import VCD, VDD
+from sightline import DAMRO, PAI, SID, VAF, VCD, VDD, DeCo, DoLa, VASparse
 from sightline.decoders.decoder import Strategy
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a branch is conditioned on: tokens, an edit of the pictures (None: there are none),
+    an oracle of the text model's attention (None: the model's own), and one of the tokens that are
+    left of the picture, `(model, inputs) -> places in it, in order` (None: all of them)."""
+
+    tokens: list[int]
+    pixels: Callable | None = None
+    attention: Callable | None = None
+    chosen: Callable | None = None
 
 
 @dataclass(frozen=True)
 class Method:
     strong: Strategy
-    neutral: Strategy
-    amateurs: Callable[[str, list[int]], list[tuple[list[int], Any]]]
-    alpha: float
-    beta: float
+    neutral: Strategy | None  # None: the method has no neutral setting
+    amateurs: Callable[[str, list[int]], list[Prompt]] = lambda family, row: []
+    alpha: float = 0.0
+    beta: float = 0.0
+    attention: Callable | None = None
+    formula: Callable | None = None
+    layers: tuple[int, ...] = ()  # of the expert, as further branches for the formula
+    normed: bool = False
+    cuts_cache: bool = False
+    is_gentle: bool = False  # no settings that surely change a random model's best token
+
+    def expert(self, row):
+        return Prompt(row, lambda pixels: pixels, self.attention)
 
     def scores(self, expert, amateurs):
         """The formula of the notes, in float64: expert and amateurs `[V]` -> scores `[V]`."""
         expert = expert.double()
+        if self.formula is not None:
+            return self.formula(expert, [a.double() for a in amateurs])
+        if not amateurs:
+            return expert
         mean = sum(a.double() for a in amateurs) / len(amateurs)
         scores = expert + self.alpha * (expert - mean)
         share = expert.exp() / expert.exp().max()
         return torch.where(share >= self.beta, scores, -math.inf)
 
 
+def guidance(gamma, beta):
+    def formula(expert, amateurs):
+        seen, blind = expert.softmax(dim=-1), amateurs[0].softmax(dim=-1)
+        scores = gamma * seen.log() - (gamma - 1) * blind.log()
+        return torch.where(seen >= beta * seen.max(), scores, -math.inf)
+
+    return formula
+
+
+def last_embedding(alpha, beta):
+    def formula(expert, layers):
+        scores = expert + alpha * (expert - layers[0])
+        share = expert.exp() / expert.exp().max()
+        return torch.where(share >= beta, scores, -math.inf)
+
+    return formula
+
+
+def corrected(alpha, top_k, top_p):
+    def formula(expert, layers):
+        order = sorted(range(len(expert)), key=lambda v: -float(expert[v]))
+        p, candidates, total = expert.softmax(dim=-1), [], 0.0
+        for v in order[:top_k]:
+            candidates.append(v)
+            total += float(p[v])
+            if total >= top_p:
+                break
+        surest = max(layers, key=lambda layer: float(layer.softmax(dim=-1)[candidates].max()))
+        confidence = surest.softmax(dim=-1)[candidates].max()
+        scores = torch.full_like(expert, -math.inf)
+        scores[candidates] = (expert + alpha * confidence * surest)[candidates]
+        return scores
+
+    return formula
+
+
+def late(beta):
+    def divergence(p, q):
+        m = (p + q) / 2
+        return float((p * (p / m).log() + q * (q / m).log()).nan_to_num(0).sum() / 2)
+
+    def formula(expert, layers):
+        p = expert.softmax(dim=-1)
+        chosen = max(layers, key=lambda layer: divergence(p, layer.softmax(dim=-1)))
+        scores = p.log() - chosen.log_softmax(dim=-1)
+        return torch.where(p >= beta * p.max(), scores, -math.inf)
+
+    return formula
+
+
 def without_pictures(family, row):
-    return [([t for t in row if t != IMAGE], None)]
+    return [Prompt([t for t in row if t != IMAGE])]
 
 
 def with_unknown(family, row):
-    return [([UNK if t == IMAGE else t for t in row], None)]
+    return [Prompt([UNK if t == IMAGE else t for t in row])]
+
+
+def unattended(family, row):
+    return [Prompt(row, lambda pixels: pixels, least_attended(start=1, ratio=0.3))]
+
+
+def outliers_alone(family, row):
+    return [Prompt(row, lambda pixels: pixels, chosen=most_attended(k=3))]
 
 
 def both(family, row):
@@ -58,7 +142,7 @@ def noised(family, row):
             noise = torch.cat([frame, frame], dim=2).reshape(len(pixels), -1)
         return 0.592677 * pixels + 0.805440 * noise
 
-    return [(row, edit)]
+    return [Prompt(row, edit)]
 
 
 METHODS = {
@@ -85,5 +169,58 @@ METHODS = {
         both,
         alpha=1.5,
         beta=0.05,
+    ),
+    "damro": Method(
+        DAMRO(alpha=1.5, beta=0.05, k=3),
+        DAMRO(alpha=0, beta=0),
+        outliers_alone,
+        alpha=1.5,
+        beta=0.05,
+    ),
+    "pai": Method(
+        PAI(alpha=1.5, gamma=2.0, beta=0.05, layers=(1, 3)),
+        PAI(alpha=0, gamma=1),
+        without_pictures,
+        attention=image_gain(alpha=1.5, first=1),
+        formula=guidance(2.0, 0.05),
+    ),
+    "pai-attention": Method(
+        PAI.without_guidance(alpha=3.0),
+        PAI.without_guidance(alpha=0),
+        attention=image_gain(alpha=3.0, first=2),
+    ),
+    "vaf": Method(
+        VAF(enhance=1.5, suppress=0.6, layers=(0, 2)),
+        VAF(enhance=0, suppress=0),
+        attention=image_scale(image=2.5, system=0.4, layers=(0, 1)),
+    ),
+    "sid": Method(
+        SID(alpha=1.5, beta=0.05, start=1, ratio=0.3),
+        SID(alpha=0, beta=0, start=1),
+        unattended,
+        alpha=1.5,
+        beta=0.05,
+    ),
+    "vasparse": Method(
+        VASparse(alpha=0.8, beta=0.05, keep=0.6, every=5, weight=0.2, sink=0.7),
+        VASparse(alpha=0, beta=0, keep=1),
+        attention=sparse(keep=0.6, every=5, weight=0.2, sink=0.7),
+        cuts_cache=True,
+        layers=(0,),
+        formula=last_embedding(alpha=0.8, beta=0.05),
+    ),
+    "deco": Method(
+        DeCo(alpha=2.0, layers=(1, 2), top_k=6, top_p=0.8),
+        DeCo(alpha=0, top_k=0, top_p=1.0),
+        layers=(1, 2),
+        normed=True,
+        formula=corrected(alpha=2.0, top_k=6, top_p=0.8),
+    ),
+    "dola": Method(
+        DoLa(layers=(0, 1), beta=0.01),
+        None,
+        is_gentle=True,
+        layers=(0, 1),
+        formula=late(beta=0.01),
     ),
 }

@@ -1,0 +1,305 @@
+"""Hands recalibrated attention to a transformers model, for one call at a time.
+
+While somebody needs it, the text model's attention is ours by name. A forward that carries
+`KEYWORD` is edited and recorded; any other runs the function that ours stands in for, so a model
+may be shared between threads.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from sightline.attention import reference
+from sightline.attention.ledger import Ledger
+from sightline.attention.parts import Recalibration
+from sightline.attention.reference import KeyWeights, Recorded
+
+KEYWORD = "sightline_streams"
+STANDS_IN_FOR = ("sdpa", "eager")
+UNKNOWN_TO_US = ("softcap", "s_aux", "position_bias", "cache")  # keywords that change the result
+
+# The switch is shared by all calls on a model, so somebody must know who still needs it.
+_users: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_lock = Lock()
+
+
+@dataclass
+class Stream:
+    """One branch's block of rows in a forward.
+
+    Args:
+        ledger: What is known of its keys.
+        recalibrations: What edits them.
+        asked: By layer, what is recorded.
+    """
+
+    ledger: Ledger
+    recalibrations: tuple[Recalibration, ...] = ()
+    asked: dict[int, frozenset[str]] | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.recalibrations and not self.asked
+
+
+class Streams:
+    """The blocks of one forward, in the order of their rows, all equally many.
+
+    Args:
+        blocks: One stream per branch.
+    """
+
+    def __init__(self, blocks: Sequence[Stream]):
+        self.blocks = tuple(blocks)
+        self.was_reached = False
+
+    def weights(self, layer: int, queries: int, keys: int, device: torch.device) -> Any:
+        """`KeyWeights` of all rows, or None where every block leaves the layer alone."""
+        edits = []
+        for block in self.blocks:
+            made = [part(layer, block.ledger) for part in block.recalibrations]
+            edits.append(side_by_side([w for w in made if w is not None]))
+        if all(edit is None for edit in edits):
+            return None
+        if len(edits) == 1:
+            edit = edits[0]
+            ledger = self.blocks[0].ledger
+            parts = {n: held(getattr(edit, n), ledger, keys) for n in ("scale", "gain", "bias")}
+            return KeyWeights(**parts, rows=edit.rows)
+        return stacked(edits, [block.ledger for block in self.blocks], queries, keys, device)
+
+    def records(self, layer: int) -> frozenset[str]:
+        """What any block asks of a layer."""
+        return frozenset().union(*((b.asked or {}).get(layer, frozenset()) for b in self.blocks))
+
+    def write(self, layer: int, recorded: Recorded) -> None:
+        """Gives each block what it asked of its own rows."""
+        for number, block in enumerate(self.blocks):
+            names = (block.asked or {}).get(layer, frozenset())
+            if names:
+                own = {
+                    name: getattr(recorded, name).chunk(len(self.blocks))[number] for name in names
+                }
+                block.ledger.write(layer, Recorded(**own))
+
+
+def held(weight: Tensor | None, ledger: Ledger, keys: int) -> Tensor | None:
+    return None if weight is None else ledger.held(weight, keys)[..., :keys]
+
+
+def side_by_side(edits: Sequence[KeyWeights]) -> KeyWeights | None:
+    """Several edits of one branch's keys: scales multiply, gains and biases add."""
+    if len(edits) <= 1:
+        return edits[0] if edits else None
+    first, *others = edits
+    for other in others:
+        if not same_rows(first.rows, other.rows):
+            raise ValueError(
+                "two recalibrations edit one layer from different queries on: give them "
+                "different layers"
+            )
+        first = KeyWeights(
+            scale=merged(first.scale, other.scale, 1.0, torch.mul),
+            gain=merged(first.gain, other.gain, 0.0, torch.add),
+            bias=merged(first.bias, other.bias, 0.0, torch.add),
+            rows=first.rows,
+        )
+    return first
+
+
+def same_rows(one: int | Tensor, other: int | Tensor) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return type(one) is type(other) and one == other
+
+
+def merged(
+    one: Tensor | None, other: Tensor | None, neutral: float, operation: Callable
+) -> Tensor | None:
+    if one is None or other is None:
+        return one if other is None else other
+    width = max(one.shape[-1], other.shape[-1])
+    return operation(widened(one, width, neutral), widened(other, width, neutral))
+
+
+def widened(weight: Tensor, width: int, neutral: float) -> Tensor:
+    return torch.nn.functional.pad(weight, (0, width - weight.shape[-1]), value=neutral)
+
+
+def stacked(
+    edits: Sequence[KeyWeights | None],
+    ledgers: Sequence[Ledger],
+    queries: int,
+    keys: int,
+    device: torch.device,
+) -> KeyWeights:
+    """One edit per block -> one of all rows; blocks without an edit are neutral."""
+    rows = len(ledgers[0].mask)
+    parts: dict[str, Tensor | None] = {}
+    for name, neutral in (("scale", 1.0), ("gain", 0.0), ("bias", 0.0)):
+        own = [
+            None if edit is None else held(getattr(edit, name), ledger, keys)
+            for edit, ledger in zip(edits, ledgers, strict=True)
+        ]
+        given = [weight for weight in own if weight is not None]
+        if not given:
+            parts[name] = None
+            continue
+        heads = max(weight.shape[1] for weight in given)
+        width = max(weight.shape[2] for weight in given)
+        blocks = [
+            torch.full((rows, heads, width), neutral, device=device)
+            if weight is None
+            else widened(weight.float(), width, neutral).expand(rows, heads, width)
+            for weight in own
+        ]
+        parts[name] = torch.cat(blocks)
+    return KeyWeights(**parts, rows=stacked_rows(edits, rows, device))
+
+
+def stacked_rows(
+    edits: Sequence[KeyWeights | None], rows: int, device: torch.device
+) -> int | Tensor:
+    first = [edit.rows for edit in edits if edit is not None]
+    if all(isinstance(row, int) and row == first[0] for row in first):
+        return first[0]
+    return torch.cat(
+        [
+            torch.as_tensor(0 if edit is None else edit.rows, device=device).expand(rows)
+            for edit in edits
+        ]
+    )
+
+
+def recalibrated(
+    original: Callable | None,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """An attention function of transformers'. `original` None stands for the model's own eager."""
+    streams: Streams | None = kwargs.pop(KEYWORD, None)
+    if streams is not None:
+        streams.was_reached = True
+        layer, queries, keys = module.layer_idx, query.shape[2], key.shape[2]
+        weights = streams.weights(layer, queries, keys, query.device)
+        asked = streams.records(layer)
+        if weights is not None or asked:
+            check_keywords(kwargs)
+            ledgers = [block.ledger for block in streams.blocks]
+            record = reference.Record(
+                row="row" in asked,
+                groups="groups" in asked,
+                columns="columns" in asked,
+                mass=image_keys(ledgers, keys) if "mass" in asked else None,
+            )
+            output, recorded = attend_for(query.device)(
+                query,
+                key,
+                value,
+                scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+                mask=attention_mask,
+                causal=attention_mask is None and queries > 1,
+                weights=weights,
+                record=record,
+            )
+            streams.write(layer, recorded)
+            return output, None
+    if original is None:
+        original = sys.modules[type(module).__module__].eager_attention_forward
+    return original(
+        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+    )
+
+
+def image_keys(ledgers: Sequence[Ledger], keys: int) -> Tensor:
+    return torch.cat([ledger.held(ledger.image_mask, keys) for ledger in ledgers])
+
+
+def attend_for(device: torch.device) -> Callable:
+    """The kernel on CUDA, where Triton is installed; else the torch reference, which agrees."""
+    if device.type != "cuda":
+        return reference.attend
+    try:
+        from sightline.attention import kernel
+    except ImportError:
+        return reference.attend
+    return kernel.attend
+
+
+def check_keywords(kwargs: dict[str, Any]) -> None:
+    """Raises `ValueError` for attention of a form that the edit is not defined for."""
+    unknown = [name for name in UNKNOWN_TO_US if kwargs.get(name) is not None]
+    if unknown:
+        raise ValueError(
+            f"this model's attention uses {', '.join(unknown)}, which recalibrated attention does "
+            "not reproduce: use a decoder without recalibration (VCD, VDD)"
+        )
+
+
+@contextmanager
+def switched(model: Any) -> Iterator[None]:
+    """The text model's attention is ours inside; the last user of the model switches back."""
+    config = model.config.get_text_config(decoder=True)
+    with _lock:
+        if _users.get(model, 0) == 0:
+            _switch(model, config, _registered(config._attn_implementation))
+        _users[model] = _users.get(model, 0) + 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users[model] -= 1
+            if _users[model] == 0:
+                _switch(model, config, _replaced(config._attn_implementation))
+
+
+def _registered(name: str) -> str:
+    """Our name for what stands in for the attention called `name`, registered on first use."""
+    if name not in STANDS_IN_FOR:
+        raise ValueError(
+            f"recalibration stands in for {' or '.join(STANDS_IN_FOR)} attention, and this model "
+            f'uses {name!r}: load it with attn_implementation="sdpa"'
+        )
+    ours = f"sightline_{name}"
+    if ours not in ALL_ATTENTION_FUNCTIONS:
+        original = None if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+        AttentionMaskInterface.register(ours, ALL_MASK_ATTENTION_FUNCTIONS[name])
+        AttentionInterface.register(ours, partial(recalibrated, original))
+    return ours
+
+
+def _replaced(ours: str) -> str:
+    return ours.removeprefix("sightline_")
+
+
+def _switch(model: Any, config: Any, name: str) -> None:
+    """Sets the text model's attention, by the name of its config within the model's."""
+    key = next((k for k in model.config.sub_configs if getattr(model.config, k) is config), None)
+    if key is None:
+        raise ValueError(
+            f"recalibration changes the attention of the text model alone, and the config of "
+            f"{type(model).__name__} does not name one"
+        )
+    model.set_attn_implementation({key: name})
+    if config._attn_implementation != name:
+        raise ValueError(
+            f"{type(model).__name__} cannot switch its attention: use a decoder without "
+            "recalibration (VCD, VDD)"
+        )

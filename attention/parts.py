@@ -1,0 +1,47 @@
+"""The two kinds of parts that act on keys: recalibrations and selections."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from sightline.attention.ledger import Ledger
+from sightline.attention.reference import KeyWeights
+
+
+class KeyPart:
+    """What recalibrations and selections have in common."""
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether it changes nothing, whatever the model and the prompt."""
+        return False
+
+    def check(self, ledger: Ledger) -> None:
+        """Raises `ValueError`, before the first forward, for what cannot be done here."""
+
+    def records(self, ledger: Ledger) -> Mapping[int, frozenset[str]]:
+        """By layer, what the ledger is to keep: "row", "groups", "mass", "columns", "looks"."""
+        return {}
+
+
+class Recalibration(KeyPart, ABC):
+    """Which keys weigh more or less in a layer: data, not code."""
+
+    @abstractmethod
+    def __call__(self, layer: int, ledger: Ledger) -> KeyWeights | None:
+        """Weights of one layer's keys, of R rows; None leaves the layer alone."""
+
+
+class Selection(KeyPart, ABC):
+    """Which keys leave the cache between two steps.
+
+    `merges` puts the mean of what leaves in the place of its oldest member.
+    """
+
+    merges = False
+
+    @abstractmethod
+    def __call__(self, layer: int, ledger: Ledger) -> Tensor | None:
+        """`[R, Hkv, K]` bool, true on the keys that stay: equally many in every row, head and
+        layer. None: nothing leaves."""

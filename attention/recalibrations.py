@@ -1,0 +1,276 @@
+"""Recalibrations: which keys of the prompt and the answer weigh more or less."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sightline.attention.ledger import Ledger
+from sightline.attention.parts import Recalibration
+from sightline.attention.reference import KeyWeights
+
+Layers = tuple[int, int]  # first layer, first layer after
+
+
+def check_layers(layers: Layers) -> None:
+    """Raises `ValueError` unless `layers` is a range: whole numbers, not negative, not empty."""
+    if len(layers) != 2 or any(isinstance(x, bool) or not isinstance(x, int) for x in layers):
+        raise ValueError(f"layers must be (first, first after), got {layers!r}")
+    if not 0 <= layers[0] < layers[1]:
+        raise ValueError(f"layers must be (first, first after) with first >= 0, got {layers}")
+
+
+def check_within(layers: Layers, ledger: Ledger) -> None:
+    """Raises `ValueError` if a range ends outside the model."""
+    if layers[1] > ledger.layers:
+        raise ValueError(
+            f"layers {layers} end outside the model, which has {ledger.layers} decoder layers: "
+            f"give a range within (0, {ledger.layers})"
+        )
+
+
+def check_finite(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value}")
+
+
+@dataclass(frozen=True)
+class ImageGain(Recalibration):
+    """Lifts the latest query's scores on image keys by a share of their size (arXiv:2407.21771).
+
+    score + alpha * |score|: positive scores grow and negative ones shrink, so the image's mass
+    never falls.
+
+    Args:
+        alpha: 0 or more; neutral: 0.
+        layers: (first, first after). None: from the third layer to the last.
+    """
+
+    alpha: float
+    layers: Layers | None = None
+
+    def __post_init__(self):
+        check_finite("alpha", self.alpha)
+        if self.alpha < 0:
+            raise ValueError(f"alpha must be 0 or more, got {self.alpha}")
+        if self.layers is not None:
+            check_layers(self.layers)
+
+    @property
+    def is_neutral(self) -> bool:
+        return self.alpha == 0
+
+    def check(self, ledger: Ledger) -> None:
+        if self.layers is not None:
+            check_within(self.layers, ledger)
+
+    def __call__(self, layer: int, ledger: Ledger) -> KeyWeights | None:
+        first, after = self.layers or (min(2, ledger.layers - 1), ledger.layers)
+        if not first <= layer < after:
+            return None
+        gain = ledger.once(self, lambda: self.alpha * ledger.image_mask[:, None].float())
+        return KeyWeights(gain=gain, rows=ledger.queries - 1)
+
+
+@dataclass(frozen=True)
+class ImageScale(Recalibration):
+    """Scales scores on the image's keys and on those before it (arXiv:2503.13107).
+
+    Acts on the queries after the image: that is where an answer is formed.
+
+    Args:
+        image: Factor on image keys, above 0; neutral: 1.
+        system: Factor on the keys before the first image, above 0; neutral: 1.
+        layers: (first, first after). None: the middle layers, 9 to 14 of 32, scaled to the model.
+        mode: "scale" multiplies the score, so a negative one falls further when the factor is
+            above 1; "abs" adds the same share of its size, so that a key never loses by a factor
+            above 1.
+        heads: Query heads that are edited. None: all.
+    """
+
+    image: float
+    system: float
+    layers: Layers | None = None
+    mode: str = "scale"
+    heads: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        for name in ("image", "system"):
+            check_finite(name, getattr(self, name))
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.layers is not None:
+            check_layers(self.layers)
+        if self.mode not in ("scale", "abs"):
+            raise ValueError(f'mode must be "scale" or "abs", got {self.mode!r}')
+        if self.heads is not None and (not self.heads or min(self.heads) < 0):
+            raise ValueError(f"heads must be one or more head numbers, got {self.heads}")
+
+    @property
+    def is_neutral(self) -> bool:
+        return self.image == self.system == 1
+
+    def check(self, ledger: Ledger) -> None:
+        if self.layers is not None:
+            check_within(self.layers, ledger)
+        if self.heads is not None and max(self.heads) >= ledger.heads:
+            raise ValueError(
+                f"heads {self.heads} name one outside the model, which has {ledger.heads} query "
+                "heads, counted from 0"
+            )
+
+    def __call__(self, layer: int, ledger: Ledger) -> KeyWeights | None:
+        first, after = self.layers or middle_layers(ledger.layers)
+        if not first <= layer < after:
+            return None
+        factor = ledger.once(self, lambda: self._factor(ledger))
+        rows = ledger.after_image if ledger.reads_prompt else 0
+        if self.mode == "scale":
+            return KeyWeights(scale=factor, rows=rows)
+        return KeyWeights(gain=factor - 1, rows=rows)
+
+    def _factor(self, ledger: Ledger) -> Tensor:
+        factor = torch.ones(ledger.image_mask.shape, device=ledger.image_mask.device)
+        factor[ledger.image_mask] = self.image
+        factor[ledger.before_image] = self.system
+        if self.heads is None:
+            return factor[:, None]
+        by_head = torch.ones(len(factor), ledger.heads, factor.shape[1], device=factor.device)
+        by_head[:, list(self.heads)] = factor[:, None]
+        return by_head
+
+
+def middle_layers(count: int) -> Layers:
+    """The middle of a model: 9 to 14 of 32 layers, (first, first after)."""
+    first = round(count * 9 / 32)
+    return first, max(first + 1, round(count * 15 / 32))
+
+
+@dataclass(frozen=True)
+class LeastAttended(Recalibration):
+    """Leaves only the image keys that the latest query attends to least (arXiv:2408.02032).
+
+    The layer before `start` tells how much, by its mean over heads; from `start` on the other
+    image keys are hidden from every query. Chosen again in every forward.
+
+    Args:
+        start: First layer with hidden keys, 1 or more.
+        ratio: Share of a row's image tokens that stays, above 0 and at most 1 (neutral).
+        count: Number that stays, in place of `ratio`.
+    """
+
+    start: int = 3
+    ratio: float = 0.1
+    count: int | None = None
+
+    def __post_init__(self):
+        if isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 1:
+            raise ValueError(
+                f"start must be a layer from 1 on, as the one before it chooses, got {self.start!r}"
+            )
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio must be above 0 and at most 1, got {self.ratio}")
+        if self.count is not None and (isinstance(self.count, bool) or self.count < 1):
+            raise ValueError(f"count must be 1 or more, got {self.count!r}")
+
+    @property
+    def is_neutral(self) -> bool:
+        return self.count is None and self.ratio == 1
+
+    def check(self, ledger: Ledger) -> None:
+        if self.start >= ledger.layers:
+            raise ValueError(
+                f"start={self.start} is outside the model, which has {ledger.layers} decoder "
+                f"layers: give 1 to {ledger.layers - 1}"
+            )
+        if self.start - 1 in ledger.partial:
+            whole = [n + 1 for n in range(ledger.layers - 1) if n not in ledger.partial]
+            raise ValueError(
+                f"layer {self.start - 1} does not attend to the whole prompt, so it cannot choose "
+                f"among the image's tokens: choose a start after one that does, of {whole}"
+            )
+        images = ledger.image_mask.sum(dim=1)
+        if self.count is not None and bool(((images > 0) & (images < self.count)).any()):
+            raise ValueError(
+                f"count={self.count} is more than the image tokens of a row "
+                f"({int(images[images > 0].min())}): give fewer, or a ratio"
+            )
+
+    def records(self, ledger: Ledger) -> Mapping[int, frozenset[str]]:
+        return {self.start - 1: frozenset({"row"})}
+
+    def __call__(self, layer: int, ledger: Ledger) -> KeyWeights | None:
+        if layer < self.start:
+            return None
+        return KeyWeights(bias=ledger.once(self, lambda: self._hidden(ledger)))
+
+    def _hidden(self, ledger: Ledger) -> Tensor:
+        """-inf on the image keys that go, `[R, 1, P]`."""
+        images = ledger.image_mask
+        attended = ledger.row[self.start - 1][:, : images.shape[1]]
+        stay = kept_count(images.sum(dim=1), self.ratio, self.count)
+        keep = smallest(attended, images, stay)
+        return torch.zeros_like(attended).masked_fill(images & ~keep, -math.inf)[:, None]
+
+
+def kept_count(images: Tensor, ratio: float, count: int | None) -> Tensor:
+    """How many of `[R]` image tokens stay: at least one, at most all."""
+    if count is not None:
+        return images.clamp_max(count)
+    return (images * ratio + 0.5).floor().long().clamp_min(1)
+
+
+def smallest(values: Tensor, among: Tensor, counts: Tensor) -> Tensor:
+    """The `counts` `[R]` smallest of each row's values `[R, P]` where `among`; ties to the left."""
+    order = values.masked_fill(~among, math.inf).argsort(dim=1, stable=True)
+    places = torch.arange(values.shape[1], device=values.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, places)
+    return among & (rank < counts[:, None])
+
+
+@dataclass(frozen=True)
+class SinkPenalty(Recalibration):
+    """Takes the sharpening of all scores back from keys that draw too much (arXiv:2501.06553).
+
+    score * (1 + b - b * w), eq. 7, with w the softmax over the cached keys of all the attention
+    that each has drawn so far. The prompt's own forward is left alone: nothing is cached yet.
+
+    Args:
+        b: 0 or more; neutral: 0.
+    """
+
+    b: float = 0.1
+
+    def __post_init__(self):
+        check_finite("b", self.b)
+        if self.b < 0:
+            raise ValueError(f"b must be 0 or more, got {self.b}")
+
+    @property
+    def is_neutral(self) -> bool:
+        return self.b == 0
+
+    def check(self, ledger: Ledger) -> None:
+        if ledger.partial:
+            raise ValueError(
+                "the sink penalty sums the attention that each key has drawn, and layers "
+                f"{sorted(ledger.partial)} of this model do not keep every key: leave it off (b=0)"
+            )
+
+    def records(self, ledger: Ledger) -> Mapping[int, frozenset[str]]:
+        return {layer: frozenset({"columns"}) for layer in range(ledger.layers)}
+
+    def __call__(self, layer: int, ledger: Ledger) -> KeyWeights | None:
+        if ledger.reads_prompt:
+            return None
+        drawn = ledger.columns[layer]
+        drawn = drawn[..., : ledger.total - 1]
+        padding = ~ledger.mask
+        drawn = drawn.masked_fill(
+            torch.nn.functional.pad(padding, (0, drawn.shape[-1] - padding.shape[1]))[:, None],
+            -math.inf,
+        )
+        scale = 1 + self.b - self.b * drawn.softmax(dim=-1)
+        return KeyWeights(scale=torch.nn.functional.pad(scale, (0, 1), value=1 + self.b))

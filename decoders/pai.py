@@ -1,0 +1,45 @@
+"""Paying More Attention to Image, Liu et al., ECCV 2024 (arXiv:2407.21771)."""
+
+from dataclasses import dataclass
+
+from sightline.attention.recalibrations import ImageGain
+from sightline.decoders.contrasts import NoImage
+from sightline.decoders.decoder import Decoder, Recipe
+from sightline.logits.rules import Guidance
+
+
+@dataclass
+class PAI(Decoder):
+    """Look harder at the image, and take off what would be said without it.
+
+    The latest token's attention to the image is lifted in all but the first layers, for the
+    answer alone; then guidance moves away from the image-free prompt, whose attention is as ever.
+
+    Args:
+        alpha: Share of a score's size that is added on image keys, 0 or more; neutral: 0.
+        gamma: Guidance, 0 or more; neutral: 1, which needs no second branch.
+        beta: Plausibility threshold in [0, 1] of the guidance.
+        layers: (first, first after) of the edited layers; None: from the third to the last.
+        markers: Ids of tokens around a picture that the model's config does not name.
+
+    Differs from the authors' code: each row of a batch has its own image tokens, also under
+    padding; the edit comes before the mask; beams reorder the image-free branch too.
+    """
+
+    alpha: float = 0.2
+    gamma: float = 1.1
+    beta: float = 0.1
+    layers: tuple[int, int] | None = None
+    markers: tuple[int, ...] = ()
+
+    @classmethod
+    def without_guidance(cls, alpha: float = 0.2) -> "PAI":
+        """The attention part alone: one branch."""
+        return cls(alpha=alpha, gamma=1.0)
+
+    def recipe(self) -> Recipe:
+        return Recipe(
+            recalibrations=(ImageGain(self.alpha, self.layers),),
+            contrasts=(NoImage(tuple(self.markers)),),
+            rule=Guidance(self.gamma, self.beta),
+        )
