@@ -1,7 +1,7 @@
 """The command line: `sightline describe | compare | decoders`.
 
-Decoders, their settings, ranges and papers are read off the classes and their docstrings, so a new
-decoder appears here by its name in `sightline.decoders.DECODERS` alone.
+Decoders, their settings, ranges, presets and papers are read off the classes and their docstrings,
+so a new decoder appears here by its name in `sightline.decoders.DECODERS` alone.
 """
 
 import inspect
@@ -141,7 +141,8 @@ def compare(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Joined by commas, with settings where wanted: greedy,vdd:alpha=0.5,beta=0.2. "
+            help="Joined by commas, with settings or a preset where wanted: "
+            "greedy,vdd:alpha=0.5,beta=0.2,vcd.pope_paper. "
             "The model's own decoding is greedy or sample. Default: greedy,vcd,vdd.",
         ),
     ] = None,
@@ -166,9 +167,9 @@ def compare(
 
 @app.command("decoders")
 def list_decoders() -> None:
-    """List the decoders with their settings, ranges and papers."""
+    """List the decoders with their settings, ranges, presets and papers."""
     from sightline.decoders import DECODERS
-    from sightline.decoders.parse import settable
+    from sightline.decoders.parse import presets, settable
 
     width = new_console().width
     for name, kind in DECODERS.items():
@@ -178,17 +179,30 @@ def list_decoders() -> None:
         typer.echo(fill(documentation.partition("\n")[0], width, 2, "  "))
         known = settable(kind)
         column = max(map(len, known), default=0)
+        second = max((len(setting.default) for setting in known.values()), default=0)
         for setting in known.values():
-            start = f"    {setting.name:<{column}}  {setting.default:<5}  "
+            start = f"    {setting.name:<{column}}  {setting.default:<{second}}  "
             typer.echo(
                 fill(meanings.get(setting.name, ""), width, min(len(start), width // 2), start)
             )
+        for preset in presets(kind).values():
+            changes = ", ".join(f"{key}={text}" for key, text in preset.changes().items())
+            says = ". ".join(filter(None, (changes, preset.meaning)))
+            typer.echo(fill(says, width, 4, f"  {name}.{preset.name}  "))
         typer.echo()
     typer.echo(
         fill(f"Without a decoder: {', '.join(PLAIN)}. With decoders and settings:", width, 0)
     )
     typer.echo("  sightline describe PICTURE --decoder NAME --set SETTING=VALUE")
     typer.echo("  sightline compare PICTURE --decoders greedy,NAME:SETTING=VALUE,SETTING=VALUE")
+    typer.echo(
+        fill(
+            "Several values are joined by +: layers=1+3. NAME.PRESET begins with other settings "
+            "than the defaults, and SETTING=VALUE changes them: vcd.pope_paper:alpha=0.5.",
+            width,
+            0,
+        )
+    )
 
 
 def fill(text: str, width: int, indent: int, start: str = "") -> str:

@@ -72,8 +72,8 @@ class Streams:
             edits.append(side_by_side([w for w in made if w is not None]))
         if all(edit is None for edit in edits):
             return None
-        if len(edits) == 1:
-            edit = edits[0]
+        edit = edits[0]
+        if len(edits) == 1 and edit is not None:
             ledger = self.blocks[0].ledger
             parts = {n: held(getattr(edit, n), ledger, keys) for n in ("scale", "gain", "bias")}
             return KeyWeights(**parts, rows=edit.rows)
@@ -121,7 +121,7 @@ def side_by_side(edits: Sequence[KeyWeights]) -> KeyWeights | None:
 def same_rows(one: int | Tensor, other: int | Tensor) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return torch.equal(one, other)
-    return type(one) is type(other) and one == other
+    return isinstance(one, int) and isinstance(other, int) and one == other
 
 
 def merged(

@@ -78,11 +78,12 @@ def cut_cache(cache: Any, selections: Sequence[Selection], blocks: Sequence[Stre
     for selection in selections:
         removed = set()
         for number, layer in enumerate(cache.layers):
-            chosen = [selection(number, block.ledger) for block in blocks]
-            if all(keep is None for keep in chosen):
+            asked = [selection(number, block.ledger) for block in blocks]
+            chosen = [keep for keep in asked if keep is not None]
+            if not chosen:
                 removed.add(0)
                 continue
-            if any(keep is None for keep in chosen):
+            if len(chosen) < len(asked):
                 raise ValueError(
                     f"{type(selection).__name__} cuts some branches and not others: all branches "
                     "share one cache"

@@ -20,8 +20,8 @@ class DAMRO(Decoder):
             authors' scripts use on LLaVA; for InstructBLIP they publish 0.5 (POPE), 1.5 (CHAIR).
         beta: Plausibility threshold in [0, 1], a share of the expert's best probability; 0 keeps
             every token.
-        k: Tokens that the amateur sees of each picture. None: 10 in 576, at least 1 (the paper's
-            10 for LLaVA, 4 of 256 for InstructBLIP).
+        k: Tokens that the amateur sees of each picture, 1 or more. None: 10 in 576, at least 1
+            (the paper's 10 for LLaVA, 4 of 256 for InstructBLIP).
         score: "auto", "concat", "head_mean" (attention of the tower's class token), or a
             substitute for towers without one, "pooled_query", "received", "norm": see
             `OutlierImage`. "auto" is "concat" with a class token and "pooled_query" without.

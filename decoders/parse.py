@@ -1,12 +1,14 @@
-"""Decoders from text: `vdd`, `vdd:variant=unk,alpha=0.5`, `greedy,vdd:markers=3+4,vcd`.
+"""Decoders from text: `vdd:variant=unk,alpha=0.5`, `greedy,pai:layers=1+3,vcd.pope_paper`.
 
-A comma separates settings and decoders, `+` the parts of one value. Which settings there are and
-how each is read comes from the fields of the decoder's class.
+A comma separates settings and decoders, `+` the parts of one value, and a point a decoder and its
+preset, which settings override. Which settings and presets there are, and how a value is read,
+comes from the decoder's class: its fields, and its class methods that make one.
 """
 
+import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -25,17 +27,22 @@ class Request:
         label: What was asked for, without blanks and with the name in lower case.
         kind: The decoder's class.
         settings: Values by name.
+        preset: What the settings change. None: the defaults.
     """
 
     label: str
     kind: type
     settings: Mapping[str, Any]
+    preset: "Preset | None" = None
 
     def build(self, processor: Any) -> Any:
         """The decoder, with the processor where it takes one; `ValueError` for bad settings."""
         takes = {FILLED} & {setting.name for setting in fields(self.kind)}
+        settings = dict(self.settings, **dict.fromkeys(takes, processor))
         try:
-            return self.kind(**self.settings, **dict.fromkeys(takes, processor))
+            if self.preset is None:
+                return self.kind(**settings)
+            return replace(self.preset.make(), **settings)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.label}: {error}") from error
 
@@ -63,21 +70,25 @@ def choose(
     decoders: Mapping[str, type] = DECODERS,
     others: Iterable[str] = (),
 ) -> Request:
-    """A decoder of a name and its `name=value` settings.
+    """A decoder of a name, or of a name and a preset, and its `name=value` settings.
 
     Args:
-        name: In lower case.
+        name: In lower case: `vcd` or `vcd.pope_paper`.
         assignments: Each of one setting.
         decoders: What the names stand for.
         others: Names that the caller knows besides, for the message on a wrong one.
 
     Raises:
-        ValueError: For an unknown name or setting, listing those that exist; for a value of
-            another type, and for a setting that is given twice.
+        ValueError: For an unknown name, preset or setting, listing those that exist; for a value
+            of another type, and for a setting that is given twice.
     """
-    if name not in decoders:
+    base, point, chosen_preset = name.partition(".")
+    if base not in decoders:
         raise unknown("decoder", name, (*others, *decoders))
-    kind = decoders[name]
+    kind = decoders[base]
+    made = presets(kind)
+    if point and chosen_preset not in made:
+        raise unknown(f"preset of {base}", chosen_preset, made)
     texts = split_assignments(name, assignments)
     known = settable(kind)
     values: dict[str, Any] = {}
@@ -90,7 +101,7 @@ def choose(
         except ValueError:
             raise ValueError(f"{key} of {name} must be {chosen.wanted}, got {text!r}") from None
     written = ",".join(f"{key}={text}" for key, text in texts.items())
-    return Request(f"{name}:{written}" if written else name, kind, values)
+    return Request(f"{name}:{written}" if written else name, kind, values, made.get(chosen_preset))
 
 
 def split_assignments(name: str, assignments: Iterable[str]) -> dict[str, str]:
@@ -135,6 +146,50 @@ class Setting:
     reader: Reader
 
 
+@dataclass(frozen=True)
+class Preset:
+    """Settings under a name.
+
+    Args:
+        name: Of the class method.
+        make: Makes the decoder.
+        meaning: The first line of the method's docstring.
+    """
+
+    name: str
+    make: Callable[[], Any]
+    meaning: str
+
+    def changes(self) -> dict[str, str]:
+        """The settings that it does not leave at their default, as one would write them."""
+        decoder = self.make()
+        known = settable(type(decoder))
+        texts = {name: value_text(getattr(decoder, name)) for name in known}
+        return {name: text for name, text in texts.items() if text != known[name].default}
+
+
+def presets(kind: type) -> dict[str, Preset]:
+    """The presets of a decoder by name: class methods that return one and need no arguments."""
+    found = {}
+    for member in inspect.classify_class_attrs(kind):
+        if member.kind == "class method" and not member.name.startswith("_"):
+            make = getattr(kind, member.name)
+            made = get_type_hints(make).get("return")
+            if isinstance(made, type) and issubclass(kind, made) and needs_nothing(make):
+                meaning = (inspect.getdoc(make) or "").partition("\n")[0]
+                found[member.name] = Preset(member.name, make, meaning)
+    return found
+
+
+def needs_nothing(make: Callable[..., Any]) -> bool:
+    """Whether it can be called without arguments."""
+    try:
+        inspect.signature(make).bind()
+    except TypeError:
+        return False
+    return True
+
+
 def settable(kind: type) -> dict[str, Setting]:
     """The settings of a decoder that can be written as text, by name."""
     hints = get_type_hints(kind)
@@ -143,12 +198,15 @@ def settable(kind: type) -> dict[str, Setting]:
 
 
 def default_text(setting: Field) -> str:
-    """A field's default as one would write it; "required" and "empty" where nothing is written."""
+    """A field's default as one would write it; "required" where there is none."""
     value = setting.default
     if setting.default_factory is not MISSING:
         value = setting.default_factory()
-    if value is MISSING:
-        return "required"
+    return "required" if value is MISSING else value_text(value)
+
+
+def value_text(value: Any) -> str:
+    """A value as one would write it; "empty" where nothing is written."""
     if isinstance(value, tuple):
         return "+".join(map(str, value)) or "empty"
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
@@ -158,17 +216,41 @@ def reader(hint: Any) -> Reader | None:
     """How a value of a type is read; None for types that cannot be written as text."""
     if hint in READERS:
         return READERS[hint]
-    kind, parts = get_origin(hint), get_args(hint)
-    if kind in (Union, types.UnionType):
-        one, *more = (part for part in parts if part is not types.NoneType)
-        inner = None if more else reader(one)
-        return inner and Reader(f"{inner.wanted} or none", partial(read_optional, inner.read))
-    if kind is tuple and parts[1:] == (...,):
+    parts = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return read_as_one_of(parts)
+    if get_origin(hint) is not tuple or not parts:
+        return None
+    if parts[1:] == (...,):
         inner = reader(parts[0])
         return inner and Reader(
             f"{inner.wanted}, or several joined by +", partial(read_several, inner.read)
         )
-    return None
+    inners = [reader(part) for part in parts]
+    known = [inner for inner in inners if inner]
+    if len(known) < len(parts):
+        return None
+    wanted = " + ".join(inner.wanted for inner in known)
+    return Reader(wanted, partial(read_each, [inner.read for inner in known]))
+
+
+def read_as_one_of(hints: Sequence[Any]) -> Reader | None:
+    """A union's reader: of the types that a text fits, the narrowest."""
+    kinds = [hint for hint in hints if hint is not types.NoneType]
+    readers = {hint: inner for hint in kinds if (inner := reader(hint))}
+    if len(readers) < len(kinds):
+        return None
+    reads = [readers[hint].read for hint in sorted(kinds, key=width)]
+    optional = len(kinds) < len(hints)
+    wanted = " or ".join([*(readers[hint].wanted for hint in kinds), *["none"] * optional])
+    return Reader(wanted, partial(read_first, reads, optional))
+
+
+def width(hint: Any) -> int:
+    """The place of a type's scalars in `READERS`, where each fits more texts than those before."""
+    if hint in READERS:
+        return list(READERS).index(hint)
+    return max(width(part) for part in get_args(hint) if part not in (..., types.NoneType))
 
 
 def read_truth(text: str) -> bool:
@@ -179,17 +261,28 @@ def read_truth(text: str) -> bool:
     return words[text.lower()]
 
 
-def read_optional(read: Callable[[str], Any], text: str) -> Any:
-    return None if text.lower() == "none" else read(text)
+def read_first(reads: Sequence[Callable[[str], Any]], optional: bool, text: str) -> Any:
+    if optional and text.lower() == "none":
+        return None
+    for read in reads:
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    raise ValueError(text)
 
 
 def read_several(read: Callable[[str], Any], text: str) -> tuple[Any, ...]:
     return tuple(read(part.strip()) for part in text.split("+")) if text else ()
 
 
+def read_each(reads: Sequence[Callable[[str], Any]], text: str) -> tuple[Any, ...]:
+    return tuple(read(part.strip()) for read, part in zip(reads, text.split("+"), strict=True))
+
+
 READERS = {
-    float: Reader("a number", float),
     int: Reader("a whole number", int),
+    float: Reader("a number", float),
     bool: Reader("true or false", read_truth),
     str: Reader("text", str),
 }

@@ -33,10 +33,10 @@ class SID(Decoder):
     Args:
         alpha: Contrast strength, 0 or more; 0 leaves the logits as they are.
         beta: Plausibility threshold in [0, 1].
-        start: First layer, counted from 0, in which the amateur is blinded; the layer before it
-            chooses. The paper's "layer i".
+        start: First layer, counted from 0, in which the amateur is blinded, 1 or more; the layer
+            before it chooses. The paper's "layer i".
         ratio: Share of a row's image tokens that the amateur keeps, above 0 and at most 1.
-        count: Number that it keeps, in place of `ratio`.
+        count: Number that it keeps, 1 or more, in place of `ratio`.
 
     Differs from the authors' code: greedy decoding has the plausibility cut and the user's
     processors; alpha and beta are what they say; each row chooses for itself and keeps its padding

@@ -20,7 +20,7 @@ class VASparse(Decoder):
         alpha: Contrast strength, 0 or more; neutral: 0.
         beta: Plausibility threshold in [0, 1]; neutral: 0.
         keep: Share of the answer's keys that stays, above 0 and at most 1; neutral: 1.
-        every: Answered tokens between two times that keys leave.
+        every: Answered tokens between two times that keys leave, 1 or more.
         weight: Of having looked at the image, against attention (lambda), 0 or more.
         sink: Penalty on sinks (b), 0 or more; neutral: 0, the default until it has shown its use.
 

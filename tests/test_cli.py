@@ -21,9 +21,9 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 import sightline
-from sightline import VCD, VDD, answer, cli, lab
+from sightline import VCD, VDD, VASparse, answer, cli, lab
 from sightline.decoders import DECODERS
-from sightline.decoders.parse import settable
+from sightline.decoders.parse import presets, settable
 
 SCRIPT = Path(sys.executable).with_name("sightline")
 TABLE = str(lab.PICTURES / "table.png")
@@ -93,6 +93,7 @@ def letters(text):
         ((), None),
         (("--decoder", "vdd"), VDD()),
         (("--decoder", "VCD", "--set", "alpha=3", "--set", "noise_step=999"), VCD(3.0, 0.1, 999)),
+        (("--decoder", "VASparse.paper", "--set", "alpha=3"), VASparse(3.0, sink=0.1)),
     ],
 )
 def test_describe_prints_the_answer(talker, answers, arguments, decoder, stream):
@@ -291,10 +292,20 @@ def test_decoders_are_listed_with_all_they_say_of_themselves():
     for name, kind in DECODERS.items():
         assert f"{name} {cli.paper(kind)}" in flat
         assert kind.__doc__.splitlines()[0] in flat
+        assert re.fullmatch(r".+ \(arXiv:\d{4}\.\d{5}\)", cli.paper(kind))
+        for preset in presets(kind).values():
+            assert re.search(rf"{name}\.{preset.name} \w+=.*?\. {re.escape(preset.meaning)}", flat)
     assert "(arXiv:2311.16922)" in flat and "(arXiv:2403.05262)" in flat
     assert "beta 0.1 Plausibility threshold in [0, 1], a share of" in flat
     assert "noise_step 500 Forward diffusion steps, 0 to 999;" in flat
     assert "variant none What stands" in flat and "processor none" not in flat
+    assert "vcd.pope_paper noise_step=999. The noise that" in flat
+    assert "sid.sid_2408 beta=0.4, start=2, count=100. The code of" in flat
+    deco = result.stdout.partition("\ndeco  ")[2].partition("\n\n")[0].splitlines()
+    begins = [
+        line.find(word) for line in deco for word in (" Strength", " First and", " In (0, 1]")
+    ]
+    assert len(set(begins) - {-1}) == 1  # in one column, however long the defaults are
     narrow = run("decoders", COLUMNS="44").stdout.split("Without a decoder")[0]
     assert max(map(len, narrow.splitlines())) <= 44
 
@@ -307,14 +318,16 @@ def test_every_setting_is_documented(name):
 
 
 def test_choices_are_plain_names_and_decoders():
-    choices = cli.parse_choices("Greedy, VDD:alpha=0.5,variant=both,sample")
+    choices = cli.parse_choices("Greedy, VDD:alpha=0.5,variant=both,sample,Vcd.pope_paper:beta=0")
     assert [(c.label, c.sample) for c in choices] == [
         ("greedy", False),
         ("vdd:alpha=0.5,variant=both", None),
         ("sample", True),
+        ("vcd.pope_paper:beta=0", None),
     ]
-    plain, vdd, _ = (choice.build(Words()) for choice in choices)
+    plain, vdd, _, vcd = (choice.build(Words()) for choice in choices)
     assert plain is None and (vdd.alpha, vdd.variant) == (0.5, "both")
+    assert vcd == VCD(beta=0.0, noise_step=999)
 
 
 class Words:
@@ -332,6 +345,17 @@ class Words:
             "no decoder is called 'vddd' (did you mean vdd?): there are greedy,",
         ),
         (("--decoder", "nothing"), "no decoder is called 'nothing': there are greedy, sample, vcd"),
+        (
+            ("--decoder", "vcd.pope"),
+            "no preset of vcd is called 'pope': there are pope_paper",
+        ),
+        (("--decoder", "greedy.paper"), "no decoder is called 'greedy.paper' (did you mean greedy"),
+        (("--decoder", "sid", "--set", "count=999"), "count=999 is more than the image tokens"),
+        (
+            ("--decoder", "pai", "--set", "layers=(1,3)"),
+            "layers of pai must be a whole number + a whole number or none, got '(1,3)'",
+        ),
+        (("--decoder", "pai", "--set", "layers=0+99"), "layers (0, 99) end outside the model"),
         (("--decoder", "vdd", "--set", "alpha=big"), "alpha of vdd must be a number, got 'big'"),
         (("--decoder", "vdd", "--set", "alpha=1", "--set", "alpha=2"), "alpha of vdd is set twice"),
         (("--set", "alpha=1"), "greedy has no settings, got alpha=1"),

@@ -1,10 +1,13 @@
 """Every example runs as it stands, in a process of its own, and says something."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from sightline.decoders import DECODERS
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 
@@ -27,3 +30,9 @@ def test_examples_are_all_there():
         "compose",
         "own_decoder",
     }
+
+
+@pytest.mark.parametrize("kind", DECODERS.values())
+def test_every_method_has_an_example(kind):
+    uses = re.compile(rf"\b{kind.__name__}[(.]")
+    assert any(uses.search(path.read_text()) for path in EXAMPLES)

@@ -7,9 +7,9 @@ from typing import Optional
 
 import pytest
 
-from sightline import VDD
+from sightline import DAMRO, PAI, SID, VAF, VCD, VDD, DeCo, DoLa, VASparse
 from sightline.decoders import DECODERS
-from sightline.decoders.parse import choose, settable, split_decoders, unknown
+from sightline.decoders.parse import choose, presets, settable, split_decoders, unknown
 
 
 @dataclass
@@ -29,9 +29,51 @@ class Odd:
     either: int | str = 1
     pair: tuple[int, int] = (1, 2)
     fixed: int = field(default=1, init=False)
+    loose: str | bool | float | int | None = None
+    path: str | tuple[int, ...] = "low"
+    window: tuple[float, float] | tuple[int, int] = (0.5, 1.0)
+    mixed: tuple[int, str] | None = None
+    open: tuple[int, dict] = (1, {})
+    half: int | dict = 1
+
+    @classmethod
+    def small(cls) -> "Odd":
+        """A needed 1.
+
+        Nothing more is shown.
+        """
+        return cls(1, ids=(4, 5), share=0.5)
+
+    @classmethod
+    def optional(cls, needed: int = 2, *more, **others) -> "Odd":
+        return cls(needed)
+
+    @classmethod
+    def sized(cls, needed: int) -> "Odd":
+        """Needs an argument."""
+        return cls(needed)
+
+    @classmethod
+    def count(cls) -> int:
+        """Makes none."""
+        return 1
+
+    @classmethod
+    def _hidden(cls) -> "Odd":
+        return cls(1)
+
+    @staticmethod
+    def loner() -> "Odd":
+        """Knows no class."""
+        return Odd(1)
 
 
-ODD = {"odd": Odd}
+@dataclass
+class Odder(Odd):
+    """Has the presets of its parent."""
+
+
+ODD = {"odd": Odd, "odder": Odder}
 
 
 def asked(text, decoders=DECODERS):
@@ -79,6 +121,12 @@ def test_what_can_be_set_is_listed_with_its_default_and_type():
         "made": ("1+2", "a whole number, or several joined by +"),
         "some": ("none", "a number, or several joined by + or none"),
         "name": ("x", "text"),
+        "either": ("1", "a whole number or text"),
+        "pair": ("1+2", "a whole number + a whole number"),
+        "loose": ("none", "text or true or false or a number or a whole number or none"),
+        "path": ("low", "text or a whole number, or several joined by +"),
+        "window": ("0.5+1.0", "a number + a number or a whole number + a whole number"),
+        "mixed": ("none", "a whole number + text or none"),
     }
 
 
@@ -100,6 +148,90 @@ def test_settings_take_the_type_of_their_field():
     assert asked("ODD: share = 0.5 ,ids = 7", ODD).label == "odd:share=0.5,ids=7"
     assert asked("odd:share=inf", ODD).settings == {"share": math.inf}
     assert asked("vdd:alpha=2").build(None) == VDD(alpha=2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("either=7", 7),
+        ("either=7.5", "7.5"),
+        ("pair=3+4", (3, 4)),
+        ("pair= 3 + 4 ", (3, 4)),
+        ("loose=1", 1),
+        ("loose=1.0", 1.0),
+        ("loose=true", True),
+        ("loose=None", None),
+        ("loose=nothing", "nothing"),
+        ("path=low", "low"),
+        ("path=3", (3,)),
+        ("path=1+3", (1, 3)),
+        ("path=1+x", "1+x"),
+        ("window=1+3", (1, 3)),
+        ("window=0.5+1", (0.5, 1.0)),
+        ("mixed=3+4", (3, "4")),
+        ("mixed=none", None),
+    ],
+)
+def test_of_several_types_the_narrowest_that_fits_is_taken(text, value):
+    [setting] = asked(f"odd:{text}", ODD).settings.values()
+    assert setting == value and type(setting) is type(value)
+    if isinstance(value, tuple):
+        assert list(map(type, setting)) == list(map(type, value))
+
+
+@pytest.mark.parametrize(
+    ("text", "decoder"),
+    [
+        ("pai:layers=1+3", PAI(layers=(1, 3))),
+        ("pai:layers=none,markers=3+4", PAI(markers=(3, 4))),
+        ("vaf:layers=0+2,mode=abs,heads=5", VAF(layers=(0, 2), mode="abs", heads=(5,))),
+        ("vaf:heads=None", VAF()),
+        ("deco:layers=1+3", DeCo(layers=(1, 3))),
+        ("deco:layers=0.5+0.75", DeCo(layers=(0.5, 0.75))),
+        ("dola:layers=high,divergence=code", DoLa("high", "code")),
+        ("dola:layers=2", DoLa(layers=(2,))),
+        ("dola:layers=0+2", DoLa(layers=(0, 2))),
+        ("sid:count=4", SID(count=4)),
+        ("damro:k=none,score=norm", DAMRO(score="norm")),
+    ],
+)
+def test_the_methods_settings_are_read(text, decoder):
+    assert asked(text).build(None) == decoder
+
+
+def test_presets_are_class_methods_that_make_one():
+    assert list(presets(Odd)) == list(presets(Odder)) == ["optional", "small"]
+    assert presets(VDD) == {}
+    small = presets(Odd)["small"]
+    assert small.meaning == "A needed 1." and presets(Odd)["optional"].meaning == ""
+    assert small.changes() == {"needed": "1", "ids": "4+5", "share": "0.5"}
+    assert type(asked("odder.small", ODD).build("")) is Odder
+
+
+@pytest.mark.parametrize(
+    ("text", "decoder"),
+    [
+        ("vcd.pope_paper", VCD.pope_paper()),
+        ("vcd.pope_paper:alpha=0.5", VCD(alpha=0.5, noise_step=999)),
+        ("vcd.pope_paper:noise_step=7", VCD(noise_step=7)),
+        ("vasparse.paper", VASparse.paper()),
+        ("pai.without_guidance:alpha=0.4", PAI.without_guidance(0.4)),
+        ("sid.sid_2408:count=none,ratio=0.5", SID(beta=0.4, start=2, ratio=0.5)),
+        ("damro.first_release", DAMRO(layer="last")),
+    ],
+)
+def test_settings_override_presets(text, decoder):
+    request = asked(text)
+    assert request.label == text
+    assert request.build(None) == decoder
+
+
+def test_presets_get_the_processor_and_their_settings_are_checked():
+    assert asked("odd.small:needed=3", ODD).build("a processor") == Odd(
+        3, ids=(4, 5), share=0.5, processor="a processor"
+    )
+    for kind in DECODERS.values():
+        assert all(preset.meaning and preset.changes() for preset in presets(kind).values())
 
 
 @pytest.mark.parametrize(
@@ -133,6 +265,25 @@ def test_words_for_truth(texts, value):
         ("vdd:alpha", "a setting of vdd is written NAME=VALUE, got 'alpha'"),
         ("vdd:=1", "a setting of vdd is written NAME=VALUE, got '=1'"),
         ("vdd:alpha=-1", "vdd:alpha=-1: alpha must be a finite number >= 0"),
+        (
+            "vcd.pope_papers",
+            "no preset of vcd is called 'pope_papers' (did you mean pope_paper?): there are pope",
+        ),
+        ("vcd.", "no preset of vcd is called ''"),
+        ("vdd.paper", "no preset of vdd is called 'paper': there is none"),
+        ("odd.sized", "no preset of odd is called 'sized'"),
+        ("vcdx.pope_paper", "no decoder is called 'vcdx.pope_paper': there are vcd, vdd"),
+        ("vcd.pope_paper:alpha=-1", "vcd.pope_paper:alpha=-1: alpha must be a finite number >= 0"),
+        ("vcd.pope_paper:alfa=1", "no setting of vcd.pope_paper is called 'alfa'"),
+        (
+            "pai:layers=3",
+            "layers of pai must be a whole number + a whole number or none, got '3'",
+        ),
+        ("pai:layers=1+2+3", "layers of pai must be a whole number + a whole number or none"),
+        ("pai:layers=(1+3)", "or none, got '(1+3)'"),
+        ("pai:layers=3+1", "pai:layers=3+1: layers must be (first, first after)"),
+        ("deco:layers=low", "a number + a number or a whole number + a whole number, got 'low'"),
+        ("dola:layers=lwo", 'dola:layers=lwo: layers must be "low", "high" or a tuple'),
         ("odd", "odd: Odd.__init__() missing 1 required positional argument: 'needed'"),
     ],
 )

@@ -7,8 +7,9 @@ import pytest
 from transformers import StopStringCriteria
 from typer.testing import CliRunner
 
-from sightline import VDD
+from sightline import VDD, cli
 from sightline.chat import prompt_inputs
+from sightline.decoders import DECODERS
 from sightline.lab import CHECKPOINT, PICTURES
 
 ROOT = Path(__file__).parent.parent
@@ -30,13 +31,19 @@ def test_snippet(number, namespace, capsys):
         assert "image contains" in capsys.readouterr().out
 
 
-def test_the_readmes_commands_exist():
-    from sightline.cli import app
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_method_has_a_row_with_its_paper(name):
+    kind = DECODERS[name]
+    [paper] = re.findall(r"\(arXiv:([\d.]+)\)", cli.paper(kind))
+    row = rf"^\| `{kind.__name__}` \| [^|]+ \| \[{paper}\]\(https://arxiv.org/abs/{paper}\) \|$"
+    assert len(re.findall(row, README, re.M)) == 1
 
+
+def test_the_readmes_commands_exist():
     commands = set(re.findall(r"^sightline (\w+)", README, re.M))
     assert commands >= {"describe", "compare", "decoders"}
     for command in commands:
-        result = CliRunner().invoke(app, [command, "--help"])
+        result = CliRunner().invoke(cli.app, [command, "--help"])
         assert result.exit_code == 0, command
     for module in re.findall(r"python -m (sightline\.[\w.]+)", README):
         assert (ROOT / Path(*module.split(".")[1:])).with_suffix(".py").exists(), module
