@@ -17,9 +17,9 @@ SCORES_AT_ONCE = 2**24  # float32 scores held at a time: 64 MiB
 
 @dataclass(frozen=True)
 class KeyWeights:
-    """Three numbers per key, each broadcastable to `[B, H, W]`, for the first W of K keys.
+    """Three numbers per key, each `[B, H, W]` or with 1 for B or H, for the first W of K keys.
 
-    Keys after the first W are neutral. None stands for neutral everywhere.
+    Keys after the first W, a number of each tensor's own, are neutral. None is neutral everywhere.
 
     Args:
         scale: Multiplies the score; neutral: 1.
@@ -34,12 +34,14 @@ class KeyWeights:
     bias: Tensor | None = None
     rows: int | Tensor = 0
 
-    @property
-    def keys(self) -> int:
-        """W, the number of keys that have weights; 0 if everything is neutral."""
-        return max(
-            (w.shape[-1] for w in (self.scale, self.gain, self.bias) if w is not None), default=0
-        )
+    def __post_init__(self):
+        for name in ("scale", "gain", "bias"):
+            weight = getattr(self, name)
+            if weight is not None and weight.ndim != 3:
+                raise ValueError(
+                    f"{name} must be [B, H, W] with 1 where rows or heads share it, got shape "
+                    f"{tuple(weight.shape)}"
+                )
 
 
 @dataclass(frozen=True)
