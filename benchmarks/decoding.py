@@ -2,29 +2,33 @@
 
     python benchmarks/decoding.py --device cpu
 
-Rows: greedy, VDD, VCD, and the same contrasts as published code does them, two forwards in turn;
-`mitigv`'s VCD where that package is installed (lab's model only: it takes a processor).
-Models: "0.25b", a random LLaVA (576 image tokens, hidden 1024, 12 layers, vocabulary 32,064), and
-"lab", the shipped one. Batch 1. A ratio is the median over rounds of the same round's ratio to
-greedy with the same cache: all rows of a round run one after another, so drift cancels.
+Rows: greedy and the decoders, each one forward per token; VDD and VCD also as published code does
+them, two forwards in turn; `mitigv`'s VCD where that package is installed (lab's model only: it
+takes a processor). Models, with random weights: "0.25b", a LLaVA of 576 image tokens, hidden 1024,
+12 layers, vocabulary 32,064, and "7b", of the shape of LLaVA-1.5-7B; and "lab", the shipped one.
+Batch 1. A ratio is the median over rounds of the same round's ratio to greedy with the same cache:
+all rows of a round run one after another, so drift cancels.
+
+Caches: "dynamic"; "static", not compiled; and on CUDA "static compiled", where `generate` compiles
+by itself. Decoders that edit or record attention run eagerly there too, beside a compiled greedy,
+which is what a caller gets; decoders that take keys from the cache need a dynamic one. On the CPU
+static rows are measured for greedy, VDD and VCD alone. VASparse first takes keys when `every`
+(32) tokens are answered: with fewer `--tokens` a row has its other parts only.
 """
 
 import argparse
-import ctypes
 import json
-import math
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from machine import DTYPES, is_cuda, machine, peak, reset_peak, synchronise
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -34,14 +38,44 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-import sightline
-from sightline import VCD, VDD
 from sightline.chat import prompt_inputs
+from sightline.decoders import DAMRO, PAI, SID, VAF, VCD, VDD, VASparse
 from sightline.lab import CHECKPOINT, PICTURES
 from sightline.logits.rules import Contrastive
 
 IMAGE_TOKEN = 32000
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A decoder's rows.
+
+    Args:
+        edits: Its attention is edited or recorded, so it runs eagerly whatever is compiled.
+        cuts: It takes keys from the cache, so the cache is dynamic.
+        static_on_cpu: It has a row with a static cache on the CPU too.
+    """
+
+    name: str
+    decoder: Any
+    edits: bool = False
+    cuts: bool = False
+    static_on_cpu: bool = False
+
+
+DECODERS = {
+    "greedy": Entry("greedy", None, static_on_cpu=True),
+    "vdd": Entry("VDD none", VDD(), static_on_cpu=True),
+    "vcd": Entry("VCD", VCD(), static_on_cpu=True),
+    "damro": Entry("DAMRO", DAMRO()),
+    "sid": Entry("SID", SID(), edits=True),
+    "pai-alone": Entry("PAI without guidance", PAI.without_guidance(), edits=True),
+    "pai": Entry("PAI", PAI(), edits=True),
+    "vaf": Entry("VAF", VAF(), edits=True),
+    "vasparse": Entry("VASparse", VASparse(), edits=True, cuts=True),
+    "vasparse-sink": Entry("VASparse, sink", VASparse.paper(), edits=True, cuts=True),
+}
+IN_TURN = {"vdd": ("VDD none, in turn", None), "vcd": ("VCD, in turn", 500)}
 
 
 @dataclass
@@ -112,25 +146,47 @@ def random_llava() -> LlavaForConditionalGeneration:
         max_position_embeddings=2048,
         pad_token_id=0,
     )
-    config = LlavaConfig(
+    return LlavaForConditionalGeneration(llava_config(vision, text))
+
+
+def random_llava_7b(dtype: torch.dtype, device: str) -> LlavaForConditionalGeneration:
+    """The shape of LLaVA-1.5-7B, drawn where it is used: 14 GB in 16 bits."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+    text = LlamaConfig(vocab_size=32064, max_position_embeddings=4096, pad_token_id=0)
+    with torch.device(device):
+        return LlavaForConditionalGeneration._from_config(llava_config(vision, text), dtype=dtype)
+
+
+def llava_config(vision: CLIPVisionConfig, text: LlamaConfig) -> LlavaConfig:
+    return LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=IMAGE_TOKEN,
         image_seq_length=576,
         pad_token_id=0,
     )
-    return LlavaForConditionalGeneration(config)
 
 
 def load(name: str, dtype: torch.dtype, device: str) -> tuple[Any, dict[str, Any], Any]:
-    """Model, inputs of one prompt, and what `mitigv` needs (None for the random model)."""
+    """Model, inputs of one prompt, and what `mitigv` needs (None for the random models)."""
     if name == "lab":
         model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT, dtype=dtype).to(device)
         processor = AutoProcessor.from_pretrained(CHECKPOINT)
         picture = sorted(PICTURES.glob("*.png"))[0]
         inputs = prompt_inputs(model, processor, picture, "Describe the image.")
         return model.eval(), dict(inputs), (processor, picture)
-    model = random_llava().to(dtype=dtype, device=device).eval()
+    if name == "7b":
+        model = random_llava_7b(dtype, device).eval()
+    else:
+        model = random_llava().to(dtype=dtype, device=device).eval()
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(5, 30000, (60,), generator=generator).tolist()
     ids = torch.tensor([[1, *text[:35], *[IMAGE_TOKEN] * 576, *text[35:]]], device=device)
@@ -139,7 +195,9 @@ def load(name: str, dtype: torch.dtype, device: str) -> tuple[Any, dict[str, Any
     return model, inputs, None
 
 
-def contenders(model, inputs, mitigv_needs) -> list[tuple[Row, Callable[[int], Any]]]:
+def contenders(
+    model, inputs, mitigv_needs, names: list[str], device: str
+) -> list[tuple[Row, Callable[[int], Any]]]:
     """Rows with what answers `tokens` tokens for them."""
 
     def stock(decoder, cache):
@@ -151,26 +209,34 @@ def contenders(model, inputs, mitigv_needs) -> list[tuple[Row, Callable[[int], A
                 max_new_tokens=tokens,
                 min_new_tokens=tokens,
                 do_sample=False,
-                disable_compile=True,
+                disable_compile=cache != "static compiled",
                 custom_generate=decoder,
                 **config,
             )
 
         return run
 
+    entries = [DECODERS[name] for name in names]
     rows: list[tuple[Row, Callable[[int], Any]]] = []
-    for cache in ("dynamic", "static"):
-        rows += [
-            (Row("greedy", cache), stock(None, cache)),
-            (Row("VDD none", cache), stock(VDD(), cache)),
-            (Row("VCD", cache), stock(VCD(), cache)),
-        ]
-    for name, noise_step in (("VDD none, in turn", None), ("VCD, in turn", 500)):
-        in_turn = InTurn(noise_step)
-        rows.append((Row(name, "dynamic"), lambda n, f=in_turn: f(model, inputs, n)))
-    if mitigv_needs is not None:
+    for cache in caches(device):
+        for entry in entries:
+            if cache == "dynamic" or has_static_row(entry, device):
+                rows.append((Row(entry.name, cache), stock(entry.decoder, cache)))
+    for name, (title, noise_step) in IN_TURN.items():
+        if name in names:
+            in_turn = InTurn(noise_step)
+            rows.append((Row(title, "dynamic"), lambda n, f=in_turn: f(model, inputs, n)))
+    if mitigv_needs is not None and "vcd" in names:
         rows += mitigv_rows(model, *mitigv_needs)
     return rows
+
+
+def caches(device: str) -> tuple[str, ...]:
+    return ("dynamic", "static", "static compiled") if is_cuda(device) else ("dynamic", "static")
+
+
+def has_static_row(entry: Entry, device: str) -> bool:
+    return not entry.cuts and (is_cuda(device) or entry.static_on_cpu)
 
 
 def mitigv_rows(model, processor, picture) -> list[tuple[Row, Callable[[int], Any]]]:
@@ -193,6 +259,11 @@ def mitigv_rows(model, processor, picture) -> list[tuple[Row, Callable[[int], An
 
 def measure(rows, tokens: int, rounds: int, device: str) -> None:
     for _, run in rows:
+        if is_cuda(device):
+            # At full length, since a static cache of another one is compiled again; the second
+            # call records the compiled steps as a graph.
+            run(tokens)
+            run(tokens)
         run(2)
     for round_ in range(rounds):
         for row, run in rows:
@@ -213,29 +284,6 @@ def timed(run, tokens: int, device: str) -> float:
     run(tokens)
     synchronise(device)
     return 1000 * (time.perf_counter() - start)
-
-
-def synchronise(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def reset_peak(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-    elif platform.system() == "Linux":
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak(device: str) -> float:
-    """Bytes at the peak since `reset_peak`; on the CPU the whole process, NaN where not known."""
-    if device.startswith("cuda"):
-        return float(torch.cuda.max_memory_allocated())
-    if platform.system() != "Linux":
-        return math.nan
-    status = Path("/proc/self/status").read_text()
-    return 1024.0 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def ratios(values: list[float], base: list[float]) -> float:
@@ -275,37 +323,23 @@ def table(summary: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def machine(device: str) -> dict[str, Any]:
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "sightline": sightline.__version__,
-        "date": date.today().isoformat(),
-    }
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--models", nargs="+", default=["0.25b", "lab"], choices=["0.25b", "lab"])
+    models = ["0.25b", "7b", "lab"]
+    parser.add_argument("--models", nargs="+", default=["0.25b", "lab"], choices=models)
+    parser.add_argument(
+        "--decoders",
+        nargs="+",
+        default=list(DECODERS),
+        choices=list(DECODERS),
+        help="default: all; greedy is always measured, and vdd and vcd also in turn",
+    )
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "fp32"], choices=list(DTYPES))
     parser.add_argument("--tokens", type=int, default=17, help="new tokens of a timed answer")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write everything measured as JSON")
     options = parser.parse_args()
     if options.tokens < 2 or options.rounds < 1:
@@ -314,10 +348,14 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     result: dict[str, Any] = {"machine": machine(options.device), "runs": []}
     print(json.dumps(result["machine"]))
+    names = [name for name in DECODERS if name == "greedy" or name in options.decoders]
+    eager = [DECODERS[name].name for name in names if DECODERS[name].edits]
+    if is_cuda(options.device) and eager:
+        print(f"edit or record attention, so never compiled: {'; '.join(eager)}")
     for name in options.models:
         for dtype in options.dtypes:
             model, inputs, needs = load(name, DTYPES[dtype], options.device)
-            rows = contenders(model, inputs, needs)
+            rows = contenders(model, inputs, needs, names, options.device)
             measure(rows, options.tokens, options.rounds, options.device)
             summary = summarise([row for row, _ in rows])
             parameters = sum(p.numel() for p in model.parameters())
