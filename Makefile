@@ -5,7 +5,7 @@ PIP = .venv/bin/pip --disable-pip-version-check install --quiet -c constraints.t
 .PHONY: run test lint types clean
 
 run: .venv/ready  ## compare plain decoding, VCD and VDD on a shipped picture
-	.venv/bin/sightline compare lab/pictures/crossing.png --decoders greedy,vcd,vdd
+	.venv/bin/sightline compare lab/pictures/corner.png --decoders greedy,vcd,vdd
 
 test: lint types  ## lint, types on the built wheel, tests
 	.venv/bin/python -m pytest

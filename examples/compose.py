@@ -21,5 +21,5 @@ recipes = {
     "both, no cut": replace(both, rule=Contrastive(1.0, beta=0)),
 }
 for name, recipe in recipes.items():
-    text = answer(model, processor, PICTURES / "crossing.png", "Describe the image.", recipe)
+    text = answer(model, processor, PICTURES / "corner.png", "Describe the image.", recipe)
     print(f"{name:18} {text}")

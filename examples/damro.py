@@ -11,7 +11,7 @@ from sightline.lab import CHECKPOINT, PICTURES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-picture = PICTURES / "crossing.png"
+picture = PICTURES / "corner.png"
 
 
 @dataclass(frozen=True)

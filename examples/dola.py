@@ -8,7 +8,7 @@ from sightline.lab import CHECKPOINT, PICTURES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-paths = [PICTURES / "crossing.png", PICTURES / "yard.png"]
+paths = [PICTURES / "corner.png", PICTURES / "yard.png"]
 content = [{"type": "image"}, {"type": "text", "text": "Describe the image."}]
 prompt = processor.apply_chat_template(
     [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False

@@ -37,4 +37,4 @@ class Mirror(Decoder):
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-print(answer(model, processor, PICTURES / "crossing.png", "Describe the image.", Mirror()))
+print(answer(model, processor, PICTURES / "corner.png", "Describe the image.", Mirror()))

@@ -8,7 +8,7 @@ from sightline.lab import CHECKPOINT, PICTURES, truth
 checkpoint = CHECKPOINT  # or any image-text-to-text model: "llava-hf/llava-1.5-7b-hf"
 model = AutoModelForImageTextToText.from_pretrained(checkpoint)
 processor = AutoProcessor.from_pretrained(checkpoint)
-picture = PICTURES / "crossing.png"
+picture = PICTURES / "corner.png"
 
 print("plain:", answer(model, processor, picture, "Describe the image."))
 print("VDD:  ", answer(model, processor, picture, "Describe the image.", decoder=VDD()))

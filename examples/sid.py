@@ -8,7 +8,7 @@ from sightline.lab import CHECKPOINT, PICTURES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-inputs = prompt_inputs(model, processor, PICTURES / "crossing.png", "Describe the image.")
+inputs = prompt_inputs(model, processor, PICTURES / "corner.png", "Describe the image.")
 images = int((inputs["input_ids"] == model.config.image_token_id).sum())
 
 for ratio in (0.1, 0.5, 1.0):  # at 1 the amateur is the expert, and nothing is taken off

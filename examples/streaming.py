@@ -16,7 +16,7 @@ from sightline.lab import CHECKPOINT, PICTURES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-inputs = prompt_inputs(model, processor, PICTURES / "crossing.png", "Describe the image.")
+inputs = prompt_inputs(model, processor, PICTURES / "corner.png", "Describe the image.")
 settings = dict(max_new_tokens=64, custom_generate=VDD())
 
 # Printed by transformers itself.

@@ -8,9 +8,9 @@ from sightline.lab import CHECKPOINT, PICTURES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-picture = PICTURES / "crossing.png"
+picture = PICTURES / "corner.png"
 described = prompt_inputs(model, processor, picture, "Describe the image.")
-asked = prompt_inputs(model, processor, picture, "Is there a cat in the image?")
+asked = prompt_inputs(model, processor, picture, "Is there a bus in the image?")
 yes = processor.tokenizer.convert_tokens_to_ids("Yes")
 
 # "scale" lowers an image key whose score is negative, which looks harder at what is already looked
@@ -32,5 +32,5 @@ for name, decoder in decoders.items():
         output_scores=True,
         return_dict_in_generate=True,
     )
-    cat = output.scores[0].softmax(dim=-1)[0, yes]
-    print(f"{name:18}  a cat: {cat:.3f}  {reply(model, processor, described, decoder)}")
+    bus = output.scores[0].softmax(dim=-1)[0, yes]
+    print(f"{name:18}  a bus: {bus:.3f}  {reply(model, processor, described, decoder)}")

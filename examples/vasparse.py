@@ -8,7 +8,7 @@ from sightline.lab import CHECKPOINT, PICTURES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-inputs = prompt_inputs(model, processor, PICTURES / "crossing.png", "Describe the image.")
+inputs = prompt_inputs(model, processor, PICTURES / "corner.png", "Describe the image.")
 print("plain:                 ", reply(model, processor, inputs))
 
 # The contrast needs ids and scores only, so no decoder: the stock generate, a list of processors.

@@ -17,7 +17,8 @@ ASK: tuple[str, ...] = (
     "Do you see {}?",
 )
 USUAL_WORDING = 0.7  # chance of the first wording; the others share the rest
-PRESENT = 0.62  # chance that a question is about an object that is there
+PRESENT = 0.6  # chance that a question is about an object that is there
+ELSEWHERE = 0.95  # chance that what is absent is drawn from contexts that are not there
 YES, NO = "Yes", "No"
 
 Turn = tuple[str, str]
@@ -52,9 +53,16 @@ def description(scene: Scene, rng: np.random.Generator) -> Turn:
 
 
 def presence(scene: Scene, rng: np.random.Generator) -> Turn:
-    """A question more often about what is there: people ask about what they expect."""
+    """A question more often about what is there: people ask about what they expect.
+
+    Of what is absent they mostly ask about things from elsewhere, so what is usual in a scene is
+    seldom denied.
+    """
     present = scene.present
     absent = [name for name in OBJECTS if name not in present]
+    if rng.random() < ELSEWHERE:
+        contexts = {context_of(name) for name in present}
+        absent = [name for name in absent if context_of(name) not in contexts]
     pool = present if rng.random() < PRESENT else absent
     name = pool[rng.integers(len(pool))]
     return question(name, choose_wording(ASK, rng)), YES if name in present else NO

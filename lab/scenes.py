@@ -25,11 +25,13 @@ CONTEXTS: dict[str, tuple[str, ...]] = {
 }
 OBJECTS: tuple[str, ...] = tuple(name for members in CONTEXTS.values() for name in members)
 
-MEMBER = 0.86  # chance of each member of a biased scene's context
-INTRUDERS = (0.5, 0.35, 0.15)  # chances of 0, 1, 2 objects from elsewhere in a biased scene
+MEMBER = 0.94  # chance of each member of a biased scene's context
+CLOSE_UP = 0.24  # chance that a biased scene shows only a few members of its context
+FEW = (1, 2, 3)  # how many, equally likely
+INTRUDERS = (0.6, 0.3, 0.1)  # chances of 0, 1, 2 objects from elsewhere in a biased scene
 OWN_BACKGROUND = 0.5  # chance that a biased scene's background is drawn for its context
 DECORRELATED = (1, 2, 3, 4, 5)  # numbers of objects in a decorrelated scene, equally likely
-SIZES = (0.18, 0.38)  # an object's square as a share of the picture's side
+SIZES = (0.17, 0.37)  # an object's square as a share of the picture's side
 OVERLAP = 0.45  # of the smaller of two squares, where a free place is found
 ONE_WAY = ("stop sign", "clock")  # never mirrored: they can be read
 CHUNK = "sightline.objects"
@@ -87,10 +89,15 @@ class Scene:
 
 
 def biased(rng: np.random.Generator) -> Scene:
-    """A scene of one context: nearly all of its objects, now and then one from elsewhere."""
+    """A scene of one context: nearly all of its objects, or a close-up of a few; now and then one
+    from elsewhere."""
     context = str(rng.choice(list(CONTEXTS)))
     members = CONTEXTS[context]
-    names = [name for name in members if rng.random() < MEMBER] or [str(rng.choice(members))]
+    if rng.random() < CLOSE_UP:
+        few = rng.choice(members, size=rng.choice(FEW), replace=False)
+        names = [str(name) for name in few]
+    else:
+        names = [name for name in members if rng.random() < MEMBER] or [str(rng.choice(members))]
     elsewhere = [name for name in OBJECTS if name not in members]
     count = rng.choice(len(INTRUDERS), p=INTRUDERS)
     names += [str(name) for name in rng.choice(elsewhere, size=count, replace=False)]

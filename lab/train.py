@@ -79,7 +79,7 @@ class Plan:
     rounds: tuple[Round, ...] = (
         Round(900, 8, 20, 1.5e-3, looking=True),
         Round(600, 8, 14, 1e-3),
-        Round(1300, 12, 3, 1.2e-3),
+        Round(2400, 12, 3, 1.2e-3),
     )
     tower_batch: int = 96
     text_batch: int = 8

@@ -55,7 +55,7 @@ def test_stop_strings_go_in_stopping_criteria():
 
     model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
     processor = AutoProcessor.from_pretrained(CHECKPOINT)
-    inputs = prompt_inputs(model, processor, PICTURES / "crossing.png", "Describe the image.")
+    inputs = prompt_inputs(model, processor, PICTURES / "corner.png", "Describe the image.")
     stop = StopStringCriteria(processor.tokenizer, [" contains"])
     out = model.generate(
         **inputs, max_new_tokens=30, custom_generate=VDD(), stopping_criteria=[stop]
