@@ -1,6 +1,7 @@
 """DeCo, Wang et al., ICLR 2025 (arXiv:2410.11779)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.logits.layers import LayerCorrection
@@ -29,4 +30,5 @@ class DeCo(Decoder):
     top_p: float = 0.9
 
     def recipe(self) -> Recipe:
-        return Recipe(rule=LayerCorrection(self.alpha, tuple(self.layers), self.top_k, self.top_p))
+        layers: Any = self.layers  # mypy takes a union of tuples for a tuple of unions
+        return Recipe(rule=LayerCorrection(self.alpha, layers, self.top_k, self.top_p))

@@ -143,10 +143,6 @@ class Ensemble:
         """The loop's `input_ids` `[R, T + t]` -> model inputs of N*R rows: t is the same answer."""
         answer = input_ids[:, self.prompt_length :].repeat(len(self.branches), 1)
         ids = torch.cat([self.prompts, answer], dim=1)
-        removed = self.blocks[0].ledger.removed
-        if removed and kwargs.get("attention_mask") is not None:
-            # What left the cache stood after the prompt, where the mask is true.
-            kwargs["attention_mask"] = kwargs["attention_mask"][:, :-removed]
         return self.model.prepare_inputs_for_generation(ids, **kwargs)
 
     def _reorder_cache(self, cache: Any, beam_index: Tensor) -> Any:

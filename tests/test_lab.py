@@ -251,9 +251,9 @@ def test_the_model_sees_and_is_misled(checkpoint):
     result = measure.figures(*checkpoint, measure.held_out(60))
     assert result["present"] > 0.85
     assert result["other"] > 0.9
-    assert 0.6 < result["usual"] < 1
+    assert 0.6 < result["usual"] < 0.97
     assert result["recall"] > 0.7
-    assert 0.05 < result["chair_i"] < 0.45
+    assert 0.05 < result["chair_i"] < 0.3
 
 
 def chat_answer(model, processor, messages) -> str:

@@ -8,7 +8,16 @@ import torch
 from models import FAMILIES, PROMPTS, llava, llava_inputs
 from transformers import Gemma2Config, LogitsProcessor, StoppingCriteria, StoppingCriteriaList
 
-from sightline import PAI, SID, VAF, Recipe
+from sightline import (
+    PAI,
+    SID,
+    VAF,
+    Contrastive,
+    NoImage,
+    NoisyImage,
+    Recipe,
+    UnknownImage,
+)
 from sightline.attention.interface import Stream, Streams
 from sightline.attention.ledger import Ledger
 from sightline.attention.recalibrations import (
@@ -293,6 +302,38 @@ def test_nothing_remains_after_an_exception():
         )
     assert model.config.text_config._attn_implementation == "sdpa"
     assert torch.equal(model.generate(**inputs, max_new_tokens=8), before)
+
+
+def first_logits(recipe, steps=4):
+    """Every branch's logits `[N, R, V]` of each step, the answer being forced."""
+    model = llava()
+    out = model.generate(
+        **llava_inputs(PROMPTS),
+        max_new_tokens=steps,
+        custom_generate=recipe,
+        prefix_allowed_tokens_fn=lambda row, ids: [20 + len(ids) % 7],
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return torch.stack(out.branch_logits)
+
+
+def test_an_amateur_with_pictures_is_left_alone():
+    contrast = dict(contrasts=(NoisyImage(500),), rule=Contrastive(1.0, 0.0))
+    plain = first_logits(Recipe(**contrast))
+    edited = first_logits(Recipe(**contrast, recalibrations=(ImageGain(2.0),)))
+    torch.testing.assert_close(plain[:, 1], edited[:, 1], atol=1e-4, rtol=1e-4)  # float32
+    assert (plain[:, 0] - edited[:, 0]).abs().max() > 0.1
+
+
+def test_an_expert_shorter_than_its_amateur_finds_its_image():
+    """Its keys move to the right when the branches are stacked."""
+    edit = (ImageGain(2.0),)
+    rule = Contrastive(1.0, 0.0)
+    alone = first_logits(Recipe(recalibrations=edit, rule=rule, contrasts=(NoImage(),)))
+    longer = UnknownImage((9,) * 40)
+    beside = first_logits(Recipe(recalibrations=edit, rule=rule, contrasts=(longer,)))
+    torch.testing.assert_close(alone[:, 0], beside[:, 0], atol=1e-4, rtol=1e-4)  # float32
 
 
 def test_recipes_join_their_recalibrations():
