@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 SCORES_AT_ONCE = 2**24  # float32 scores held at a time: 64 MiB
+KEYS_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,6 @@ def attend(
     rows, heads, queries, size = query.shape
     groups, keys = key.shape[1:3]
     wanted = record or Record()
-    key, value = key.float(), value.float()
     chunk = max(1, SCORES_AT_ONCE // max(1, rows * heads * keys))
     parts = []
     columns = query.new_zeros(rows, heads, keys, dtype=torch.float32) if wanted.columns else None
@@ -110,14 +110,14 @@ def attend(
         some = query[:, :, start : start + chunk].float()
         at = torch.arange(start, start + some.shape[2], device=query.device)
         packed = some.reshape(rows, groups, -1, size)
-        scores = (packed @ key.transpose(-1, -2)).view(rows, heads, -1, keys) * scaling
+        scores = products(packed, key).view(rows, heads, -1, keys) * scaling
         if weights is not None:
             scores = edit(scores, weights, at)
         scores = hide(scores, mask, at, queries, causal)
         probabilities = softmax(scores)
         if columns is not None:
             columns += probabilities.sum(dim=2)
-        seen = probabilities.view(rows, groups, -1, keys) @ value
+        seen = mixture(probabilities.view(rows, groups, -1, keys), value)
         parts.append(seen.view(rows, heads, -1, value.shape[-1]).transpose(1, 2).to(query.dtype))
     last = probabilities[:, :, -1]  # [B, H, K]
     grouped = last.view(rows, groups, -1, keys).mean(dim=2)
@@ -127,6 +127,26 @@ def attend(
         columns=columns,
         mass=None if wanted.mass is None else mass_on(last, wanted.mass),
     )
+
+
+def products(query: Tensor, key: Tensor) -> Tensor:
+    """`[B, Hkv, q, D]` float32, `[B, Hkv, K, D]` -> `[B, Hkv, q, K]` float32.
+
+    Half-precision keys are made float32 a block at a time, which stays in a processor's cache.
+    """
+    blocks = [key] if key.dtype == torch.float32 else key.split(KEYS_AT_ONCE, dim=2)
+    return torch.cat([query @ block.float().mT for block in blocks], dim=-1)
+
+
+def mixture(probabilities: Tensor, value: Tensor) -> Tensor:
+    """`[B, Hkv, q, K]` float32, `[B, Hkv, K, D]` -> `[B, Hkv, q, D]` float32, by blocks as well."""
+    if value.dtype == torch.float32:
+        return probabilities @ value
+    blocks = zip(
+        probabilities.split(KEYS_AT_ONCE, dim=-1), value.split(KEYS_AT_ONCE, dim=2), strict=True
+    )
+    first, *others = (share @ block.float() for share, block in blocks)
+    return sum(others, start=first)
 
 
 def edit(scores: Tensor, weights: KeyWeights, at: Tensor) -> Tensor:
