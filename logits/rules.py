@@ -6,8 +6,8 @@ processors. What it does not want said it sets to -inf.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,11 +22,13 @@ class State:
         step: Tokens answered so far: 0 when the first one is scored.
         early: Logits of the expert's layers that the rule asked for, each `[B, V]` float32, in the
             order asked.
+        notes: What preparations left, by name, one entry for each of the R rows.
     """
 
     image_masks: tuple[Tensor, ...] = ()
     step: int = 0
     early: tuple[Tensor, ...] = ()
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def in_unit_interval(name: str, value: float) -> None:
@@ -166,10 +168,18 @@ class Contrastive(Weighted):
 
 @dataclass(frozen=True)
 class Additive(Weighted):
-    """expert + alpha * mean(views), over the tokens plausible to the expert (arXiv:2406.12718)."""
+    """expert + alpha * mean(views), over the tokens plausible to the expert (arXiv:2406.12718).
+
+    Args:
+        normalize: Divides by 1 + alpha, so that branches that agree give their own logits and not
+            sharper ones (ours).
+    """
+
+    normalize: bool = False
 
     def weigh(self, expert: Tensor, others: Tensor) -> Tensor:
-        return expert + self.alpha * others
+        total = expert + self.alpha * others
+        return total / (1 + self.alpha) if self.normalize else total
 
 
 @dataclass(frozen=True)
