@@ -1,11 +1,8 @@
 """Questions about pictures: from pictures and text to a model's inputs, and back to text."""
 
-import os
 from typing import Any
 
-from PIL import Image
-
-from sightline.pictures import open_picture
+from sightline.pictures import listed, open_picture
 
 
 def answer(
@@ -21,7 +18,8 @@ def answer(
     Args:
         model: Any image-text-to-text model of transformers.
         processor: Its processor, with a chat template.
-        images: One picture or a list of them: PIL images, paths, bytes or open files.
+        images: One picture or a list of them: PIL images, paths, bytes or open files. Decoders that
+            look at the picture again get it too.
         text: The question or instruction, put after the pictures.
         decoder: What `generate` takes as `custom_generate`; None: the model's own decoding.
         generate_kwargs: Further arguments of `generate`. `streamer=` works with and without a
@@ -30,8 +28,10 @@ def answer(
     Returns:
         The new text without special tokens; the first one where several sequences are returned.
     """
-    inputs = prompt_inputs(model, processor, images, text)
-    return reply(model, processor, inputs, decoder, **generate_kwargs)
+    check_question(text)
+    pictures = [open_picture(image) for image in listed(images)]
+    inputs = prompt_inputs(model, processor, pictures, text)
+    return reply(model, processor, inputs, decoder, pictures, **generate_kwargs)
 
 
 def prompt_inputs(model: Any, processor: Any, images: Any, text: str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def prompt_inputs(model: Any, processor: Any, images: Any, text: str) -> dict[st
     """
     check_question(text)
     check_processor(processor)
-    pictures = [open_picture(image) for image in _listed(images)]
+    pictures = [open_picture(image) for image in listed(images)]
     content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
     content.append({"type": "text", "text": text})
     inputs = processor.apply_chat_template(
@@ -55,11 +55,21 @@ def prompt_inputs(model: Any, processor: Any, images: Any, text: str) -> dict[st
 
 
 def reply(
-    model: Any, processor: Any, inputs: dict[str, Any], decoder: Any = None, **generate_kwargs: Any
+    model: Any,
+    processor: Any,
+    inputs: dict[str, Any],
+    decoder: Any = None,
+    images: Any = None,
+    **generate_kwargs: Any,
 ) -> str:
-    """The text that the model puts after a prompt of `prompt_inputs`; arguments as in `answer`."""
+    """The text that the model puts after a prompt of `prompt_inputs`; arguments as in `answer`.
+
+    `images` are the prompt's, for decoders that look at them again; all others do without.
+    """
     if decoder is not None:
         generate_kwargs["custom_generate"] = decoder
+        if getattr(decoder, "needs_images", False):
+            generate_kwargs["images"] = images
         # transformers 5 drops `streamer` when a callable decodes.
         if "streamer" in generate_kwargs:
             generate_kwargs["token_streamer"] = generate_kwargs.pop("streamer")
@@ -89,18 +99,3 @@ def check_processor(processor: Any) -> None:
             f"{kind} has no chat template, so the prompt cannot be built: use a checkpoint tuned "
             "for chat, or set processor.chat_template"
         )
-
-
-def _listed(images: Any) -> list[Any]:
-    """One picture or several, as a list with at least one."""
-    one = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
-    if one or hasattr(images, "read"):
-        return [images]
-    if not isinstance(images, list | tuple):
-        raise TypeError(
-            f"images is a picture or a list of pictures, got {type(images).__name__}: pass PIL "
-            "images, paths, bytes or open files"
-        )
-    if not images:
-        raise ValueError("no picture came: pass at least one")
-    return list(images)

@@ -140,3 +140,18 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
     return picture.convert("RGB")
+
+
+def listed(images: Any) -> list[Any]:
+    """One picture or several, as a list with at least one."""
+    one = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
+    if one or hasattr(images, "read"):
+        return [images]
+    if not isinstance(images, list | tuple):
+        raise TypeError(
+            f"images is a picture or a list of pictures, got {type(images).__name__}: pass PIL "
+            "images, paths, bytes or open files"
+        )
+    if not images:
+        raise ValueError("no picture came: pass at least one")
+    return list(images)

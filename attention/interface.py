@@ -6,7 +6,7 @@ may be shared between threads.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from sightline.attention import reference
 from sightline.attention.ledger import Ledger
 from sightline.attention.parts import Recalibration
-from sightline.attention.reference import KeyWeights, Recorded
+from sightline.attention.reference import KeyWeights
 
 KEYWORD = "sightline_streams"
 STANDS_IN_FOR = ("sdpa", "eager")
@@ -83,15 +83,13 @@ class Streams:
         """What any block asks of a layer."""
         return frozenset().union(*((b.asked or {}).get(layer, frozenset()) for b in self.blocks))
 
-    def write(self, layer: int, recorded: Recorded) -> None:
+    def write(self, layer: int, recorded: Mapping[str, Tensor]) -> None:
         """Gives each block what it asked of its own rows."""
         for number, block in enumerate(self.blocks):
             names = (block.asked or {}).get(layer, frozenset())
             if names:
-                own = {
-                    name: getattr(recorded, name).chunk(len(self.blocks))[number] for name in names
-                }
-                block.ledger.write(layer, Recorded(**own))
+                own = {name: recorded[name].chunk(len(self.blocks))[number] for name in names}
+                block.ledger.write(layer, own)
 
 
 def held(weight: Tensor | None, ledger: Ledger, keys: int) -> Tensor | None:
@@ -209,23 +207,31 @@ def recalibrated(
                 columns="columns" in asked,
                 mass=image_keys(ledgers, keys) if "mass" in asked else None,
             )
-            output, recorded = attend_for(query.device)(
-                query,
-                key,
-                value,
-                scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-                mask=attention_mask,
-                causal=attention_mask is None and queries > 1,
-                weights=weights,
-                record=record,
-            )
-            streams.write(layer, recorded)
+            given: dict[str, Any] = {
+                "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
+                "mask": attention_mask,
+                "causal": attention_mask is None and queries > 1,
+                "weights": weights,
+            }
+            output, recorded = attend_for(query.device)(query, key, value, record=record, **given)
+            made = {n: values for n, values in recorded._asdict().items() if values is not None}
+            if "chosen" in asked:
+                chosen = torch.cat([queried(ledger) for ledger in ledgers])
+                made["chosen"] = reference.chosen_rows(query, key, chosen, **given)
+            streams.write(layer, made)
             return output, None
     if original is None:
         original = sys.modules[type(module).__module__].eager_attention_forward
     return original(
         module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
     )
+
+
+def queried(ledger: Ledger) -> Tensor:
+    """`[R, Q]` bool; none where a branch chose none."""
+    if ledger.queried is not None:
+        return ledger.queried
+    return ledger.mask.new_zeros(len(ledger.mask), ledger.queries)
 
 
 def image_keys(ledgers: Sequence[Ledger], keys: int) -> Tensor:

@@ -1,14 +1,12 @@
 """What attention knows of one branch's keys, and what it was asked to record of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-
-from sightline.attention.reference import Recorded
 
 
 @dataclass
@@ -34,6 +32,8 @@ class Ledger:
         looks: By layer, for each key after the prompt, the mass on the image (of the layer
             `look_layer`, mean over heads) when it was the query, `[R, Hkv, G]`.
         look_layer: None, unless `looks` are to be kept.
+        queried: `[R, Q]` bool, queries of this forward that `chosen` is the mean of.
+        chosen: By layer, the mean over heads and those queries, `[R, K]`.
     """
 
     image_mask: Tensor
@@ -51,6 +51,8 @@ class Ledger:
     columns: dict[int, Tensor] = field(default_factory=dict)
     looks: dict[int, Tensor] = field(default_factory=dict)
     look_layer: int | None = None
+    queried: Tensor | None = None
+    chosen: dict[int, Tensor] = field(default_factory=dict)
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -95,18 +97,17 @@ class Ledger:
     def begin(self, step: int, queries: int) -> None:
         """Before each forward."""
         self.step, self.queries = step, queries
-        for records in (self.row, self.groups, self.mass, self._made):
+        for records in (self.row, self.groups, self.mass, self.chosen, self._made):
             records.clear()
 
-    def write(self, layer: int, recorded: Recorded) -> None:
-        """After a layer's attention."""
-        for name in ("row", "groups", "mass"):
-            values = getattr(recorded, name)
-            if values is not None:
-                getattr(self, name)[layer] = values
-        if recorded.columns is not None:
+    def write(self, layer: int, recorded: Mapping[str, Tensor]) -> None:
+        """After a layer's attention: what was recorded, by name."""
+        for name in ("row", "groups", "mass", "chosen"):
+            if name in recorded:
+                getattr(self, name)[layer] = recorded[name]
+        if "columns" in recorded:
             before = self.columns.get(layer)
-            new = recorded.columns
+            new = recorded["columns"]
             if before is not None:
                 new = new + pad(before, (0, new.shape[-1] - before.shape[-1]))
             self.columns[layer] = new

@@ -21,7 +21,8 @@ class KeyPart:
         """Raises `ValueError`, before the first forward, for what cannot be done here."""
 
     def records(self, ledger: Ledger) -> Mapping[int, frozenset[str]]:
-        """By layer, what the ledger is to keep: "row", "groups", "mass", "columns", "looks"."""
+        """By layer, what the ledger is to keep: "row", "groups", "mass", "columns", "looks",
+        "chosen"."""
         return {}
 
 

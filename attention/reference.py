@@ -102,6 +102,8 @@ def attend(
     rows, heads, queries, size = query.shape
     groups, keys = key.shape[1:3]
     wanted = record or Record()
+    if queries > 1:
+        key, value = key.float(), value.float()  # read by every chunk of queries
     chunk = max(1, SCORES_AT_ONCE // max(1, rows * heads * keys))
     parts = []
     columns = query.new_zeros(rows, heads, keys, dtype=torch.float32) if wanted.columns else None
@@ -129,10 +131,57 @@ def attend(
     )
 
 
+def chosen_rows(
+    query: Tensor,
+    key: Tensor,
+    chosen: Tensor,
+    *,
+    scaling: float,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    weights: KeyWeights | None = None,
+) -> Tensor:
+    """Mean probabilities over heads and over the queries `chosen` `[B, Q]` bool, `[B, K]` float32.
+
+    The other arguments are those of `attend`. Each row is taken by itself, as rows choose
+    different queries; a row that chooses none gets zeros.
+    """
+    rows, heads, queries, size = query.shape
+    groups, keys = key.shape[1:3]
+    means = query.new_zeros(rows, keys, dtype=torch.float32)
+    for row in range(rows):
+        at = torch.nonzero(chosen[row], as_tuple=True)[0]
+        if not len(at):
+            continue
+        packed = query[row : row + 1, :, at].float().reshape(1, groups, -1, size)
+        scores = products(packed, key[row : row + 1]).view(1, heads, -1, keys) * scaling
+        if weights is not None:
+            scores = edit(scores, row_of(weights, row, rows), at)
+        own = mask if mask is None or mask.shape[0] == 1 else mask[row : row + 1]
+        means[row] = softmax(hide(scores, own, at, queries, causal)).mean(dim=(0, 1, 2))
+    return means
+
+
+def row_of(weights: KeyWeights, row: int, rows: int) -> KeyWeights:
+    """The weights of one of `rows` rows."""
+
+    def own(values: Tensor | None) -> Tensor | None:
+        return values if values is None or len(values) < rows else values[row : row + 1]
+
+    first = weights.rows
+    return KeyWeights(
+        own(weights.scale),
+        own(weights.gain),
+        own(weights.bias),
+        first if isinstance(first, int) else first[row : row + 1],
+    )
+
+
 def products(query: Tensor, key: Tensor) -> Tensor:
     """`[B, Hkv, q, D]` float32, `[B, Hkv, K, D]` -> `[B, Hkv, q, K]` float32.
 
-    Half-precision keys are made float32 a block at a time, which stays in a processor's cache.
+    Half-precision keys, read once, are made float32 a block at a time, which stays in a
+    processor's cache.
     """
     blocks = [key] if key.dtype == torch.float32 else key.split(KEYS_AT_ONCE, dim=2)
     return torch.cat([query @ block.float().mT for block in blocks], dim=-1)

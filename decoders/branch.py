@@ -1,6 +1,6 @@
 """What one answer is conditioned on: a prompt and the pictures in it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,6 +8,13 @@ import torch
 from torch import Tensor
 
 from sightline.attention.parts import Recalibration
+from sightline.decoders.features import (
+    is_one_of,
+    picture_lengths,
+    pictures_by_row,
+    select_rows,
+    token_ids,
+)
 
 PIXELS = (
     "pixel_values",
@@ -76,11 +83,44 @@ MARKERS = (
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """Keys and values of a branch's first columns, read once for all that begin with them.
+
+    Args:
+        layers: Keys and values of each layer, `[B, Hkv, W, D]` each.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def length(self) -> int:
+        """W, padding included."""
+        return self.layers[0][0].shape[2]
+
+    def rows(self, index: Tensor) -> "Prefix":
+        return Prefix(tuple((keys[index], values[index]) for keys, values in self.layers))
+
+
+@dataclass(frozen=True)
+class Call:
+    """What `generate` was asked for, besides the prompt.
+
+    Args:
+        pictures: Of each row, in the order of its prompt; empty where the caller gave none.
+        generation_config: As `generate` prepared it.
+    """
+
+    pictures: tuple[tuple[Any, ...], ...] = ()
+    generation_config: Any = None
+
+
+@dataclass(frozen=True)
 class Branch:
     """One block of B rows of the ensemble.
 
     Args:
-        input_ids: `[B, T]`, left-padded.
+        input_ids: `[B, T]`, ending in the last column. Padding stands on the left, and, where a
+            prefix ends, also between it and the rest.
         attention_mask: `[B, T]`, 1 on tokens and 0 on padding.
         image_mask: `[B, T]` bool, true on the tokens that pictures and videos fill.
         position_ids: `[B, T]`, or `[P, B, T]` where positions have P parts (M-RoPE). None: those
@@ -90,6 +130,9 @@ class Branch:
             a branch that sees none. None: to be encoded from `pixels`.
         pixels: The processor's pictures and their companions; empty where no part asked for them.
         recalibrations: What its attention weighs more or less.
+        prefix: Its first columns, where they were read before.
+        notes: What preparations leave to rules, one entry per row.
+        call: What the caller asked for.
     """
 
     input_ids: Tensor
@@ -100,17 +143,19 @@ class Branch:
     features: Mapping[str, Any] | None = field(default_factory=dict)
     pixels: Mapping[str, Any] = field(default_factory=dict)
     recalibrations: tuple[Recalibration, ...] = ()
+    prefix: Prefix | None = None
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
+    call: Call = Call()
 
     @property
     def length(self) -> int:
         """T, padding included."""
         return self.input_ids.shape[1]
 
-    def rows(self, index: Tensor) -> "Branch":
-        """The chosen rows of a branch that sees no picture."""
-        if self.features or self.pixels:
-            raise ValueError("rows cannot be chosen from a branch with pictures")
-        positions = self.position_ids
+    def rows(self, index: Tensor, config: Any) -> "Branch":
+        """The chosen rows, in the order of `index`, with their pictures."""
+        positions, chosen = self.position_ids, index.tolist()
+        pictures = self.call.pictures
         return replace(
             self,
             input_ids=self.input_ids[index],
@@ -118,7 +163,80 @@ class Branch:
             image_mask=self.image_mask[index],
             position_ids=None if positions is None else positions[..., index, :],
             aligned={name: values[index] for name, values in self.aligned.items()},
+            features=self.features and select_rows(self.features, self.input_ids, config, chosen),
+            pixels={},
+            prefix=None if self.prefix is None else self.prefix.rows(index),
+            notes={name: values[index] for name, values in self.notes.items()},
+            call=replace(
+                self.call, pictures=tuple(pictures[row] for row in chosen) if pictures else ()
+            ),
         )
+
+    def split(self, starts: Sequence[int]) -> "Branch":
+        """The same rows, what stands before column `starts[r]` of row r padded by itself.
+
+        So columns are the same in every row up to one, and a prefix can be shared from there.
+        """
+        heads, tails = [], []
+        for row, start in enumerate(starts):
+            tokens = torch.nonzero(self.attention_mask[row], as_tuple=True)[0].tolist()
+            heads.append([(place, None) for place in tokens if place < start])
+            tails.append([(place, None) for place in tokens if place >= start])
+        return self.gathered(side_by_side(heads, tails), keeps_pictures=True)
+
+    def continued(
+        self, index: Tensor, starts: Sequence[int], texts: Sequence[Sequence[int]], config: Any
+    ) -> "Branch":
+        """Other text after the same beginnings: rows `index`, each cut and continued.
+
+        Args:
+            index: Rows of this branch, one for each new row.
+            starts: The column of each new row from which on its source is left out.
+            texts: Token ids of each new row, none of them a picture's.
+            config: The model's.
+
+        The first new token has the positions of the first that is left out, a text's too. A prefix
+        stays where the cut is not within it.
+        """
+        branch = self.rows(index, config)
+        shared = 0 if branch.prefix is None else branch.prefix.length
+        if any(start < shared for start in starts):
+            branch, shared = replace(branch, prefix=None), 0
+        heads, tails, bases = [], [], []
+        assert branch.position_ids is not None, "a completed branch has positions"
+        for row, (start, text) in enumerate(zip(starts, texts, strict=True)):
+            cut = start + int(torch.nonzero(branch.attention_mask[row, start:])[0])
+            bases.append(branch.position_ids[..., row, cut, None])
+            kept = torch.nonzero(branch.attention_mask[row, :start], as_tuple=True)[0].tolist()
+            heads.append([(place, None) for place in kept if place < shared])
+            tail = [(place, None) for place in kept if place >= shared]
+            tails.append([*tail, *((start - 1, token) for token in text)])
+        made = branch.gathered(side_by_side(heads, tails, shared), keeps_pictures=True)
+        assert made.position_ids is not None
+        for row, text in enumerate(texts):
+            count = torch.arange(len(text), device=made.input_ids.device)
+            made.position_ids[..., row, made.length - len(text) :] = bases[row] + count
+        return replace(made, prefix=branch.prefix)
+
+    def inserted(self, starts: Sequence[int], texts: Sequence[Sequence[int]]) -> "Branch":
+        """The same rows with text put in: tokens `texts[r]` before column `starts[r]` of row r.
+
+        What follows, pictures included, moves on by as many positions.
+        """
+        rows: list[list[tuple[int, int | None]]] = []
+        for row, (start, text) in enumerate(zip(starts, texts, strict=True)):
+            places = torch.nonzero(self.attention_mask[row], as_tuple=True)[0].tolist()
+            before = [(place, None) for place in places if place < start]
+            after = [(place, None) for place in places if place >= start]
+            rows.append([*before, *((start, token) for token in text), *after])
+        made = self.gathered(rows, keeps_pictures=True)
+        assert made.position_ids is not None, "a completed branch has positions"
+        for row, (text, entries) in enumerate(zip(texts, rows, strict=True)):
+            first = made.length - len(entries) + sum(place < starts[row] for place, _ in entries)
+            moved = torch.arange(len(text), device=made.input_ids.device)
+            made.position_ids[..., row, first : first + len(text)] += moved
+            made.position_ids[..., row, first + len(text) :] += len(text)
+        return made
 
     def with_pixels(self, edit: Callable[[str, Tensor], Tensor]) -> "Branch":
         """The same prompt with other pictures: `edit(name, pixels)` for each tensor of pixels."""
@@ -142,10 +260,10 @@ class Branch:
             markers: Ids of further tokens that belong to a picture, for models whose config does
                 not name them.
         """
-        belongs = self.image_mask | _is_one_of(
+        belongs = self.image_mask | is_one_of(
             self.input_ids, (*token_ids(model.config, MARKERS), *markers)
         )
-        lengths = {name: picture_lengths(self, name) for name in ("image", "video")}
+        lengths = {name: picture_lengths(self.features, name) for name in ("image", "video")}
         rows: list[list[tuple[int, int | None]]] = []
         for row in range(len(self.input_ids)):
             tokens = torch.nonzero(self.attention_mask[row], as_tuple=True)[0]
@@ -154,7 +272,7 @@ class Branch:
                 continue
             starts = _picture_starts(self, model.config, row, lengths)
             rows.append(_cut(tokens.tolist(), belongs[row].tolist(), starts, replacement))
-        return self._gather(rows)
+        return self.gathered(rows)
 
     def with_fewer_image_tokens(self, model: Any, encoded: Any) -> "Branch":
         """The same prompt, each picture's run of tokens as short as the features in `encoded`.
@@ -168,8 +286,8 @@ class Branch:
             encoded: An encoder's output for the same pictures; `pooler_output` holds `[k, D]` of
                 each, with k at most the tokens that the picture fills now.
         """
-        places = _is_one_of(self.input_ids, token_ids(model.config, ("image_token_id",)))
-        lengths = picture_lengths(self, "image")
+        places = is_one_of(self.input_ids, token_ids(model.config, ("image_token_id",)))
+        lengths = picture_lengths(self.features, "image")
         by_row = pictures_by_row(places.sum(dim=1).tolist(), lengths)
         rows: list[list[tuple[int, int | None]]] = []
         for row, pictures in enumerate(by_row):
@@ -184,24 +302,32 @@ class Branch:
                     )
                 kept[run[len(encoded.pooler_output[picture]) :]] = False
             rows.append([(int(place), None) for place in torch.nonzero(kept, as_tuple=True)[0]])
-        shorter = self._gather(rows)
+        shorter = self.gathered(rows)
         return replace(
             shorter,
             image_mask=image_mask(shorter.input_ids, model.config),
             features={**(self.features or {}), "image": encoded},
         )
 
-    def _gather(self, rows: list[list[tuple[int, int | None]]]) -> "Branch":
-        """Rows of (place in the old prompt, new token or None) -> a new left-padded branch."""
+    def gathered(
+        self, rows: Sequence[Sequence[tuple[int, int | None] | None]], keeps_pictures: bool = False
+    ) -> "Branch":
+        """Rows of (place in the old prompt, new token or None), or None for padding.
+
+        Left-padded. Positions go with the old tokens where pictures are kept, and are to be made
+        again where they are not; a new token's position is its place's.
+        """
         width = max(len(row) for row in rows)
         index = torch.zeros(len(rows), width, dtype=torch.long)
         new = torch.full((len(rows), width), -1)
         mask = torch.zeros(len(rows), width, dtype=torch.long)
         for r, row in enumerate(rows):
             start = width - len(row)
-            mask[r, start:] = 1
-            index[r, start:] = torch.tensor([place for place, _ in row])
-            new[r, start:] = torch.tensor([-1 if token is None else token for _, token in row])
+            filled = [(start + i, *entry) for i, entry in enumerate(row) if entry is not None]
+            columns = torch.tensor([column for column, _, _ in filled])
+            mask[r, columns] = 1
+            index[r, columns] = torch.tensor([place for _, place, _ in filled])
+            new[r, columns] = torch.tensor([-1 if t is None else t for _, _, t in filled])
         device = self.input_ids.device
         index, new, mask = index.to(device), new.to(device), mask.to(device)
         is_old = new < 0
@@ -215,55 +341,37 @@ class Branch:
         ids = torch.where(is_old, self.input_ids.gather(1, index), new)
         padding = self.input_ids[self.attention_mask == 0]
         ids = ids.masked_fill(mask == 0, int(padding[0]) if len(padding) else 0)
+        positions = self.position_ids
+        if positions is not None:
+            positions = positions.gather(-1, index.expand(*positions.shape[:-1], -1))
         return replace(
             self,
             input_ids=ids,
             attention_mask=mask.to(self.attention_mask.dtype),
-            image_mask=torch.zeros_like(mask, dtype=torch.bool),
-            position_ids=None,
+            image_mask=along(self.image_mask, kept),
+            position_ids=positions if keeps_pictures else None,
             aligned={name: along(values, kept) for name, values in self.aligned.items()},
-            features={},
-            pixels={},
+            features=self.features if keeps_pictures else {},
+            pixels=self.pixels if keeps_pictures else {},
+            prefix=None,
         )
 
 
-def token_ids(config: Any, names: tuple[str, ...]) -> tuple[int, ...]:
-    """The token ids that a config holds under `names`, those it has."""
-    found: list[int] = []
-    for name in names:
-        value = getattr(config, name, None)
-        if value is not None:
-            found += value if isinstance(value, list | tuple) else [value]
-    return tuple(dict.fromkeys(found))
+def side_by_side(
+    heads: Sequence[Sequence[Any]], tails: Sequence[Sequence[Any]], width: int = 0
+) -> list[list[Any]]:
+    """Each row's head, left-padded to the widest head or to `width`, then its tail, left-padded."""
+    first = max(width, *(len(head) for head in heads))
+    second = max(len(tail) for tail in tails)
+    return [
+        [*[None] * (first - len(head)), *head, *[None] * (second - len(tail)), *tail]
+        for head, tail in zip(heads, tails, strict=True)
+    ]
 
 
 def image_mask(input_ids: Tensor, config: Any) -> Tensor:
     """`[B, T]` bool, true on placeholder tokens of pictures and videos."""
-    return _is_one_of(input_ids, token_ids(config, PLACEHOLDERS))
-
-
-def picture_lengths(branch: Branch, modality: str) -> list[int]:
-    """Tokens that each encoded picture (or video) of the batch fills, in order."""
-    encoded = (branch.features or {}).get(modality)
-    return [] if encoded is None else [len(picture) for picture in encoded.pooler_output]
-
-
-def pictures_by_row(counts: list[int], lengths: list[int]) -> list[list[int]]:
-    """Which pictures stand in which row, from placeholders per row and tokens per picture."""
-    rows: list[list[int]] = []
-    picture = 0
-    for count in counts:
-        row = []
-        while count > 0 and picture < len(lengths):
-            row.append(picture)
-            count -= lengths[picture]
-            picture += 1
-        rows.append(row)
-    return rows
-
-
-def _is_one_of(input_ids: Tensor, ids: tuple[int, ...]) -> Tensor:
-    return torch.isin(input_ids, torch.tensor(ids, dtype=input_ids.dtype, device=input_ids.device))
+    return is_one_of(input_ids, token_ids(config, PLACEHOLDERS))
 
 
 def _picture_starts(
@@ -277,7 +385,7 @@ def _picture_starts(
     starts: set[int] = set()
     for modality, tokens in lengths.items():
         ids = token_ids(config, (f"{modality}_token_id",))
-        masks = _is_one_of(branch.input_ids, ids)
+        masks = is_one_of(branch.input_ids, ids)
         places = torch.nonzero(masks[row], as_tuple=True)[0].tolist()
         pictures = pictures_by_row(masks.sum(dim=1).tolist(), tokens)[row]
         runs = {p for p, before in zip(places, [-2, *places], strict=False) if p != before + 1}

@@ -158,3 +158,8 @@ def diffuse(pixels: Tensor, noise: Tensor, noise_step: int) -> Tensor:
 def needs_pixels(part: Any) -> bool:
     """Whether a part edits pictures, and so must see them before they are encoded."""
     return getattr(part, "needs_pixels", False)
+
+
+def needs_images(part: Any) -> bool:
+    """Whether a part looks at the caller's pictures."""
+    return getattr(part, "needs_images", False)

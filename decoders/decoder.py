@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sightline.attention.parts import Recalibration, Selection
 from sightline.decoders.branch import ENCODER_INPUTS, Branch
-from sightline.decoders.contrasts import needs_pixels
+from sightline.decoders.contrasts import needs_images, needs_pixels
 from sightline.decoders.ensemble import decode
 from sightline.logits.rules import Rule
 
@@ -55,6 +55,12 @@ class Strategy(ABC):
         recipe = self.recipe().simplified()
         return any(needs_pixels(part) for part in (*recipe.preparations, *recipe.contrasts))
 
+    @property
+    def needs_images(self) -> bool:
+        """Whether a part looks at the picture itself, passed to `generate` as `images=`."""
+        recipe = self.recipe().simplified()
+        return any(needs_images(part) for part in (*recipe.preparations, *recipe.contrasts))
+
     def __call__(
         self,
         model: Any,
@@ -63,9 +69,13 @@ class Strategy(ABC):
         stopping_criteria: Any,
         generation_config: Any,
         token_streamer: Any = None,
+        images: Any = None,
         **model_kwargs: Any,
     ) -> Any:
         """Called by `generate`, not by users.
+
+        What looks at the picture again gets it by `generate(..., images=picture)`: one, or a list
+        of all pictures of the batch in the order of the prompts.
 
         Streaming goes by `generate(..., token_streamer=TextStreamer(...))`: transformers drops
         `streamer=` when a strategy decodes. It drops `assistant_model` too, unseen by us.
@@ -80,6 +90,7 @@ class Strategy(ABC):
             stopping_criteria=stopping_criteria,
             generation_config=generation_config,
             token_streamer=token_streamer,
+            images=images,
             pixels=pixels,
             model_kwargs=model_kwargs,
         )

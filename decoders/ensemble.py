@@ -7,8 +7,9 @@ stopping, scores) decode the ensemble as they decode any model.
 Every private method of transformers' `GenerationMixin` that the library calls is called here.
 """
 
+import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -22,16 +23,25 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
 )
-from transformers.generation import GenerationMode
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerationMode,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from sightline.attention.interface import KEYWORD, Stream, Streams, switched
 from sightline.attention.ledger import Ledger
 from sightline.attention.parts import Selection
 from sightline.attention.selections import cut_cache
-from sightline.decoders.branch import Branch, image_mask, pictures_by_row, token_ids
+from sightline.decoders.branch import Branch, Call, Prefix, image_mask
+from sightline.decoders.features import Features, picture_rows, select_from, select_rows, token_ids
 from sightline.decoders.head import EarlyLogits
 from sightline.logits.rules import Plausibility, Rule, State
+from sightline.pictures import listed, open_picture
 
 SUPPORTED_MODES = (
     GenerationMode.GREEDY_SEARCH,
@@ -39,6 +49,9 @@ SUPPORTED_MODES = (
     GenerationMode.BEAM_SEARCH,
     GenerationMode.BEAM_SAMPLE,
 )
+
+
+HARMLESS = {"mm_token_type_ids"}  # along a prompt: changes no key before its token
 
 
 class Ensemble:
@@ -52,6 +65,7 @@ class Ensemble:
         copies: Rows per prompt: beams, or returned sequences. R = B * copies.
         keep_logits: Remember every branch's logits of every step in `branch_logits`.
         selections: Which keys leave the cache, in every branch alike.
+        records: By layer, what every branch's ledger is to keep, whatever parts ask for.
     """
 
     def __init__(
@@ -63,19 +77,26 @@ class Ensemble:
         copies: int,
         keep_logits: bool,
         selections: tuple[Selection, ...] = (),
+        records: Mapping[int, frozenset[str]] | None = None,
     ):
         self.model = model
         self.branches = branches
         self.rule = rule
         self.prompt_length = prompt_length
         self.copies = copies
-        self.state = State(image_masks=tuple(b.image_mask for b in branches))
+        self.state = State(
+            image_masks=tuple(b.image_mask for b in branches),
+            notes={
+                name: values.repeat_interleave(copies, dim=0)
+                for name, values in branches[0].notes.items()
+            },
+        )
         self.width = max(b.length for b in branches)
         self.prompts = self.stack([b.input_ids for b in branches])
         self.latest: tuple[Tensor, ...] = ()
         self.branch_logits: list[Tensor] | None = [] if keep_logits else None
         self.selections = selections
-        self.blocks = [stream(model, branch, selections) for branch in branches]
+        self.blocks = [stream(model, branch, selections, records or {}) for branch in branches]
         self.early = EarlyLogits(model, rule)
 
     @property
@@ -176,9 +197,11 @@ class Ensemble:
         prompts = []
         for branch, block, cache in zip(self.branches, self.blocks, caches, strict=True):
             compared = self.early.keywords if branch is self.branches[0] else {}
-            with self._watched([block], branch.length) as watching:
+            read = 0 if branch.prefix is None else branch.prefix.length
+            with self._watched([block], branch.length - read) as watching:
                 given = {**shared, **watching, **compared}
                 prompts.append(forward_prompt(self.model, branch, cache, given))
+        self.branches[:] = [replace(branch, prefix=None) for branch in self.branches]
         early = self.early.take(prompts[0], len(self.branches[0].input_ids))
         self.state.early = tuple(x.repeat_interleave(self.copies, dim=0) for x in early)
         if not shared.get("output_hidden_states"):
@@ -295,6 +318,7 @@ def decode(
     stopping_criteria: Any,
     generation_config: Any,
     token_streamer: Any = None,
+    images: Any = None,
     pixels: Mapping[str, Any],
     model_kwargs: dict[str, Any],
 ) -> Any:
@@ -303,6 +327,7 @@ def decode(
     Args:
         recipe: Preparations, contrasts and rule.
         input_ids: `[B * copies, T]`, expanded by `generate` for beams and returned sequences.
+        images: The prompt's pictures, one or a list: PIL images, paths, bytes or open files.
         pixels: The raw inputs of the picture encoder, unexpanded, where the recipe asked for them.
         model_kwargs: The rest of what `generate` hands a loop.
 
@@ -326,16 +351,23 @@ def decode(
     copies = max(generation_config.num_beams, generation_config.num_return_sequences)
     check_vision_language(model)
     expert = expert_branch(model, input_ids, copies, pixels, model_kwargs, generation_config)
-    if recipe.contrasts:
-        check_pictures(expert, recipe.needs_pixels)
-    for prepare in recipe.preparations:
-        expert = prepare(expert, model)
     expert = complete(expert, model, generation_config)
-    branches = [expert]
+    if recipe.contrasts or recipe.preparations:
+        check_pictures(expert, recipe.needs_pixels)
+    pictures = pictures_asked(images, expert, model.config, recipe)
+    expert = replace(expert, call=Call(pictures, generation_config))
+    parts = (*recipe.preparations, *recipe.contrasts)
     with position_offset_kept(model):
+        if any(getattr(part, "shares_picture", False) for part in parts):
+            expert = read_pictures(expert, model)
+        for prepare in recipe.preparations:
+            expert = complete(prepare(expert, model), model, generation_config)
+        branches = [replace(expert, recalibrations=recipe.recalibrations)]
         for contrast in recipe.contrasts:
             branches.append(complete(contrast(expert, model), model, generation_config))
-    branches[0] = replace(expert, recalibrations=recipe.recalibrations)
+    # A prefix was read without edits, and without a record of them.
+    branches = [replace(b, prefix=None) if b.recalibrations else b for b in branches]
+    del expert
     keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
     rule = recipe.rule or Plausibility(beta=0)
     ensemble = Ensemble(
@@ -362,7 +394,12 @@ def decode(
     return outputs if isinstance(outputs, Tensor) else finish(outputs, ensemble)
 
 
-def stream(model: Any, branch: Branch, selections: tuple[Selection, ...]) -> Stream:
+def stream(
+    model: Any,
+    branch: Branch,
+    selections: tuple[Selection, ...],
+    records: Mapping[int, frozenset[str]],
+) -> Stream:
     """A branch's keys, edits and records, checked against the model and the prompt."""
     config = model.config.get_text_config(decoder=True)
     layers = DynamicCache(config=config).layers
@@ -374,7 +411,7 @@ def stream(model: Any, branch: Branch, selections: tuple[Selection, ...]) -> Str
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         partial=frozenset(n for n, layer in enumerate(layers) if type(layer) is not DynamicLayer),
     )
-    asked: dict[int, frozenset[str]] = {}
+    asked = dict(records)
     for part in (*branch.recalibrations, *selections):
         part.check(ledger)
         for layer, names in part.records(ledger).items():
@@ -394,6 +431,33 @@ def check_reached(model: Any, streams: Streams) -> None:
         )
 
 
+def pictures_asked(
+    images: Any, expert: Branch, config: Any, recipe: Any
+) -> tuple[tuple[Any, ...], ...]:
+    """The caller's pictures by row, opened; raises `ValueError` unless they are the prompt's."""
+    if images is None:
+        if recipe.needs_images:
+            raise ValueError(
+                "this decoder looks at the picture again and needs it, not only its pixel_values: "
+                "generate(..., images=picture), or a list of all pictures of the batch in order"
+            )
+        return ()
+    given = [
+        open_picture(image)
+        for entry in listed(images)
+        for image in (listed(entry) if isinstance(entry, list | tuple) else [entry])
+    ]
+    rows = picture_rows(expert.input_ids, expert.features or {}, config).get("image")
+    rows = rows or [[] for _ in expert.input_ids]
+    count = sum(len(row) for row in rows)
+    if len(given) != count:
+        raise ValueError(
+            f"images holds {len(given)} pictures and the prompt {count}: pass those of the whole "
+            "batch, in the order of the prompts"
+        )
+    return tuple(tuple(given[picture] for picture in row) for row in rows)
+
+
 def show_prompt(token_streamer: Any, input_ids: Tensor) -> None:
     """A streamer's first value is the prompt: without it `skip_prompt` eats a token."""
     if token_streamer is not None:
@@ -401,22 +465,168 @@ def show_prompt(token_streamer: Any, input_ids: Tensor) -> None:
 
 
 def forward_prompt(model: Any, branch: Branch, cache: Any, shared: Mapping[str, Any]) -> Any:
-    """One branch's whole prompt through the model, into an empty cache.
+    """One branch's prompt through the model, into an empty cache; a prefix is not read again.
 
     `shared` are keywords common to all branches, row tensors of B rows.
     """
-    mask = branch.attention_mask
+    mask, start, features = branch.attention_mask, 0, branch.features or {}
+    if branch.prefix is not None:
+        start = branch.prefix.length
+        features = select_from(features, branch.input_ids, model.config, start)
+        for index, (keys, values) in enumerate(branch.prefix.layers):
+            cache.update(keys, values, index)
     inputs = model.prepare_inputs_for_generation(
         branch.input_ids,
+        next_sequence_length=branch.length - start,
         is_first_iteration=True,
         past_key_values=cache,
         attention_mask=None if mask.all() else mask,
         position_ids=branch.position_ids,
-        **branch.aligned,
-        **({"mm_encoder_outputs": dict(branch.features)} if branch.features else {}),
+        **{name: values[:, start:] for name, values in branch.aligned.items()},
+        **({"mm_encoder_outputs": dict(features)} if features else {}),
         **shared,
     )
     return model(**inputs, return_dict=True)
+
+
+def read_pictures(branch: Branch, model: Any) -> Branch:
+    """The same branch, its columns up to each row's last picture read and kept as its prefix.
+
+    Left as it is where keys cannot be shared: a row without a picture, layers that keep a state in
+    place of keys, a window over keys that padding would shift, or text that earlier tokens attend
+    to (a prefix language model).
+    """
+    if branch.prefix is not None or not can_share(branch, model):
+        return branch
+    branch = branch.split([int(torch.nonzero(mask)[-1]) + 1 for mask in branch.image_mask])
+    read = int(torch.nonzero(branch.image_mask[0])[-1]) + 1  # in every row alike
+    assert branch.position_ids is not None, "a completed branch has positions"
+    head = replace(
+        branch,
+        input_ids=branch.input_ids[:, :read],
+        attention_mask=branch.attention_mask[:, :read],
+        image_mask=branch.image_mask[:, :read],
+        position_ids=branch.position_ids[..., :read],
+        aligned={name: values[:, :read] for name, values in branch.aligned.items()},
+    )
+    cache = scratch_cache(model)
+    forward_prompt(model, head, cache, last_logits(model))
+    layers: Any = cache.layers
+    return replace(branch, prefix=Prefix(tuple((la.keys, la.values) for la in layers)))
+
+
+def can_share(branch: Branch, model: Any) -> bool:
+    """Whether keys of the first columns are the same whatever follows them."""
+    if not branch.image_mask.any(dim=1).all() or branch.image_mask[:, -1].any():
+        return False
+    if set(branch.aligned) - HARMLESS:
+        return False
+    config = model.config.get_text_config(decoder=True)
+    windows = getattr(config, "layer_types", None) or []
+    if "sliding_attention" in windows and len(branch.input_ids) > 1:
+        return False
+    return all(type(layer) is DynamicLayer for layer in scratch_cache(model).layers)
+
+
+def say(
+    model: Any,
+    branch: Branch,
+    tokens: int,
+    *,
+    copies: int = 1,
+    processors: Sequence[Any] = (),
+    criteria: Sequence[Any] = (),
+    records: Mapping[int, frozenset[str]] | None = None,
+    listen: Callable[[Ensemble, Tensor], None] | None = None,
+) -> Tensor:
+    """What the model says after a branch, `[B * copies, L]`, L at most `tokens`; for preparations.
+
+    Greedy, but for what `processors` do to the scores `[B * copies, V]`. A row that ended, by the
+    caller's end of sequence or by `criteria`, goes on with padding.
+
+    Args:
+        records: By layer, what the ledger is to keep of the attention.
+        listen: Called with the ensemble and the answer so far, `[B * copies, t]`, at every step
+            before the next token is chosen.
+    """
+    config = copy.deepcopy(branch.call.generation_config)
+    config.update(
+        num_beams=1,
+        do_sample=False,
+        num_return_sequences=1,
+        max_length=branch.length + tokens,
+        return_dict_in_generate=False,
+        cache_implementation=None,
+        disable_compile=True,
+    )
+    ensemble = Ensemble(
+        model, [branch], Plausibility(beta=0), branch.length, copies, False, records=records
+    )
+    mode = GenerationMode.GREEDY_SEARCH
+    kwargs = loop_kwargs(ensemble, last_logits(model), config, mode)
+    chosen = LogitsProcessorList(processors)
+    if listen is not None:
+        chosen.insert(0, Listening(listen, ensemble))
+    stops = StoppingCriteriaList([MaxLengthCriteria(config.max_length), *criteria])
+    if config._eos_token_tensor is not None:
+        stops.append(EosTokenCriteria(config._eos_token_tensor))
+    prompts = branch.input_ids.repeat_interleave(copies, dim=0)
+    with switched(model) if ensemble.watches else nullcontext():
+        said = getattr(type(model), GENERATION_MODES_MAPPING[mode])(
+            ensemble,
+            prompts,
+            logits_processor=chosen,
+            stopping_criteria=stops,
+            generation_config=config,
+            **kwargs,
+        )
+    return said[:, branch.length :]
+
+
+def watch(model: Any, branch: Branch, layers: Iterable[int], chosen: Tensor) -> dict[int, Tensor]:
+    """Reads a prompt for where it looks; for preparations and contrasts.
+
+    Args:
+        layers: Decoder layers to record.
+        chosen: `[B, T]` bool, the tokens whose attention is averaged, none in a prefix.
+
+    Returns:
+        By layer, the mean over heads and chosen tokens, `[B, T]` float32.
+    """
+    read = 0 if branch.prefix is None else branch.prefix.length
+    block = stream(model, branch, (), dict.fromkeys(layers, frozenset({"chosen"})))
+    block.ledger.queried = chosen[:, read:]
+    block.ledger.begin(0, branch.length - read)
+    streams = Streams([block])
+    with switched(model):
+        given = {**last_logits(model), KEYWORD: streams}
+        forward_prompt(model, branch, scratch_cache(model), given)
+    check_reached(model, streams)
+    return block.ledger.chosen
+
+
+def last_logits(model: Any) -> dict[str, Any]:
+    """Keywords of a forward of which the last position's logits are wanted."""
+    keep = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+    return {"use_cache": True, **keep}
+
+
+def ends(generation_config: Any) -> list[int]:
+    """Token ids that end an answer."""
+    eos = generation_config._eos_token_tensor
+    return [] if eos is None else eos.reshape(-1).tolist()
+
+
+class Listening(LogitsProcessor):
+    """Changes nothing; tells `listen` of every step."""
+
+    def __init__(self, listen: Callable[[Ensemble, Tensor], None], ensemble: Ensemble):
+        self.listen = listen
+        self.ensemble = ensemble
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.listen(self.ensemble, input_ids[:, self.ensemble.prompt_length :])
+        return scores
 
 
 def expert_branch(
@@ -448,7 +658,7 @@ def expert_branch(
         image_mask=image_mask(ids, model.config),
         position_ids=positions,
         aligned=aligned,
-        features=collapse_features(model_kwargs, input_ids, copies, model.config),
+        features=encoded_pictures(model_kwargs, input_ids, copies, model.config),
     )
     pixels = {name: value for name, value in pixels.items() if value is not None}
     if not pixels:
@@ -466,11 +676,17 @@ def complete(branch: Branch, model: Any, generation_config: Any) -> Branch:
     if branch.position_ids is None:
         branch = replace(branch, position_ids=prepare_positions(model, branch))
     if branch.features is None:
-        encoded = model._maybe_prepare_encoder_kwargs_for_generation(
-            branch.input_ids, dict(branch.pixels), "input_ids", generation_config
-        )
-        branch = replace(branch, features=encoded["mm_encoder_outputs"])
+        call = replace(branch.call, generation_config=generation_config)
+        branch = replace(branch, features=encode(replace(branch, call=call), branch.pixels, model))
     return branch
+
+
+def encode(branch: Branch, pixels: Mapping[str, Any], model: Any) -> Features:
+    """Pictures through the model's encoder, by modality; `pixels` are its inputs."""
+    given = model._maybe_prepare_encoder_kwargs_for_generation(
+        branch.input_ids, dict(pixels), "input_ids", branch.call.generation_config
+    )
+    return given["mm_encoder_outputs"]
 
 
 def prepare_positions(model: Any, branch: Branch) -> Tensor:
@@ -493,7 +709,7 @@ def position_offset_kept(model: Any) -> Iterator[None]:
             owner.rope_deltas = offset
 
 
-def collapse_features(
+def encoded_pictures(
     model_kwargs: Mapping[str, Any], input_ids: Tensor, copies: int, config: Any
 ) -> dict[str, Any]:
     """Encoded pictures of B prompts, from those that `generate` repeated for B * copies rows."""
@@ -504,27 +720,7 @@ def collapse_features(
     }
     if copies == 1:
         return features
-    for modality, encoded in features.items():
-        ids = torch.tensor(token_ids(config, (f"{modality}_token_id",)), device=input_ids.device)
-        counts = torch.isin(input_ids, ids).sum(dim=1).tolist()
-        by_row = pictures_by_row(counts, [len(picture) for picture in encoded.pooler_output])
-        features[modality] = select_pictures(encoded, [p for row in by_row[::copies] for p in row])
-    return features
-
-
-def select_pictures(encoded: Any, pictures: list[int]) -> Any:
-    """The chosen pictures of an encoder's output, in the containers that the model expects."""
-
-    def select(values: Any) -> Any:
-        if isinstance(values, Tensor):
-            return values[torch.tensor(pictures, dtype=torch.long, device=values.device)]
-        return [values[p] for p in pictures]
-
-    chosen = {"pooler_output": select(encoded.pooler_output)}
-    deepstack = getattr(encoded, "deepstack_features", None)
-    if deepstack is not None:
-        chosen["deepstack_features"] = [select(layer) for layer in deepstack]
-    return type(encoded)(**chosen)
+    return select_rows(features, input_ids, config, range(0, len(input_ids), copies))
 
 
 def loop_kwargs(
@@ -548,7 +744,7 @@ def loop_kwargs(
     if getattr(given, "_is_user_defined", False):
         check_capacity(given, longest)
     else:
-        del kwargs["past_key_values"]
+        kwargs.pop("past_key_values", None)
         ensemble.model._prepare_cache_for_generation(
             generation_config, kwargs, mode, len(branches) * len(expert.input_ids), longest
         )

@@ -161,7 +161,7 @@ class PostHocDebias:
         missing = {text: row for row, text in enumerate(texts) if text not in known}
         if missing:
             asked = torch.tensor(list(missing.values()), device=branch.input_ids.device)
-            masses, _ = self._masses(model, branch.rows(asked), shared)
+            masses, _ = self._masses(model, branch.rows(asked, model.config), shared)
             known.update(zip(missing, masses, strict=True))
         found = torch.stack([known[text] for text in texts])
         while len(known) > REMEMBERED:

@@ -1,5 +1,8 @@
 """`answer` is `generate` on the chat template's prompt, with pictures of any kind."""
 
+from dataclasses import dataclass
+from io import BytesIO
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +15,8 @@ from transformers import (
     TextStreamer,
 )
 
-from sightline import VCD, VDD, answer, lab
-from sightline.chat import prompt_inputs
+from sightline import CARVE, MVP, VCD, VDD, Recipe, answer, lab
+from sightline.chat import prompt_inputs, reply
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,65 @@ def test_a_streamer_gets_the_whole_answer_and_not_the_prompt(model, processor, d
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     text = answer(model, processor, picture(), "What?", decoder, streamer=streamer)
     assert text and capsys.readouterr().out.strip() == text
+
+
+@dataclass(frozen=True)
+class Looking:
+    """A preparation that notes the pictures it was given, and changes nothing."""
+
+    seen: list
+    needs_images: bool = True
+
+    def __call__(self, expert, model):
+        self.seen.extend(expert.call.pictures)
+        return expert
+
+
+class Once:
+    """A file that can be read once, as one that comes over a network."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def read(self, *size):
+        content, self.content = self.content, b""
+        return content
+
+
+def test_decoders_that_look_again_get_the_pictures_opened(model, processor):
+    first, second = picture(0), picture(1)
+    content = BytesIO()
+    second.save(content, "PNG")
+    file = Once(content.getvalue())
+    seen: list = []
+    recipe = Recipe(preparations=(Looking(seen),))
+    text = answer(model, processor, [first, file], "Compare.", recipe)
+    assert text == answer(model, processor, [first, second], "Compare.") != ""
+    assert [[p.tobytes() for p in row] for row in seen] == [[first.tobytes(), second.tobytes()]]
+
+
+def test_decoders_that_do_not_look_again_get_none(model, processor):
+    seen: list = []
+    recipe = Recipe(preparations=(Looking(seen, needs_images=False),))
+    assert answer(model, processor, picture(), "What?", recipe)
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    "decoder", [lambda words: CARVE(words, tokens=2), lambda words: MVP(words, caption_tokens=2)]
+)
+def test_answer_is_generate_with_the_picture(model, processor, decoder):
+    expected = by_hand(
+        model, processor, [picture()], "What?", custom_generate=decoder(processor), images=picture()
+    )
+    assert answer(model, processor, picture(), "What?", decoder(processor)) == expected != ""
+
+
+def test_a_prompt_without_its_picture_is_refused(model, processor):
+    inputs = prompt_inputs(model, processor, picture(), "What?")
+    with pytest.raises(ValueError, match=r"looks at the picture again.*images=picture"):
+        reply(model, processor, inputs, CARVE(processor, tokens=2))
+    assert reply(model, processor, inputs, CARVE(processor, tokens=2), picture())
 
 
 @pytest.mark.parametrize("text", ["", " \n", None])

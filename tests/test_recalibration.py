@@ -28,7 +28,7 @@ from sightline.attention.recalibrations import (
     kept_count,
     middle_layers,
 )
-from sightline.attention.reference import Recorded, attend
+from sightline.attention.reference import attend
 
 WORKED = dict(atol=1e-6, rtol=1e-5)  # the notes print six decimals; float32
 
@@ -110,7 +110,7 @@ def test_least_attended_worked_numbers():
     seen = ledger([[False] * 2 + [True] * 6 + [False] * 2], 10, 0)
     for step, (attention, stay) in enumerate([(FIRST, {5, 7}), (SECOND, {3, 6})]):
         seen.begin(step, 1 if step else 10)
-        seen.write(2, Recorded(row=torch.tensor(attention).mean(dim=0)[None]))
+        seen.write(2, {"row": torch.tensor(attention).mean(dim=0)[None]})
         hidden = torch.isneginf(part(3, seen).bias[0, 0])
         assert set(hidden.nonzero().flatten().tolist()) == set(range(2, 8)) - stay
         assert part(2, seen) is None
@@ -140,7 +140,7 @@ def test_ledger_sums_columns_over_queries():
     seen = ledger([[False]], 1, 0, layers=1)
     for step, row in enumerate([[1], [0.7, 0.3], [0.6, 0.1, 0.3], [0.5, 0.1, 0.1, 0.3]]):
         seen.begin(step, 1)
-        seen.write(0, Recorded(columns=torch.tensor([[row]], dtype=torch.float32)))
+        seen.write(0, {"columns": torch.tensor([[row]], dtype=torch.float32)})
     torch.testing.assert_close(seen.columns[0], torch.tensor([[[2.8, 0.5, 0.4, 0.3]]]), **WORKED)
 
 

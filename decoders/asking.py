@@ -1,0 +1,215 @@
+"""Asks the model something else about the same picture, in its own chat template."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sightline.chat import check_processor
+from sightline.decoders.branch import MARKERS, Branch
+from sightline.decoders.features import token_ids
+
+WORDS, REPLY, MORE = "SIGHTLINE0WORDS", "SIGHTLINE1REPLY", "SIGHTLINE2MORE"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a row's prompt says after its last picture, as text.
+
+    Args:
+        start: Column of the first token of it.
+        lead: What stands before the question: the template's own, and earlier turns.
+        question: The last user's words.
+        closing: What the template puts after them, up to where the answer begins.
+    """
+
+    start: int
+    lead: str
+    question: str
+    closing: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Reads and writes prompts with a processor's chat template.
+
+    Prompts are cut and continued behind their last picture, token by token: what stands before,
+    pictures included, stays as the caller built it, so its keys can be shared.
+
+    Args:
+        processor: The model's own.
+        model: Names the tokens of pictures.
+
+    Raises:
+        ValueError: The processor has no chat template, or belongs to another model.
+    """
+
+    processor: Any
+    model: Any
+
+    def __post_init__(self):
+        check_processor(self.processor)
+        check_same_tokens(self.processor, self.model)
+
+    def asked(self, branch: Branch) -> list[Asked]:
+        """What each row asks; `ValueError` for a row that asks nothing about a picture in words."""
+        opening, closing = self._around_words()
+        found = []
+        for row, mask in enumerate(branch.image_mask):
+            places = torch.nonzero(mask, as_tuple=True)[0]
+            if not len(places):
+                raise ValueError(
+                    f"row {row} of the prompt holds no picture, and this decoder asks about one in "
+                    "every row: answer rows without pictures by themselves"
+                )
+            start = int(places[-1]) + 1
+            text = self._text(
+                branch.input_ids[row, start:][branch.attention_mask[row, start:] != 0]
+            )
+            found.append(self._parsed(start, text, opening, closing))
+        return found
+
+    def ask(self, branch: Branch, index: Sequence[int], texts: Sequence[str]) -> Branch:
+        """Rows `index` of a branch, each with another text in the place of its last question."""
+        asked = self.asked(branch)
+        tails = [
+            asked[row].lead + self._plain(text) + asked[row].closing
+            for row, text in zip(index, texts, strict=True)
+        ]
+        return self._continued(branch, index, asked, tails)
+
+    def go_on(self, branch: Branch, replies: Sequence[str], texts: Sequence[str]) -> Branch:
+        """Each row's prompt, a reply to it, and the user's next words."""
+        following = self._between_turns()
+        asked = self.asked(branch)
+        tails = [
+            f"{a.lead}{a.question}{a.closing}{self._plain(reply)}{following}{self._plain(text)}{a.closing}"
+            for a, reply, text in zip(asked, replies, texts, strict=True)
+        ]
+        return self._continued(branch, range(len(tails)), asked, tails)
+
+    def put_before(self, branch: Branch, texts: Sequence[str]) -> Branch:
+        """Each row with a text before its first picture, in the turn that the picture is in."""
+        markers = set(token_ids(self.model.config, MARKERS))
+        starts = []
+        for ids, mask in zip(branch.input_ids.tolist(), branch.image_mask, strict=True):
+            start = int(torch.nonzero(mask)[0])
+            while start > 0 and ids[start - 1] in markers:
+                start -= 1
+            starts.append(start)
+        tokenizer = self.processor.tokenizer
+        ids = [
+            tokenizer(f"{self._plain(text)}\n", add_special_tokens=False)["input_ids"]
+            for text in texts
+        ]
+        return branch.inserted(starts, ids)
+
+    def question_tokens(self, branch: Branch) -> torch.Tensor:
+        """`[B, T]` bool, true on the tokens of each row's question, the template's left out."""
+        chosen = torch.zeros_like(branch.image_mask)
+        for row, asked in enumerate(self.asked(branch)):
+            after = int(branch.input_ids[row, asked.start - 1])
+            first = len(self._tokens(asked.lead, after))
+            last = len(self._tokens(asked.lead + asked.question, after))
+            tail = torch.nonzero(branch.attention_mask[row, asked.start :])[:, 0] + asked.start
+            chosen[row, tail[first:last]] = True
+        return chosen
+
+    def between_pictures(self) -> list[int]:
+        """Token ids that the template puts between two pictures."""
+        turn = _turn("user", WORDS, pictures=2)
+        token = self._picture_token()
+        between = self._rendered([turn]).split(token)[1]
+        return self._tokens(between, self.model.config.image_token_id)
+
+    def replies(self, tokens: torch.Tensor) -> list[str]:
+        """Answers `[R, L]` as text, without special tokens."""
+        texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def _continued(
+        self, branch: Branch, index: Sequence[int], asked: Sequence[Asked], tails: Sequence[str]
+    ) -> Branch:
+        starts = [asked[row].start for row in index]
+        last = [int(branch.input_ids[row, asked[row].start - 1]) for row in index]
+        ids = [self._tokens(text, after) for text, after in zip(tails, last, strict=True)]
+        rows = torch.tensor(list(index), device=branch.input_ids.device)
+        return branch.continued(rows, starts, ids, self.model.config)
+
+    def _parsed(self, start: int, text: str, opening: str, closing: str) -> Asked:
+        stripped = text.rstrip()
+        if not stripped.endswith(closing.strip()):
+            raise ValueError(
+                f"the prompt ends in {text[-40:]!r} and the processor's chat template ends a "
+                f"question in {closing!r}: build it with apply_chat_template(..., "
+                "add_generation_prompt=True), or sightline.chat.prompt_inputs"
+            )
+        body = stripped.removesuffix(closing.strip())
+        following = self._between_turns()
+        lead = len(opening) if body.startswith(opening) else 0
+        if following.strip() and following in body:
+            lead = body.rindex(following) + len(following)
+        words = body[lead:].strip()
+        if not words:
+            raise ValueError(
+                "found no question after the picture: this decoder asks it again, so put words "
+                "behind the last picture of each prompt"
+            )
+        cut = body.index(words, lead)
+        return Asked(start, body[:cut], words, text[cut + len(words) :])
+
+    def _around_words(self) -> tuple[str, str]:
+        """What the template puts between a picture and the user's words, and after them."""
+        rendered = self._rendered([_turn("user", WORDS, pictures=1)])
+        before, _, after = rendered.partition(WORDS)
+        token = self._picture_token()
+        return before.rpartition(token)[2], after
+
+    def _between_turns(self) -> str:
+        """What the template puts between a reply and the user's next words."""
+        turns = [_turn("user", WORDS, pictures=1), _turn("assistant", REPLY), _turn("user", MORE)]
+        return self._rendered(turns).partition(REPLY)[2].partition(MORE)[0]
+
+    def _rendered(self, turns: list[dict[str, Any]]) -> str:
+        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+
+    def _picture_token(self) -> str:
+        return self.processor.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
+
+    def _text(self, ids: torch.Tensor) -> str:
+        return self.processor.tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def _tokens(self, text: str, after: int) -> list[int]:
+        """Token ids of a text that follows the special token `after`."""
+        tokenizer = self.processor.tokenizer
+        first = tokenizer.convert_ids_to_tokens(after)
+        ids = tokenizer(first + text, add_special_tokens=False)["input_ids"]
+        assert ids[0] == after, "a picture's token is a token of its own"
+        return ids[1:]
+
+    def _plain(self, text: str) -> str:
+        """Without anything that the tokenizer would read as a special token."""
+        for token in self.processor.tokenizer.all_special_tokens:
+            text = text.replace(token, " ")
+        return text.strip()
+
+
+def check_same_tokens(processor: Any, model: Any) -> None:
+    """Raises `ValueError` for a processor of another model, by its picture's token."""
+    wanted = model.config.image_token_id
+    tokenizer = processor.tokenizer
+    token = getattr(processor, "image_token", None)
+    ours = None if token is None else tokenizer.convert_tokens_to_ids(str(token))
+    if (token is not None and ours != wanted) or wanted >= len(tokenizer):
+        raise ValueError(
+            f"the processor belongs to another model: its image token has the id {ours}, the "
+            f"model's has {wanted}. Load both from one checkpoint"
+        )
+
+
+def _turn(role: str, words: str, pictures: int = 0) -> dict[str, Any]:
+    content: list[dict[str, str]] = [{"type": "image"}] * pictures
+    return {"role": role, "content": [*content, {"type": "text", "text": words}]}
