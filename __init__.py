@@ -21,7 +21,12 @@ _HOMES = {
     "KeyWeights": "attention.reference",
     "WeakAnswerKeys": "attention.selections",
     "answer": "chat",
+    "AGLA": "decoders.agla",
+    "MaskedImage": "decoders.agla",
+    "SelfMatcher": "decoders.agla",
     "Branch": "decoders.branch",
+    "CARVE": "decoders.carve",
+    "RefinedPicture": "decoders.carve",
     "NoImage": "decoders.contrasts",
     "NoisyImage": "decoders.contrasts",
     "UnknownImage": "decoders.contrasts",
@@ -30,6 +35,12 @@ _HOMES = {
     "Decoder": "decoders.decoder",
     "Recipe": "decoders.decoder",
     "DoLa": "decoders.dola",
+    "ICD": "decoders.icd",
+    "OtherInstruction": "decoders.icd",
+    "M3ID": "decoders.m3id",
+    "BlipMatcher": "decoders.matching",
+    "Matcher": "decoders.matching",
+    "MVP": "decoders.mvp",
     "PAI": "decoders.pai",
     "PostHocDebias": "decoders.posthoc",
     "SID": "decoders.sid",
@@ -38,8 +49,13 @@ _HOMES = {
     "VASparse": "decoders.vasparse",
     "VCD": "decoders.vcd",
     "VDD": "decoders.vdd",
+    "Described": "decoders.vdgd",
+    "PrefixOnly": "decoders.vdgd",
+    "VDGD": "decoders.vdgd",
     "EmbeddingContrast": "logits.embedding",
     "EmbeddingContrastive": "logits.embedding",
+    "Grounded": "logits.grounding",
+    "GrowingGuidance": "logits.growing",
     "LayerContrast": "logits.layers",
     "LayerCorrection": "logits.layers",
     "CalibrationProcessor": "logits.processors",
@@ -54,21 +70,31 @@ _HOMES = {
 }
 
 __all__ = [
+    "AGLA",
+    "CARVE",
     "DAMRO",
+    "ICD",
+    "M3ID",
+    "MVP",
     "PAI",
     "SID",
     "VAF",
     "VCD",
     "VDD",
+    "VDGD",
     "Additive",
+    "BlipMatcher",
     "Branch",
     "CalibrationProcessor",
     "Contrastive",
     "DeCo",
     "Decoder",
+    "Described",
     "DoLa",
     "EmbeddingContrast",
     "EmbeddingContrastive",
+    "Grounded",
+    "GrowingGuidance",
     "Guidance",
     "ImageGain",
     "ImageScale",
@@ -76,15 +102,21 @@ __all__ = [
     "LayerContrast",
     "LayerCorrection",
     "LeastAttended",
+    "MaskedImage",
+    "Matcher",
     "NoImage",
     "NoisyImage",
+    "OtherInstruction",
     "Plausibility",
     "PlausibilityProcessor",
     "PostHocDebias",
+    "PrefixOnly",
     "Recalibration",
     "Recipe",
+    "RefinedPicture",
     "Rule",
     "Selection",
+    "SelfMatcher",
     "SinkPenalty",
     "State",
     "Unattended",
@@ -102,12 +134,18 @@ if TYPE_CHECKING:
     from sightline.attention.reference import KeyWeights
     from sightline.attention.selections import WeakAnswerKeys
     from sightline.chat import answer
+    from sightline.decoders.agla import AGLA, MaskedImage, SelfMatcher
     from sightline.decoders.branch import Branch
+    from sightline.decoders.carve import CARVE, RefinedPicture
     from sightline.decoders.contrasts import NoImage, NoisyImage, UnknownImage
     from sightline.decoders.damro import DAMRO
     from sightline.decoders.deco import DeCo
     from sightline.decoders.decoder import Decoder, Recipe
     from sightline.decoders.dola import DoLa
+    from sightline.decoders.icd import ICD, OtherInstruction
+    from sightline.decoders.m3id import M3ID
+    from sightline.decoders.matching import BlipMatcher, Matcher
+    from sightline.decoders.mvp import MVP
     from sightline.decoders.pai import PAI
     from sightline.decoders.posthoc import PostHocDebias
     from sightline.decoders.sid import SID, Unattended
@@ -115,7 +153,10 @@ if TYPE_CHECKING:
     from sightline.decoders.vasparse import VASparse
     from sightline.decoders.vcd import VCD
     from sightline.decoders.vdd import VDD
+    from sightline.decoders.vdgd import VDGD, Described, PrefixOnly
     from sightline.logits.embedding import EmbeddingContrast, EmbeddingContrastive
+    from sightline.logits.grounding import Grounded
+    from sightline.logits.growing import GrowingGuidance
     from sightline.logits.layers import LayerContrast, LayerCorrection
     from sightline.logits.processors import CalibrationProcessor, PlausibilityProcessor
     from sightline.logits.rules import Additive, Contrastive, Guidance, Plausibility, Rule, State

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PLAIN = {"greedy": False, "sample": True}
 """Names of the model's own decoding -> whether it samples."""
 NAME_WORDS = 3  # most words in an object's name
+LONGEST = 16  # a default that is shown in the column of defaults
 INVENTED, NEW = "bold red", "underline"
 
 app = typer.Typer(
@@ -179,12 +180,13 @@ def list_decoders() -> None:
         typer.echo(fill(documentation.partition("\n")[0], width, 2, "  "))
         known = settable(kind)
         column = max(map(len, known), default=0)
-        second = max((len(setting.default) for setting in known.values()), default=0)
-        for setting in known.values():
-            start = f"    {setting.name:<{column}}  {setting.default:<{second}}  "
-            typer.echo(
-                fill(meanings.get(setting.name, ""), width, min(len(start), width // 2), start)
-            )
+        long = {key for key, setting in known.items() if len(setting.default) > LONGEST}
+        defaults = {key: "below" if key in long else s.default for key, s in known.items()}
+        second = max(map(len, defaults.values()), default=0)
+        for key, default in defaults.items():
+            start = f"    {key:<{column}}  {default:<{second}}  "
+            says = meanings.get(key, "") + f" Default: {known[key].default}" * (key in long)
+            typer.echo(fill(says, width, min(len(start), width // 2), start))
         for preset in presets(kind).values():
             changes = ", ".join(f"{key}={text}" for key, text in preset.changes().items())
             says = ". ".join(filter(None, (changes, preset.meaning)))
@@ -389,6 +391,7 @@ def prepare(
                 model,
                 processor,
                 inputs,
+                image,
                 decoder,
                 sampling.seed,
                 sampling.arguments(choice),
@@ -403,6 +406,7 @@ def respond(
     model: Any,
     processor: Any,
     inputs: Mapping[str, Any],
+    image: Any,
     decoder: Any,
     seed: int,
     arguments: Mapping[str, Any],
@@ -417,7 +421,7 @@ def respond(
     torch.manual_seed(seed)
     if longest is not None:
         arguments = {**arguments, "max_new_tokens": longest}
-    return reply(model, processor, dict(inputs), decoder, streamer=streamer, **arguments)
+    return reply(model, processor, dict(inputs), decoder, image, streamer=streamer, **arguments)
 
 
 def load_processor(checkpoint: str) -> Any:

@@ -1,8 +1,13 @@
 """Generation strategies: what is passed as `custom_generate`."""
 
+from sightline.decoders.agla import AGLA
+from sightline.decoders.carve import CARVE
 from sightline.decoders.damro import DAMRO
 from sightline.decoders.deco import DeCo
 from sightline.decoders.dola import DoLa
+from sightline.decoders.icd import ICD
+from sightline.decoders.m3id import M3ID
+from sightline.decoders.mvp import MVP
 from sightline.decoders.pai import PAI
 from sightline.decoders.posthoc import PostHocDebias
 from sightline.decoders.sid import SID
@@ -10,28 +15,41 @@ from sightline.decoders.vaf import VAF
 from sightline.decoders.vasparse import VASparse
 from sightline.decoders.vcd import VCD
 from sightline.decoders.vdd import VDD
+from sightline.decoders.vdgd import VDGD
 
 DECODERS = {
     "vcd": VCD,
     "vdd": VDD,
     "damro": DAMRO,
     "sid": SID,
+    "agla": AGLA,
     "vasparse": VASparse,
     "pai": PAI,
     "vaf": VAF,
     "deco": DeCo,
     "dola": DoLa,
+    "icd": ICD,
+    "m3id": M3ID,
+    "vdgd": VDGD,
+    "mvp": MVP,
+    "carve": CARVE,
 }
 """Lower-case name -> class, for the command line and the demo."""
 
 __all__ = [
+    "AGLA",
+    "CARVE",
     "DAMRO",
     "DECODERS",
+    "ICD",
+    "M3ID",
+    "MVP",
     "PAI",
     "SID",
     "VAF",
     "VCD",
     "VDD",
+    "VDGD",
     "DeCo",
     "DoLa",
     "PostHocDebias",

@@ -17,6 +17,8 @@ from sightline.decoders import DECODERS
 
 FILLED = "processor"
 """The field that is filled in and not set by users."""
+STAND_IN = object()
+"""In the processor's place where a decoder is made to be looked at, and never run."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Request:
         try:
             if self.preset is None:
                 return self.kind(**settings)
-            return replace(self.preset.make(), **settings)
+            return replace(self.preset.decoder(processor), **settings)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.label}: {error}") from error
 
@@ -160,9 +162,14 @@ class Preset:
     make: Callable[[], Any]
     meaning: str
 
+    def decoder(self, processor: Any) -> Any:
+        """The decoder, made with the processor where the method takes one."""
+        takes = {FILLED} & inspect.signature(self.make).parameters.keys()
+        return self.make(**dict.fromkeys(takes, processor))
+
     def changes(self) -> dict[str, str]:
         """The settings that it does not leave at their default, as one would write them."""
-        decoder = self.make()
+        decoder = self.decoder(STAND_IN)
         known = settable(type(decoder))
         texts = {name: value_text(getattr(decoder, name)) for name in known}
         return {name: text for name, text in texts.items() if text != known[name].default}
@@ -209,7 +216,9 @@ def value_text(value: Any) -> str:
     """A value as one would write it; "empty" where nothing is written."""
     if isinstance(value, tuple):
         return "+".join(map(str, value)) or "empty"
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(value) or "empty"
 
 
 def reader(hint: Any) -> Reader | None:
@@ -219,9 +228,9 @@ def reader(hint: Any) -> Reader | None:
     parts = get_args(hint)
     if get_origin(hint) in (Union, types.UnionType):
         return read_as_one_of(parts)
-    if get_origin(hint) is not tuple or not parts:
+    if get_origin(hint) not in (tuple, Sequence) or not parts:
         return None
-    if parts[1:] == (...,):
+    if get_origin(hint) is Sequence or parts[1:] == (...,):
         inner = reader(parts[0])
         return inner and Reader(
             f"{inner.wanted}, or several joined by +", partial(read_several, inner.read)

@@ -6,17 +6,23 @@
 Controls (arXiv:2504.10020): `greedy`; `sampling`; `plausibility`, sampling over the plausible
 tokens only, which is what is left of a sampled contrast at alpha 0 (under greedy it would be
 greedy itself); `beam`; and `yes-shift`, which is made of the others' answers and not of a run.
+Of methods that ask or look again: `vdgd-prefix`, the description without its ranking; `agla-full`
+and `carve:share=1`, the full picture twice; `mvp` with one request and weight, a single view.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sightline.decoders import DECODERS
+from sightline.decoders.branch import Branch
 from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.mvp import MVP
 from sightline.decoders.parse import choose, split_decoders, unknown
 from sightline.decoders.posthoc import PostHocDebias
-from sightline.logits.rules import Plausibility
+from sightline.decoders.vdgd import PrefixOnly
+from sightline.logits.rules import Additive, Plausibility
 
 YES_SHIFT = "yes-shift"
 PLAIN = {"greedy": "greedy", "sampling": "sample", "beam": "beam"}
@@ -37,7 +43,45 @@ class PlausibilityOnly(Decoder):
         return Recipe(rule=Plausibility(self.beta))
 
 
-NAMED = {**DECODERS, "posthoc": PostHocDebias, "plausibility": PlausibilityOnly}
+@dataclass(frozen=True)
+class SameImage:
+    """The prompt as it is, a second time."""
+
+    def __call__(self, expert: Branch, model: Any) -> Branch:
+        return expert
+
+
+@dataclass
+class FullTwice(Decoder):
+    """AGLA's control: the full picture in the place of the masked one.
+
+    Both branches agree, so greedy decoding is the model's own; under sampling it shows what the
+    plausibility cut and the sharper sum do without any mask.
+
+    Args:
+        alpha: Weight of the second branch, 0 or more.
+        beta: Plausibility threshold in [0, 1].
+        normalize: Divides the sum by 1 + alpha.
+    """
+
+    alpha: float = 2.0
+    beta: float = 0.5
+    normalize: bool = False
+
+    def recipe(self) -> Recipe:
+        rule = Additive(self.alpha, self.beta, self.normalize)
+        return Recipe(contrasts=(SameImage(),), rule=rule)
+
+
+NAMED = {
+    **DECODERS,
+    "posthoc": PostHocDebias,
+    "plausibility": PlausibilityOnly,
+    "vdgd-prefix": PrefixOnly,
+    "agla-full": FullTwice,
+}
+CONTROLS = {"vdgd-prefix": "vdgd", "agla-full": "agla"}
+"""Controls with a name of their own -> the decoder whose control they are."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +95,36 @@ class Contender:
     """
 
     label: str
-    strategy: Decoder | PostHocDebias | None
+    strategy: Decoder | PostHocDebias | MVP | None
     mode: str
 
     @property
+    def name(self) -> str:
+        """The label without preset, settings and mode."""
+        return re.split(r"[.:+]", self.label)[0]
+
+    @property
+    def control_of(self) -> str:
+        """The name of the decoder that it is the control of; empty where there is none."""
+        settings = self.settings()
+        is_full = self.name == "carve" and settings["share"] == 1
+        is_one_view = self.name == "mvp" and len(settings["requests"]) == 1
+        return self.name if is_full or is_one_view else CONTROLS.get(self.name, "")
+
+    @property
     def is_control(self) -> bool:
-        return self.strategy is None or isinstance(self.strategy, PlausibilityOnly)
+        plain = self.strategy is None or isinstance(self.strategy, PlausibilityOnly)
+        return plain or bool(self.control_of)
 
     @property
     def is_closed_set(self) -> bool:
         """Whether it answers with one of given labels and cannot describe."""
         return hasattr(self.strategy, "probabilities")
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether `generate` must get the pictures themselves, as `images=`."""
+        return getattr(self.strategy, "needs_images", False)
 
     def generation(self, temperature: float) -> dict[str, Any]:
         """Keywords for `generate`."""
@@ -84,8 +147,17 @@ class Contender:
 MODES = ("greedy", "sample", "beam")
 
 
-def parse_contender(text: str, processor: Any) -> Contender:
-    """One contender of a name; raises `ValueError` that lists the names there are."""
+Wordings = Mapping[str, Mapping[str, Any]]
+
+
+def parse_contender(text: str, processor: Any, wordings: Wordings | None = None) -> Contender:
+    """One contender of a name; raises `ValueError` that lists the names there are.
+
+    Args:
+        text: A name, with settings and mode.
+        processor: For decoders that take one.
+        wordings: By name, the settings that a contender has unless `text` sets them.
+    """
     spec, mode = split_mode(text)
     (name, assignments), *more = split_decoders(spec)
     if more:
@@ -95,6 +167,8 @@ def parse_contender(text: str, processor: Any) -> Contender:
     if name in PLAIN:
         return Contender(name, None, PLAIN[name])
     request = choose(name, assignments, NAMED, others=(*PLAIN, YES_SHIFT))
+    words = (wordings or {}).get(name.partition(".")[0], {})
+    request = replace(request, settings={**words, **request.settings})
     usual = "sample" if name == "plausibility" else "greedy"
     label = f"{request.label}+{mode}" if mode else request.label
     contender = Contender(label, request.build(processor), mode or usual)
@@ -117,13 +191,15 @@ def split_mode(text: str) -> tuple[str, str]:
     return spec, mode
 
 
-def parse_contenders(texts: Sequence[str], processor: Any) -> tuple[list[Contender], bool]:
+def parse_contenders(
+    texts: Sequence[str], processor: Any, wordings: Wordings | None = None
+) -> tuple[list[Contender], bool]:
     """The contenders, greedy first, and whether `yes-shift` was asked for.
 
     Greedy is always there: every difference is taken to it.
     """
     names = [text for text in texts if text.strip().lower() != YES_SHIFT]
-    contenders = [parse_contender(text, processor) for text in ("greedy", *names)]
+    contenders = [parse_contender(text, processor, wordings) for text in ("greedy", *names)]
     if len(contenders) > 1 and "greedy" in {c.label for c in contenders[1:]}:
         del contenders[0]
         contenders.sort(key=lambda c: c.label != "greedy")

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -45,6 +46,18 @@ from sightline.lab.measure import chat, questions
 
 STREAM = 20261122  # keeps these scenes apart from those of training and of choosing the model
 MAX_NEW_TOKENS = {"presence": 8, "caption": 96}
+WORDINGS: dict[str, dict[str, Any]] = {
+    "vdgd": dict(layout="continue", request=DESCRIBE[0], tokens=96),
+    "vdgd-prefix": dict(layout="continue", request=DESCRIBE[0], tokens=96),
+    "mvp": dict(requests=DESCRIBE, template="{caption} {question}", caption_tokens=96, tokens=8),
+    "carve": dict(general=DESCRIBE[1], suffix=""),
+}
+"""What decoders that ask something themselves ask here, unless a user sets it.
+
+The lab's model knows the words of `lab/dialogue.py` and no others, so it is asked in these and has
+room for its longest caption. They were chosen for that and not by results. CARVE describes in
+other words than those that ask for a caption, as the contrast of a prompt with itself is flat.
+"""
 LAB = "sightline.lab"
 WIDTH = 124  # of tables that go to a file
 PACKAGES = ("sightline", "torch", "transformers", "numpy")
@@ -131,11 +144,15 @@ class Lab:
             for index, start in enumerate(range(0, len(some), self.run.batch_size)):
                 yield Batch(task, index, tuple(some[start : start + self.run.batch_size]))
 
-    def encode(self, batch: Batch) -> Any:
+    def pictures(self, batch: Batch) -> list[Image.Image]:
+        """Those of a batch, in the order of its prompts; each scene is drawn once."""
+        drawn = {i: draw(self.scenes[i]) for i in {p.scene for p in batch.prompts}}
+        return [drawn[p.scene] for p in batch.prompts]
+
+    def encode(self, batch: Batch, pictures: Sequence[Image.Image]) -> Any:
         """The processor's output for a batch, through the chat template."""
-        pictures = {i: draw(self.scenes[i]) for i in {p.scene for p in batch.prompts}}
         return self.processor.apply_chat_template(
-            [chat(pictures[p.scene], p.text) for p in batch.prompts],
+            [chat(picture, p.text) for picture, p in zip(pictures, batch.prompts, strict=True)],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -143,8 +160,11 @@ class Lab:
             processor_kwargs={"padding": True},
         ).to(self.model.device, self.model.dtype)
 
-    def answer(self, contender: Contender, batch: Batch, inputs: Any) -> list[Answer]:
-        """What a contender says to each prompt of a batch."""
+    def answer(
+        self, contender: Contender, batch: Batch, inputs: Any, pictures: Sequence[Image.Image]
+    ) -> list[Answer]:
+        """What a contender says to each prompt of a batch, encoded to `inputs`."""
+        looked_at = {"images": list(pictures)} if contender.needs_images else {}
         watched = contender.label == "greedy" and batch.task == "presence"
         clock, device = Clock(), self.model.device
         reset_peak(device)
@@ -155,6 +175,7 @@ class Lab:
             outputs = self.model.generate(
                 **inputs,
                 **contender.generation(self.run.temperature),
+                **looked_at,
                 max_new_tokens=MAX_NEW_TOKENS[batch.task],
                 stopping_criteria=StoppingCriteriaList([clock]),
                 return_dict_in_generate=True,
@@ -251,18 +272,20 @@ def collect(
     answers = dict(known)
     warm = False
     for batch in lab.batches():
-        inputs = None
+        inputs: Any = None
+        pictures: list[Image.Image] = []
         for contender in contenders:
             if batch.task == "caption" and contender.is_closed_set:
                 continue
             keys = {(batch.task, contender.label, p.scene, p.object) for p in batch.prompts}
             if not keys <= answers.keys():
                 if inputs is None:
-                    inputs = lab.encode(batch)
+                    pictures = lab.pictures(batch)
+                    inputs = lab.encode(batch, pictures)
                 if not warm:
-                    lab.answer(contender, batch, inputs)
+                    lab.answer(contender, batch, inputs, pictures)
                     warm = True
-                said = lab.answer(contender, batch, inputs)
+                said = lab.answer(contender, batch, inputs, pictures)
                 new = [answer for answer in said if answer.key not in answers]
                 append(path, new)
                 answers |= {answer.key: answer for answer in new}
@@ -357,7 +380,7 @@ def evaluate(
         ValueError: For unknown decoders or settings, and for a folder whose run was another one.
     """
     processor = AutoProcessor.from_pretrained(checkpoint)
-    contenders, yes_shift = parse_contenders(decoders, processor)
+    contenders, yes_shift = parse_contenders(decoders, processor, WORDINGS)
     model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype)
     model = model.to(device).eval()
     lab = Lab(model, processor, run)
@@ -405,7 +428,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         required=True,
         metavar="NAME",
         help="name[:key=value,...][+sample|+beam], or a control: greedy (always there), sampling, "
-        "plausibility, yes-shift, beam",
+        "plausibility, yes-shift, beam, vdgd-prefix, agla-full",
     )
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--model", default=str(CHECKPOINT), help="default: the lab's own")

@@ -98,11 +98,17 @@ def comparisons(contenders: Sequence[Contender], made: Sequence[Shift]) -> list[
     pairs = [(c.label, GREEDY) for c in contenders if c.label != GREEDY]
     pairs += [(shift.decoder, shift.label) for shift in made]
     plausible = [c for c in contenders if isinstance(c.strategy, PlausibilityOnly)]
-    return pairs + [
+    pairs += [
         (c.label, control.label)
         for c in contenders
         for control in plausible
         if not c.is_control and c.mode == control.mode != "greedy"
+    ]
+    return pairs + [
+        (c.label, control.label)
+        for c in contenders
+        for control in contenders
+        if not c.is_control and c.name == control.control_of and c.mode == control.mode
     ]
 
 

@@ -14,7 +14,7 @@ from models import IMAGE, UNK
 from oracles import image_gain, image_scale, least_attended, sparse
 from towers import most_attended
 
-from sightline import DAMRO, PAI, SID, VAF, VCD, VDD, DeCo, DoLa, VASparse
+from sightline import DAMRO, M3ID, PAI, SID, VAF, VCD, VDD, DeCo, DoLa, VASparse
 from sightline.decoders.decoder import Strategy
 
 
@@ -39,6 +39,7 @@ class Method:
     beta: float = 0.0
     attention: Callable | None = None
     formula: Callable | None = None
+    growing: Callable | None = None  # as `formula`, with the step
     layers: tuple[int, ...] = ()  # of the expert, as further branches for the formula
     normed: bool = False
     cuts_cache: bool = False
@@ -47,9 +48,14 @@ class Method:
     def expert(self, row):
         return Prompt(row, lambda pixels: pixels, self.attention)
 
-    def scores(self, expert, amateurs):
-        """The formula of the notes, in float64: expert and amateurs `[V]` -> scores `[V]`."""
+    def scores(self, expert, amateurs, step):
+        """The formula of the notes, in float64: expert and amateurs `[V]` -> scores `[V]`.
+
+        `step` counts the tokens answered before.
+        """
         expert = expert.double()
+        if self.growing is not None:
+            return self.growing(expert, amateurs[0].double(), step)
         if self.formula is not None:
             return self.formula(expert, [a.double() for a in amateurs])
         if not amateurs:
@@ -64,6 +70,16 @@ def guidance(gamma, beta):
     def formula(expert, amateurs):
         seen, blind = expert.softmax(dim=-1), amateurs[0].softmax(dim=-1)
         scores = gamma * seen.log() - (gamma - 1) * blind.log()
+        return torch.where(seen >= beta * seen.max(), scores, -math.inf)
+
+    return formula
+
+
+def growing(rate, beta):
+    def formula(expert, amateur, step):
+        seen, blind = expert.softmax(dim=-1), amateur.softmax(dim=-1)
+        kept = math.exp(-rate * step)  # what is left of the picture
+        scores = seen.log() + (1 - kept) / kept * (seen.log() - blind.log())
         return torch.where(seen >= beta * seen.max(), scores, -math.inf)
 
     return formula
@@ -176,6 +192,12 @@ METHODS = {
         outliers_alone,
         alpha=1.5,
         beta=0.05,
+    ),
+    "m3id": Method(
+        M3ID(rate=0.5, beta=0.05),
+        M3ID(rate=0, beta=0),
+        without_pictures,
+        growing=growing(rate=0.5, beta=0.05),
     ),
     "pai": Method(
         PAI(alpha=1.5, gamma=2.0, beta=0.05, layers=(1, 3)),

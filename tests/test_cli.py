@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 import sightline
-from sightline import VCD, VDD, VASparse, answer, cli, lab
+from sightline import AGLA, CARVE, ICD, MVP, VCD, VDD, VDGD, VASparse, answer, cli, lab
 from sightline.decoders import DECODERS
 from sightline.decoders.parse import presets, settable
 
@@ -114,6 +115,49 @@ def test_processors_are_filled_in(talker, answers):
     result = run("describe", TABLE, "--model", talker, *SHORT, *options)
     expected = answers(VDD(alpha=2.0, variant="both", processor=processor))
     assert result.stdout.strip() == expected
+
+
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+@pytest.mark.parametrize(
+    ("arguments", "make"),
+    [
+        (("vdgd", "tokens=4", "request=What is it?"), VDGD),
+        (("carve", "tokens=2", "suffix="), CARVE),
+        (("carve.paper_best", "tokens=2"), CARVE.paper_best),
+        (("agla", "alpha=3"), AGLA),
+        (("mvp", "caption_tokens=2", "requests=What is it?+Where?", "weights=1+0.5"), MVP),
+        (("icd", "alpha=3"), ICD),
+    ],
+)
+def test_describe_asks_and_looks_again(talker, answers, arguments, make, stream):
+    name, *settings = arguments
+    options = [part for setting in settings for part in ("--set", setting)]
+    result = run("describe", TABLE, "--model", talker, *SHORT, stream, "--decoder", name, *options)
+    assert result.exit_code == 0, result.output
+    values = {
+        "alpha": 3.0,
+        "caption_tokens": 2,
+        "request": "What is it?",
+        "requests": ("What is it?", "Where?"),
+        "suffix": "",
+        "tokens": 4 if name == "vdgd" else 2,
+        "weights": (1.0, 0.5),
+    }
+    chosen = {setting.partition("=")[0] for setting in settings}
+    processor = AutoProcessor.from_pretrained(talker)
+    decoder = replace(make(processor), **{key: values[key] for key in chosen})
+    assert result.stdout.strip() == answers(decoder) != ""
+
+
+def test_compare_shows_decoders_that_ask_and_look_again(talker, answers):
+    names = "greedy,carve.paper_best:tokens=2,vdgd:layout=continue,request=What is it?,tokens=4"
+    result = run("compare", TABLE, "--model", talker, *SHORT, "--decoders", names)
+    assert result.exit_code == 0, result.output
+    processor = AutoProcessor.from_pretrained(talker)
+    carve, vdgd = re.split(r"\ncarve\.|\nvdgd:", result.stdout)[1:]
+    assert letters(answers(replace(CARVE.paper_best(processor), tokens=2))) in letters(carve)
+    words = dict(layout="continue", request="What is it?", tokens=4)
+    assert letters(answers(VDGD(processor, **words))) in letters(vdgd)
 
 
 def test_sampling_follows_its_seed(talker, answers):
@@ -301,6 +345,11 @@ def test_decoders_are_listed_with_all_they_say_of_themselves():
     assert "variant none What stands" in flat and "processor none" not in flat
     assert "vcd.pope_paper noise_step=999. The noise that" in flat
     assert "sid.sid_2408 beta=0.4, start=2, count=100. The code of" in flat
+    assert "carve.paper_best steps=end, share=0.4, regions=2. The best cell of" in flat
+    assert "suffix empty End of the user's words" in flat and "matcher" not in settable(AGLA)
+    assert "mvp Multi-View" in flat and "weights 0.4+0.4+0.2 Of each view" in flat
+    assert "request below What is asked first; may hold {question}. Default: The task is: {" in flat
+    assert max(map(len, result.stdout.splitlines())) <= 100
     deco = result.stdout.partition("\ndeco  ")[2].partition("\n\n")[0].splitlines()
     begins = [
         line.find(word) for line in deco for word in (" Strength", " First and", " In (0, 1]")
@@ -356,6 +405,10 @@ class Words:
             "layers of pai must be a whole number + a whole number or none, got '(1,3)'",
         ),
         (("--decoder", "pai", "--set", "layers=0+99"), "layers (0, 99) end outside the model"),
+        (("--decoder", "carve", "--set", "layers=0+99"), "layers (0, 99) end outside the model"),
+        (("--decoder", "carve.paper"), "no preset of carve is called 'paper' (did you mean paper_"),
+        (("--decoder", "mvp", "--set", "weights=1"), "got 3 requests and 1 weights"),
+        (("--decoder", "agla", "--set", "matcher=blip"), "no setting of agla is called 'matcher'"),
         (("--decoder", "vdd", "--set", "alpha=big"), "alpha of vdd must be a number, got 'big'"),
         (("--decoder", "vdd", "--set", "alpha=1", "--set", "alpha=2"), "alpha of vdd is set twice"),
         (("--set", "alpha=1"), "greedy has no settings, got alpha=1"),

@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from sightline import VDD
+from sightline import AGLA, CARVE, VDD, VDGD, PrefixOnly
 from sightline.evaluation import answers as files
 from sightline.evaluation import lab, metrics, report, statistics, summary
 from sightline.evaluation.contenders import (
     NAMED,
     PLAIN,
     YES_SHIFT,
+    FullTwice,
     parse_contender,
     parse_contenders,
 )
@@ -23,7 +24,25 @@ from sightline.evaluation.metrics import Asked, Described, Logits
 from sightline.evaluation.statistics import Estimate, Ratio
 from sightline.lab import CHECKPOINT, draw
 
-LISTED = ("greedy", "sampling", "plausibility", "yes-shift", "vdd", "vdd+sample", "posthoc")
+ONE_VIEW = "mvp:requests=What is in the image?,weights=1"
+LISTED = (
+    "greedy",
+    "sampling",
+    "plausibility",
+    "yes-shift",
+    "vdd",
+    "vdd+sample",
+    "posthoc",
+    "vdgd",
+    "vdgd-prefix",
+    "carve",
+    "carve:share=1",
+    "mvp",
+    ONE_VIEW,
+)
+CLOSED = {"posthoc", "mvp", ONE_VIEW}
+# A caption's request is CARVE's plain description here, so that nothing stands out.
+pytestmark = pytest.mark.filterwarnings("ignore:the question draws no more attention")
 SMALL = lab.Run(scenes=6, seed=3, batch_size=4, temperature=1.0)
 WEIGHTS = CHECKPOINT / "model.safetensors"
 needs_weights = pytest.mark.skipif(not WEIGHTS.exists(), reason="the lab's weights are not there")
@@ -231,6 +250,9 @@ def test_a_mode_stands_behind_the_settings(text, label, mode, made):
         (["yes-shift:x=1"], "yes-shift takes no settings and no mode"),
         (["vdd", "VDD"], "names vdd more than once"),
         (["posthoc+sample"], "takes no mode"),
+        (["mvp+sample"], "mvp answers with its best label and takes no mode"),
+        (["mvp:requests=What?"], "got 1 requests and 3 weights"),
+        (["agla-fool"], r"did you mean agla-full\?"),
     ],
 )
 def test_contenders_that_do_not_exist(texts, message):
@@ -240,6 +262,49 @@ def test_contenders_that_do_not_exist(texts, message):
 
 class FakeProcessor:
     unk_token_id = 3
+
+
+def test_controls_of_methods_that_ask_or_look_again():
+    texts = ["vdgd", "vdgd-prefix+sample", "agla", "agla-full", "carve", "carve:share=1", "mvp"]
+    found, _ = parse_contenders([*texts, ONE_VIEW, "carve.paper_best:share=1"], "words")
+    assert [(c.label, c.control_of) for c in found if c.is_control] == [
+        ("greedy", ""),
+        ("vdgd-prefix+sample", "vdgd"),
+        ("agla-full", "agla"),
+        ("carve:share=1", "carve"),
+        (ONE_VIEW, "mvp"),
+        ("carve.paper_best:share=1", "carve"),
+    ]
+    strategies = {c.label: c.strategy for c in found}
+    assert strategies["vdgd-prefix+sample"] == PrefixOnly("words")
+    assert strategies["agla-full"] == FullTwice(alpha=2.0, beta=0.5)
+    assert strategies["carve:share=1"] == CARVE("words", share=1.0)
+    assert strategies[ONE_VIEW].requests == ("What is in the image?",)
+    assert [c.name for c in found if c.is_closed_set] == ["mvp", "mvp"]
+    looking = {c.name for c in found if c.needs_images}
+    assert looking == {"agla", "carve", "mvp"}
+    pairs = summary.comparisons(found, [])
+    assert pairs[len(found) - 1 :] == [
+        ("agla", "agla-full"),
+        ("carve", "carve:share=1"),
+        ("carve", "carve.paper_best:share=1"),
+        ("mvp", ONE_VIEW),
+    ]
+
+
+def test_wordings_are_settings_unless_a_user_sets_them():
+    wordings = {"vdgd": dict(tokens=5, request="Say."), "carve": dict(general="Say.")}
+
+    def made(text):
+        return parse_contender(text, "words", wordings)
+
+    assert made("vdgd").strategy == VDGD("words", tokens=5, request="Say.")
+    assert made("vdgd:request=Look.").strategy == VDGD("words", tokens=5, request="Look.")
+    assert made("vdgd:request=Look.").label == "vdgd:request=Look."
+    best = replace(CARVE.paper_best("words"), general="Say.")
+    assert made("carve.paper_best").strategy == best
+    assert made("agla").strategy == AGLA("words")
+    assert made("vdgd").settings()["request"] == "Say." != VDGD("words").request
 
 
 def test_every_name_is_listed_where_one_is_wrong():
@@ -393,11 +458,11 @@ def test_every_question_is_answered_once(whole, small):
     contenders, _ = parse_contenders(LISTED, small.processor)
     assert len(answers) == lab.work(small, contenders)
     asked = [p for p in small.prompts() if p.task == "presence"]
-    for label in ("greedy", "vdd", "posthoc"):
+    for label in ("greedy", "vdd", *CLOSED):
         mine = [a for a in answers.values() if a.decoder == label and a.task == "presence"]
         assert [(a.scene, a.object) for a in mine] == [(p.scene, p.object) for p in asked]
     captions = {a.decoder for a in answers.values() if a.task == "caption"}
-    assert captions == set(LISTED) - {"yes-shift", "posthoc"}
+    assert captions == set(LISTED) - {"yes-shift"} - CLOSED
 
 
 @needs_weights
@@ -451,15 +516,93 @@ def test_greedy_is_what_generate_says(whole, small):
         assert captions[scene].tokens == (tokens > 2).sum()
 
 
+def speaker(small, batch):
+    """`says(name)`: what a contender answers to the batch."""
+    pictures = small.pictures(batch)
+    inputs = small.encode(batch, pictures)
+
+    def says(text: str) -> list[str]:
+        contender = parse_contender(text, small.processor, lab.WORDINGS)
+        return [a.answer for a in small.answer(contender, batch, inputs, pictures)]
+
+    return says
+
+
+@needs_weights
+def test_the_labs_model_knows_the_words_it_is_asked_in(small):
+    tokenizer = small.processor.tokenizer
+
+    def pieces(text):
+        return tokenizer.tokenize(text)
+
+    asked = [
+        text
+        for words in lab.WORDINGS.values()
+        for name in ("request", "requests", "general")
+        if name in words
+        for text in ([words[name]] if isinstance(words[name], str) else words[name])
+    ]
+    assert len(asked) == 6
+    assert all(len(pieces(text)) <= len(text.split()) + 1 for text in asked)
+    assert len(pieces(VDGD("words").request)) > 2 * len(VDGD("words").request.split())
+
+
+@needs_weights
+def test_settings_show_the_wordings_that_were_used(whole):
+    written = json.loads((whole[0] / "run.json").read_text())["fixed"]["decoders"]
+    for name in ("vdgd", "vdgd-prefix"):
+        assert written[name].items() >= lab.WORDINGS[name].items()
+    assert written["mvp"]["requests"] == list(lab.DESCRIBE)
+    assert written[ONE_VIEW]["requests"] == ["What is in the image?"]
+    assert written[ONE_VIEW]["template"] == "{caption} {question}"
+    assert (written["carve:share=1"]["general"], written["carve"]["suffix"]) == (
+        "Describe this picture.",
+        "",
+    )
+
+
+@needs_weights
+@pytest.mark.parametrize("name", ["carve", "agla", "mvp"])
+def test_pictures_are_those_of_the_prompts(small, name):
+    batch = next(b for b in small.batches() if len({p.scene for p in b.prompts}) == 2)
+    seen = []
+
+    def generate(**kwargs):
+        seen.append(kwargs.get("images"))
+        raise StopIteration
+
+    fake = lab.Lab.__new__(lab.Lab)
+    fake.__dict__ = {**small.__dict__, "model": FakeModel(generate)}
+    pictures = small.pictures(batch)
+    for label in (name, "greedy"):
+        contender = parse_contender(label, small.processor, lab.WORDINGS)
+        with pytest.raises(StopIteration):
+            fake.answer(contender, batch, small.encode(batch, pictures), pictures)
+    assert [p.tobytes() for p in seen[0]] == [
+        draw(small.scenes[p.scene]).tobytes() for p in batch.prompts
+    ]
+    assert seen[1] is None
+
+
+class FakeModel:
+    device = torch.device("cpu")
+
+    def __init__(self, generate):
+        self.generate = generate
+
+
+@needs_weights
+def test_the_full_picture_twice_is_the_models_own_plausible_answer(small):
+    batch = next(b for b in small.batches() if b.task == "caption")
+    says = speaker(small, batch)
+    assert says("agla-full") == says("greedy")
+    assert says("agla-full:normalize=true+sample") == says("plausibility:beta=0.5")
+
+
 @needs_weights
 def test_plausibility_is_greedy_under_greedy_and_a_contrast_of_no_strength(small):
     batch = next(b for b in small.batches() if b.task == "caption")
-    inputs = small.encode(batch)
-
-    def says(text: str) -> list[str]:
-        contender = parse_contender(text, small.processor)
-        return [a.answer for a in small.answer(contender, batch, inputs)]
-
+    says = speaker(small, batch)
     assert says("plausibility+greedy") == says("greedy")
     assert says("plausibility") == says("vdd:alpha=0+sample")
     assert says("sampling") == says("plausibility:beta=0")
@@ -486,6 +629,10 @@ def test_nothing_is_said_without_an_interval(whole):
     found = whole[1]
     pairs = {(d["decoder"], d["against"]) for d in found["differences"]}
     assert {("vdd", "greedy"), ("vdd+sample", "plausibility")} <= pairs
+    assert {("vdgd", "vdgd-prefix"), ("carve", "carve:share=1"), ("mvp", ONE_VIEW)} <= pairs
+    assert not {f"yes-shift({c})" for c in ("vdgd-prefix", "carve:share=1", ONE_VIEW)} & {
+        against for _, against in pairs
+    }
     for entry in found["differences"]:
         if entry["verdict"] != "no difference shown":
             assert entry["low"] > 0 or entry["high"] < 0
@@ -557,8 +704,11 @@ def test_a_batch_draws_each_scene_once(monkeypatch):
     fake.model = torch.nn.Linear(1, 1)
     fake.model.device, fake.model.dtype = torch.device("cpu"), torch.float32
     fake.processor = FakeTemplate()
-    fake.encode(lab.Batch("presence", 0, prompts))
+    batch = lab.Batch("presence", 0, prompts)
+    pictures = fake.pictures(batch)
+    fake.encode(batch, pictures)
     assert sorted(drawn) == ["first", "second"]
+    assert [id(picture) for picture in pictures] == [id(pictures[0])] * 3 + [id(pictures[3])] * 3
 
 
 class FakeTemplate:

@@ -29,6 +29,12 @@ def test_examples_are_all_there():
         "streaming",
         "compose",
         "own_decoder",
+        "vdgd",
+        "carve",
+        "agla",
+        "mvp",
+        "icd",
+        "m3id",
     }
 
 

@@ -148,13 +148,13 @@ def test_half_precision_answers_and_scores_in_float32(family, method, dtype):
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     asked = dict(output_scores=True, output_logits=True, return_dict_in_generate=True)
     out = generate(model, inputs, custom_generate=method.strong, **asked)
-    for scores, branches in zip(out.scores, out.branch_logits, strict=True):
+    for step, (scores, branches) in enumerate(zip(out.scores, out.branch_logits, strict=True)):
         assert scores.dtype == branches.dtype == torch.float32
         expert, *amateurs = branches
         if method.layers:
             continue  # what it compares with is not in the output
         for row in range(len(PROMPTS)):
-            expected = method.scores(expert[row], [a[row] for a in amateurs])
+            expected = method.scores(expert[row], [a[row] for a in amateurs], step)
             kept = expected.isfinite()
             assert torch.equal(kept, scores[row].isfinite())
             # float32 against float64 arithmetic on the same logits
@@ -179,7 +179,7 @@ def test_every_step_equals_full_forwards(family, method):
             if model.generation_config.eos_token_id in answer:
                 break
             branches, layers = full_branches(family, method, prompt, answer)
-            expected = method.scores(branches[0], [*branches[1:], *layers])
+            expected = method.scores(branches[0], [*branches[1:], *layers], step)
             expected[PICTURE_TOKENS] = -math.inf
             for i, logits in enumerate(branches):
                 torch.testing.assert_close(out.branch_logits[step][i, row], logits, **TOLERANCE)
@@ -210,7 +210,7 @@ def test_beam_scores_equal_full_forwards(family, method):
         total, answer = 0.0, []
         for token in answers[row].tolist():
             branches, layers = full_branches(family, method, prompt, answer)
-            scores = method.scores(branches[0], [*branches[1:], *layers])
+            scores = method.scores(branches[0], [*branches[1:], *layers], len(answer))
             total += float(scores.log_softmax(dim=-1)[token])
             answer.append(token)
             if token == model.generation_config.eos_token_id:

@@ -2,12 +2,29 @@
 
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Optional
 
 import pytest
 
-from sightline import DAMRO, PAI, SID, VAF, VCD, VDD, DeCo, DoLa, VASparse
+from sightline import (
+    CARVE,
+    DAMRO,
+    ICD,
+    M3ID,
+    MVP,
+    PAI,
+    SID,
+    VAF,
+    VCD,
+    VDD,
+    VDGD,
+    DeCo,
+    DoLa,
+    PostHocDebias,
+    VASparse,
+)
 from sightline.decoders import DECODERS
 from sightline.decoders.parse import choose, presets, settable, split_decoders, unknown
 
@@ -35,6 +52,9 @@ class Odd:
     mixed: tuple[int, str] | None = None
     open: tuple[int, dict] = (1, {})
     half: int | dict = 1
+    several: Sequence[str] = ("a", "b c.")
+    weights: Sequence[float] | None = None
+    silent: str = ""
 
     @classmethod
     def small(cls) -> "Odd":
@@ -47,6 +67,11 @@ class Odd:
     @classmethod
     def optional(cls, needed: int = 2, *more, **others) -> "Odd":
         return cls(needed)
+
+    @classmethod
+    def filled(cls, processor: str = "") -> "Odd":
+        """Is made with a processor."""
+        return cls(1, name=f"made with {processor}", processor=processor)
 
     @classmethod
     def sized(cls, needed: int) -> "Odd":
@@ -127,15 +152,26 @@ def test_what_can_be_set_is_listed_with_its_default_and_type():
         "path": ("low", "text or a whole number, or several joined by +"),
         "window": ("0.5+1.0", "a number + a number or a whole number + a whole number"),
         "mixed": ("none", "a whole number + text or none"),
+        "several": ("a+b c.", "text, or several joined by +"),
+        "weights": ("none", "a number, or several joined by + or none"),
+        "silent": ("empty", "text"),
     }
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_default_can_be_written(name):
-    kind = DECODERS[name]
+    kind, decoder = DECODERS[name], asked(name).build("a processor")
     for setting in settable(kind).values():
         text = "" if setting.default == "empty" else setting.default
-        assert setting.reader.read(text) == getattr(kind(), setting.name)
+        assert setting.reader.read(text) == getattr(decoder, setting.name)
+
+
+def test_only_what_is_no_text_cannot_be_set():
+    hidden = {
+        name: {f.name for f in fields(kind)} - settable(kind).keys() - {"processor"}
+        for name, kind in DECODERS.items()
+    }
+    assert {name: names for name, names in hidden.items() if names} == {"agla": {"matcher"}}
 
 
 def test_settings_take_the_type_of_their_field():
@@ -193,14 +229,33 @@ def test_of_several_types_the_narrowest_that_fits_is_taken(text, value):
         ("dola:layers=0+2", DoLa(layers=(0, 2))),
         ("sid:count=4", SID(count=4)),
         ("damro:k=none,score=norm", DAMRO(score="norm")),
+        ("m3id:cap=2,confidence=0.9", M3ID(cap=2.0, confidence=0.9)),
+        ("icd:instruction=Be careless.", ICD("words", instruction="Be careless.")),
+        ("carve:layers=1+3,suffix=", CARVE("words", layers=(1, 3), suffix="")),
+        (
+            "vdgd:layout=continue,request=Describe the image.",
+            VDGD("words", layout="continue", request="Describe the image."),
+        ),
+        (
+            "mvp:requests=What?+Where is it?,labels=A+B,weights=1+.2,template={caption}{question}",
+            MVP(
+                "words",
+                requests=("What?", "Where is it?"),
+                weights=(1.0, 0.2),
+                labels=("A", "B"),
+                template="{caption}{question}",
+            ),
+        ),
+        ("mvp:requests=What?,weights=1", MVP("words", requests=("What?",), weights=(1.0,))),
+        ("posthoc:labels=a+b", PostHocDebias("words", labels=("a", "b"))),
     ],
 )
 def test_the_methods_settings_are_read(text, decoder):
-    assert asked(text).build(None) == decoder
+    assert asked(text, {**DECODERS, "posthoc": PostHocDebias}).build("words") == decoder
 
 
 def test_presets_are_class_methods_that_make_one():
-    assert list(presets(Odd)) == list(presets(Odder)) == ["optional", "small"]
+    assert list(presets(Odd)) == list(presets(Odder)) == ["filled", "optional", "small"]
     assert presets(VDD) == {}
     small = presets(Odd)["small"]
     assert small.meaning == "A needed 1." and presets(Odd)["optional"].meaning == ""
@@ -218,18 +273,23 @@ def test_presets_are_class_methods_that_make_one():
         ("pai.without_guidance:alpha=0.4", PAI.without_guidance(0.4)),
         ("sid.sid_2408:count=none,ratio=0.5", SID(beta=0.4, start=2, ratio=0.5)),
         ("damro.first_release", DAMRO(layer="last")),
+        ("carve.paper_best:regions=1", CARVE("words", share=0.4, regions=1, steps="end")),
     ],
 )
 def test_settings_override_presets(text, decoder):
     request = asked(text)
     assert request.label == text
-    assert request.build(None) == decoder
+    assert request.build("words") == decoder
 
 
 def test_presets_get_the_processor_and_their_settings_are_checked():
     assert asked("odd.small:needed=3", ODD).build("a processor") == Odd(
         3, ids=(4, 5), share=0.5, processor="a processor"
     )
+    filled = asked("odd.filled", ODD).build("a processor")
+    assert (filled.name, filled.processor) == ("made with a processor", "a processor")
+    with pytest.raises(ValueError, match=r"carve\.paper_best: .* needs processor="):
+        asked("carve.paper_best").build(None)
     for kind in DECODERS.values():
         assert all(preset.meaning and preset.changes() for preset in presets(kind).values())
 
@@ -283,6 +343,9 @@ def test_words_for_truth(texts, value):
         ("pai:layers=(1+3)", "or none, got '(1+3)'"),
         ("pai:layers=3+1", "pai:layers=3+1: layers must be (first, first after)"),
         ("deco:layers=low", "a number + a number or a whole number + a whole number, got 'low'"),
+        ("agla:matcher=blip", "no setting of agla is called 'matcher'"),
+        ("mvp:weights=1+x", "weights of mvp must be a number, or several joined by +, got '1+x'"),
+        ("vdgd", "vdgd: a description needs processor="),
         ("dola:layers=lwo", 'dola:layers=lwo: layers must be "low", "high" or a tuple'),
         ("odd", "odd: Odd.__init__() missing 1 required positional argument: 'needed'"),
     ],

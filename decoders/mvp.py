@@ -1,0 +1,421 @@
+"""Multi-View Multi-Path Reasoning, Qu et al., COLING 2025 (arXiv:2408.17150)."""
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria, TopPLogitsWarper
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from sightline.decoders.asking import Chat
+from sightline.decoders.branch import Branch, Call
+from sightline.decoders.ensemble import (
+    check_call,
+    check_pictures,
+    check_vision_language,
+    complete,
+    ends,
+    expert_branch,
+    pictures_asked,
+    position_offset_kept,
+    read_pictures,
+    say,
+    show_prompt,
+)
+from sightline.decoders.posthoc import LOOP_ARGUMENTS
+from sightline.logits.rules import in_unit_interval
+from sightline.logits.votes import (
+    Answer,
+    FirstToken,
+    Path,
+    affirmative,
+    certainty,
+    check_surfaces,
+    decide,
+    find_answer,
+    first_tokens,
+    gaps,
+    spokesman,
+    tally,
+)
+
+BOTTOM_UP = (
+    "Inspect the image part by part. Look at shapes, colours and textures, detect each object, and "
+    "describe everything in detail."
+)
+TOP_DOWN = (
+    "Consider the scene as a whole, including its setting, surroundings and visual cues, and "
+    "describe it in detail."
+)
+REGULAR = "Describe the image in detail."
+TEMPLATE = "Caption of the image:\n{caption}\nQuestion: {question}"
+UNRESOLVED = ("skip", "affirmative")
+REMEMBERED = 4096  # captions that are kept, for each model
+
+
+@dataclass
+class MVP:
+    """Answer a closed question by the votes of several captions and several beginnings.
+
+    The model captions the picture from several points of view. Each caption joins the question,
+    each of the K likeliest first tokens begins a path, and a path votes for the label it reaches,
+    with the probability of its first token times how sure the model was of the label. All paths of
+    all views are rows of one batch. Captions do not depend on the question: they are kept, so that
+    several questions about one picture pay for them once.
+
+    Args:
+        processor: The model's own.
+        k: Paths for each view, 1 or more.
+        labels: Two or more answers. A free description has none: use another decoder.
+        requests: What asks for each view's caption.
+        weights: Of each view, 0 or more.
+        template: Holds {caption} and {question}.
+        unresolved: Paths that reach no label: "skip" them, or "affirmative": the second label if
+            they hold a negation, else the first, as the authors meant to (two labels only).
+        threshold: First tokens less probable than this begin no path, unless they are a label.
+        dedup: One path for "Yes", "yes" and " yes", of the likeliest; the authors give each one.
+        tokens: Longest continuation of a path.
+        caption_tokens: Longest caption.
+        temperature: Of captions; 0 is greedy.
+        top_p: Of captions.
+        seed: Of captions. Each is drawn by itself, whatever else is in the batch.
+
+    Differs from the authors' code, whose released form cannot run to its end: paths are greedy,
+    labels are found as whole words, the gap is taken at temperature 1, a path begins with the token
+    that was scored, and captions are made once for each picture.
+    """
+
+    processor: Any = field(default=None, repr=False)
+    k: int = 3
+    labels: Sequence[str] = ("Yes", "No")
+    requests: Sequence[str] = (BOTTOM_UP, TOP_DOWN, REGULAR)
+    weights: Sequence[float] = (0.4, 0.4, 0.2)
+    template: str = TEMPLATE
+    unresolved: str = "skip"
+    threshold: float = 0.001
+    dedup: bool = True
+    tokens: int = 50
+    caption_tokens: int = 512
+    temperature: float = 0.7
+    top_p: float = 0.95
+    seed: int = 0
+
+    needs_images = True
+
+    def __post_init__(self):
+        if self.processor is None:
+            raise ValueError("views need processor=, the model's own, to ask for captions")
+        check_surfaces(self.surfaces)
+        if self.k < 1 or self.tokens < 1 or self.caption_tokens < 1:
+            raise ValueError(
+                "k, tokens and caption_tokens must be 1 or more, got "
+                f"{self.k}, {self.tokens} and {self.caption_tokens}"
+            )
+        if not self.requests or len(self.requests) != len(self.weights):
+            raise ValueError(
+                f"each view has a request and a weight, got {len(self.requests)} requests and "
+                f"{len(self.weights)} weights"
+            )
+        if not all(weight >= 0 for weight in self.weights) or not any(self.weights):
+            raise ValueError(f"weights must be 0 or more, and one above, got {self.weights}")
+        if self.unresolved not in UNRESOLVED:
+            raise ValueError(
+                f"unresolved must be one of {', '.join(UNRESOLVED)}, got {self.unresolved!r}"
+            )
+        if self.unresolved == "affirmative" and len(self.labels) != 2:
+            raise ValueError("affirmative decides between two labels: set unresolved='skip'")
+        for name in ("{caption}", "{question}"):
+            if name not in self.template:
+                raise ValueError(f"template must hold {name}, got {self.template!r}")
+        in_unit_interval("threshold", self.threshold)
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                "temperature must be 0 or more and top_p in (0, 1], got "
+                f"{self.temperature} and {self.top_p}"
+            )
+        self._known: WeakKeyDictionary[Any, OrderedDict[tuple, str]] = WeakKeyDictionary()
+
+    @property
+    def surfaces(self) -> dict[str, tuple[str, ...]]:
+        """The ways to say each label."""
+        return {label: (label,) for label in self.labels}
+
+    def probabilities(self, model: Any, images: Any = None, **inputs: Any) -> Tensor:
+        """The share of each label in the votes, `[B, C]` float32, for the processor's output.
+
+        A row in which no path reached a label has zeros.
+        """
+
+        def counted(model, input_ids, generation_config, images=None, **kwargs):
+            given = {k: v for k, v in kwargs.items() if k not in LOOP_ARGUMENTS}
+            votes = self._votes(model, input_ids, generation_config, images, given)
+            totals = torch.tensor([list(vote.totals.values()) for vote in votes])
+            return totals / totals.sum(dim=1, keepdim=True).clamp_min(1e-30)
+
+        return model.generate(**inputs, images=images, custom_generate=counted, max_new_tokens=1)
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        token_streamer: Any = None,
+        images: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Called by `generate`: the prompt and the path that adds most to the winning label."""
+        votes = self._votes(model, input_ids, generation_config, images, model_kwargs)
+        fill = generation_config._pad_token_tensor
+        answers = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(vote.tokens, dtype=torch.long) for vote in votes],
+            batch_first=True,
+            padding_value=0 if fill is None else int(fill),
+        ).to(input_ids)
+        sequences = torch.cat([input_ids, answers], dim=1)[:, : generation_config.max_length]
+        if token_streamer is not None:
+            show_prompt(token_streamer, input_ids)
+            for token in sequences[:, input_ids.shape[1] :].T:
+                token_streamer.put(token.cpu())
+            token_streamer.end()
+        if generation_config.return_dict_in_generate:
+            return GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, sequences))
+        return sequences
+
+    def _votes(
+        self, model: Any, input_ids: Tensor, generation_config: Any, images: Any, given: dict
+    ) -> list["Votes"]:
+        if max(generation_config.num_beams, generation_config.num_return_sequences) > 1:
+            raise ValueError(
+                "MVP gives one answer by vote: num_beams and num_return_sequences must be 1"
+            )
+        check_call(model, generation_config, generation_config.get_generation_mode(), None, given)
+        check_vision_language(model)
+        with position_offset_kept(model):
+            expert = expert_branch(model, input_ids, 1, {}, given, generation_config)
+            expert = complete(expert, model, generation_config)
+            check_pictures(expert, needs_pixels=False)
+            pictures = pictures_asked(images, expert, model.config, self)
+            expert = replace(expert, call=Call(pictures, generation_config))
+            chat = Chat(self.processor, model)
+            questions = [asked.question for asked in chat.asked(expert)]
+            expert = read_pictures(expert, model)
+            captions = self._captions(chat, expert)
+            return self._compare(chat, expert, questions, captions)
+
+    def _captions(self, chat: Chat, expert: Branch) -> list[list[str]]:
+        """By row, the caption of each view."""
+        known = self._known.setdefault(chat.model, OrderedDict())
+        keys = [
+            [(*self._picture_key(expert, row), asked.lead, view) for view in self.requests]
+            for row, asked in enumerate(chat.asked(expert))
+        ]
+        missing = {
+            key: (row, view)
+            for row, own in enumerate(keys)
+            for key, view in zip(own, self.requests, strict=True)
+            if key not in known
+        }
+        if missing:
+            rows = [row for row, _ in missing.values()]
+            asking = chat.ask(expert, rows, [view for _, view in missing.values()])
+            drawn = Drawn(self.temperature, self.top_p, self.seed)
+            said = say(chat.model, asking, self.caption_tokens, processors=[drawn])
+            known.update(zip(missing, chat.replies(said), strict=True))
+        captions = [[known[key] for key in own] for own in keys]
+        while len(known) > REMEMBERED:
+            known.popitem(last=False)
+        return captions
+
+    def _picture_key(self, expert: Branch, row: int) -> tuple:
+        """What a row's captions depend on: what stands before its text, its pictures' bytes.
+
+        Earlier turns and the request come on top.
+        """
+        last = int(torch.nonzero(expert.image_mask[row])[-1])
+        mask = expert.attention_mask[row, : last + 1].bool()
+        before = tuple(expert.input_ids[row, : last + 1][mask].tolist())
+        pictures = tuple(
+            (picture.size, hashlib.blake2b(picture.tobytes()).digest())
+            for picture in expert.call.pictures[row]
+        )
+        return before, pictures, self.caption_tokens, self.temperature, self.top_p, self.seed
+
+    def _compare(
+        self, chat: Chat, expert: Branch, questions: list[str], captions: list[list[str]]
+    ) -> list["Votes"]:
+        views = len(self.requests)
+        rows = [row for row in range(len(questions)) for _ in range(views)]
+        texts = [
+            self.template.replace("{question}", question.lower()).replace("{caption}", caption)
+            for question, own in zip(questions, captions, strict=True)
+            for caption in own
+        ]
+        paths = Paths(self, self.processor.tokenizer, ends(expert.call.generation_config))
+        said = say(
+            chat.model,
+            chat.ask(expert, rows, texts),
+            1 + self.tokens,
+            copies=self.k,
+            processors=[paths],
+            criteria=[Reached(paths)],
+        )
+        found = paths.finish(said)
+        return [
+            self._decide(found[row * views : (row + 1) * views]) for row in range(len(questions))
+        ]
+
+    def _decide(self, views: list[list[tuple[Path, list[int]]]]) -> "Votes":
+        tokens = {id(path): ids for own in views for path, ids in own}
+        paths = [path for own in views for path, _ in own]
+        weights: dict[Hashable, float] = dict(enumerate(self.weights))
+        totals = tally(paths, weights, self.labels)
+        label = decide(totals, tie=self.labels[-1] if len(self.labels) == 2 else None)
+        speaker = None if label is None else spokesman(paths, weights, label)
+        # Without a vote, what the last view says greedily.
+        chosen = views[-1][0][0] if speaker is None else speaker
+        return Votes(totals, label, tokens[id(chosen)], tuple(paths))
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What a row's paths decided.
+
+    Args:
+        totals: Of each label, weighted over views.
+        label: The winner; None where no path voted.
+        tokens: Ids of the path that speaks for it.
+        paths: All of them.
+    """
+
+    totals: dict[str, float]
+    label: str | None
+    tokens: list[int]
+    paths: tuple[Path, ...]
+
+
+class Drawn(LogitsProcessor):
+    """Makes greedy decoding a draw: Gumbel noise, the same in all rows, over each row's nucleus.
+
+    The best of log-probabilities plus Gumbel noise is a sample of them, so a row is drawn the same
+    whatever its neighbours, and the global random state is neither read nor advanced.
+    """
+
+    def __init__(self, temperature: float, top_p: float, seed: int):
+        self.temperature = temperature
+        self.nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.temperature == 0:
+            return scores
+        scores = scores / self.temperature
+        if self.nucleus is not None:
+            scores = self.nucleus(input_ids, cast(torch.FloatTensor, scores))
+        noise = torch.rand(scores.shape[-1], generator=self.generator).clamp_min(1e-20)
+        return scores - (-noise.log()).log().to(scores)
+
+
+class Paths(LogitsProcessor):
+    """Begins K paths in each view, and follows each to where its label is said.
+
+    The K copies of a view's row are its paths; a copy with nothing to begin stands idle.
+
+    Args:
+        settings: The decoder's.
+        tokenizer: Turns tokens into the text that labels are looked for in.
+        eos: Token ids that end a path.
+    """
+
+    def __init__(self, settings: MVP, tokenizer: Any, eos: Sequence[int]):
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.eos = set(eos)
+        self.prompt = -1  # columns before the first token
+        self.first: list[FirstToken | None] = []  # of each row
+        self.gaps: list[list[float]] = []  # of each row, for each of its tokens
+        self.lengths: list[int | None] = []  # of each row that has ended
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`input_ids` `[R, T + t]`, logits `[R, V]` -> the same, but for the first token."""
+        if self.prompt >= 0:
+            for own, gap in zip(self.gaps, gaps(scores).tolist(), strict=True):
+                own.append(gap)
+            return scores
+        self.prompt, k = input_ids.shape[1], self.settings.k
+        settings, views = self.settings, scores[::k]
+        found = first_tokens(
+            views, k, self._token, settings.surfaces, settings.threshold, settings.dedup
+        )
+        # The best token begins a path however improbable: a view without one could say nothing.
+        best = first_tokens(views, 1, self._token, settings.surfaces, 0.0)
+        slots = [own or one for own, one in zip(found, best, strict=True)]
+        self.first = [slot for own in slots for slot in (*own, *[None] * (k - len(own)))]
+        self.gaps = [[math.nan] for _ in self.first]
+        self.lengths = [1 if slot is None or slot.label else None for slot in self.first]
+        chosen = scores.argmax(dim=-1)
+        for row, slot in enumerate(self.first):
+            if slot is not None:
+                chosen[row] = slot.token
+        return torch.full_like(scores, -math.inf).scatter(1, chosen[:, None], 0.0)
+
+    def has_ended(self, input_ids: Tensor) -> list[bool]:
+        """Which rows have said a label, or the end of sequence."""
+        answers = input_ids[:, self.prompt :].tolist()
+        for row, tokens in enumerate(answers):
+            if self.lengths[row] is None and (
+                tokens[-1] in self.eos
+                or find_answer(self._text(tokens), self.settings.surfaces, ended=False)
+            ):
+                self.lengths[row] = len(tokens)
+        return [length is not None for length in self.lengths]
+
+    def finish(self, said: Tensor) -> list[list[tuple[Path, list[int]]]]:
+        """What was said, `[R, L]` -> for each view its paths and their tokens."""
+        k = self.settings.k
+        found: list[list[tuple[Path, list[int]]]] = [[] for _ in range(len(said) // k)]
+        for row, (slot, tokens) in enumerate(zip(self.first, said.tolist(), strict=True)):
+            if slot is None:
+                continue
+            view = row // k
+            tokens = tokens[: self.lengths[row]]
+            path = self._path(view % len(self.settings.requests), slot, tokens, self.gaps[row])
+            found[view].append((path, tokens))
+        return found
+
+    def _path(self, view: int, slot: FirstToken, tokens: list[int], gaps: list[float]) -> Path:
+        text = self._text(tokens)
+        if slot.label is not None:
+            return Path(view, slot.probability, slot.label, None, text)
+        answer: Answer | None = find_answer(text, self.settings.surfaces)
+        if answer is None and self.settings.unresolved == "affirmative":
+            yes, no = self.settings.labels
+            answer = affirmative(text, yes, no)
+        if answer is None:
+            return Path(view, slot.probability, None, None, text)
+        prefixes = [self._text(tokens[: i + 1]) for i in range(len(tokens))]
+        gap = certainty(answer, prefixes, gaps)
+        return Path(view, slot.probability, answer.label, gap, text)
+
+    def _token(self, token: int) -> str:
+        return self.tokenizer.decode([token])
+
+    def _text(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+class Reached(StoppingCriteria):
+    """Ends a path where it has said its label."""
+
+    def __init__(self, paths: Paths):
+        self.paths = paths
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.tensor(self.paths.has_ended(input_ids), device=input_ids.device)

@@ -1,0 +1,32 @@
+"""AGLA: a second look at what the question is about, and a matcher that tells where that is."""
+
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from sightline import AGLA, SelfMatcher, answer
+from sightline.lab import CHECKPOINT, PICTURES
+
+model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
+processor = AutoProcessor.from_pretrained(CHECKPOINT)
+picture = PICTURES / "corner.png"
+
+
+class Telling(SelfMatcher):
+    """Says where in the picture it finds what the question is about.
+
+    `BlipMatcher(model, processor)`, the published one, asks a second model instead.
+    """
+
+    def __call__(self, pictures, questions, looks=()):
+        relevances = super().__call__(pictures, questions, looks)
+        for relevance in relevances:
+            row, column = divmod(int(relevance.values.argmax()), relevance.values.shape[1])
+            print(f"  looks at ({column}, {row}) most, {relevance.masked:.0%} is blacked out")
+        return relevances
+
+
+for question in ("Is there an orange in the image?", "Describe the image."):
+    print(question)
+    print("  plain:", answer(model, processor, picture, question))
+    for masked in (0.15, 0.6, None):  # None: the more peaked the map the more
+        decoder = AGLA(processor, Telling(masked=masked))
+        print("  AGLA: ", answer(model, processor, picture, question, decoder))

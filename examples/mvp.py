@@ -1,0 +1,32 @@
+"""MVP: captions from several points of view vote on a yes/no question."""
+
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from sightline import MVP, answer
+from sightline.chat import prompt_inputs
+from sightline.lab import CHECKPOINT, PICTURES, truth
+from sightline.pictures import open_picture
+
+model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
+processor = AutoProcessor.from_pretrained(CHECKPOINT)
+picture = open_picture(PICTURES / "corner.png")
+
+# The lab's model knows few words: it is asked in these. Others do with the defaults.
+views = ("Describe the image.", "Describe this picture.", "What is in the image?")
+words = dict(template="{caption} {question}", caption_tokens=96, tokens=8)
+three = MVP(processor, requests=views, **words)
+one = MVP(processor, requests=views[:1], weights=(1.0,), **words)
+
+for view in views:
+    print(f"{view:24}", answer(model, processor, picture, view))
+print("truth:", ", ".join(sorted(truth(picture))))
+for name in ("a bus", "a chair", "an orange", "a fork"):
+    question = f"Is there {name} in the image?"
+    print(f"{question:32} plain: {answer(model, processor, picture, question):4}", end="")
+    inputs = prompt_inputs(model, processor, picture, question)
+    for label, decoder in (("one view", one), ("three", three)):
+        # Captions do not depend on the question: the second one does not pay for them again.
+        votes = decoder.probabilities(model, images=picture, **inputs)[0]
+        shares = zip(decoder.labels, votes.tolist(), strict=True)
+        print(f" {label}:", ", ".join(f"{said} {share:.0%}" for said, share in shares), end="")
+    print(" MVP says", answer(model, processor, picture, question, three))
