@@ -14,6 +14,9 @@ by itself. Decoders that edit or record attention run eagerly there too, beside 
 which is what a caller gets; decoders that take keys from the cache need a dynamic one. On the CPU
 static rows are measured for greedy, VDD and VCD alone. VASparse first takes keys when `every`
 (32) tokens are answered: with fewer `--tokens` a row has its other parts only.
+
+A second table has the decoders that look twice, as whole answers: see `views.py`. `--views only`
+measures nothing else, `--views none` leaves it out.
 """
 
 import argparse
@@ -28,6 +31,7 @@ from typing import Any
 
 import torch
 import transformers
+import views
 from machine import DTYPES, is_cuda, machine, peak, reset_peak, synchronise
 from transformers import (
     AutoModelForImageTextToText,
@@ -323,6 +327,13 @@ def table(summary: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def looked_twice(model, needs, options) -> list[dict[str, Any]]:
+    processor, picture = needs or (views.random_processor(), views.random_picture())
+    rows = views.views(model, needs is not None, processor, picture, options.answer)
+    views.measure(rows, options.rounds, options.device)
+    return views.summarise(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -340,6 +351,8 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "fp32"], choices=list(DTYPES))
     parser.add_argument("--tokens", type=int, default=17, help="new tokens of a timed answer")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--views", default="too", choices=["too", "only", "none"])
+    parser.add_argument("--answer", type=int, default=32, help="tokens of a whole answer")
     parser.add_argument("--out", type=Path, help="write everything measured as JSON")
     options = parser.parse_args()
     if options.tokens < 2 or options.rounds < 1:
@@ -355,13 +368,18 @@ def main() -> None:
     for name in options.models:
         for dtype in options.dtypes:
             model, inputs, needs = load(name, DTYPES[dtype], options.device)
-            rows = contenders(model, inputs, needs, names, options.device)
-            measure(rows, options.tokens, options.rounds, options.device)
-            summary = summarise([row for row, _ in rows])
             parameters = sum(p.numel() for p in model.parameters())
+            run: dict[str, Any] = {"model": name, "dtype": dtype}
+            result["runs"].append(run)
             print(f"\n{name} ({parameters / 1e6:.0f} M parameters), {dtype}, batch 1")
-            print(table(summary), flush=True)
-            result["runs"].append({"model": name, "dtype": dtype, "rows": summary})
+            if options.views != "only":
+                rows = contenders(model, inputs, needs, names, options.device)
+                measure(rows, options.tokens, options.rounds, options.device)
+                run["rows"] = summarise([row for row, _ in rows])
+                print(table(run["rows"]), flush=True)
+            if options.views != "none":
+                run["views"] = looked_twice(model, needs, options)
+                print("\n" + views.table(run["views"]), flush=True)
             if options.out:
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 options.out.write_text(json.dumps(result, indent=1))

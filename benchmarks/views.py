@@ -1,0 +1,215 @@
+"""Whole answers of decoders that look twice, against plain answers of the same length.
+
+Measured by `benchmarks/decoding.py`. A look twice is paid once per answer and not per token, so a
+row is the time of all of it. What each is compared with, all of the same round:
+
+VDGD          one plain generation as long as description and answer together
+CARVE         a plain answer of the same length, its two short answers as long as that
+MVP           the same; "cold" with the captions, otherwise they are known from another question
+ICD, M3ID     the same; AGLA too, and up to the first token
+
+Random models never end an answer, and no path of theirs reaches a label, so MVP's nine paths run
+to the full length. On the lab's model MVP is compared with the answer as the model ends it.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from machine import peak, reset_peak, synchronise
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from sightline import AGLA, CARVE, ICD, M3ID, MVP, VCD, VDGD
+from sightline.chat import prompt_inputs
+from sightline.lab.dialogue import DESCRIBE
+
+VOCABULARY, IMAGE_TOKEN = 32064, 32000
+NEVER = 10**6  # no token has this id: an answer runs to its full length
+DESCRIPTION = 32
+CAPTION = 64
+WORDS = " ".join(f"w{i}" for i in range(100, 123))  # a question of as many tokens
+TEMPLATE = """\
+{{- '<s>' -}}
+{%- for i in range(34) -%}{{- ' w' ~ (i + 10) -}}{%- endfor -%}
+{%- for part in messages[0]['content'] -%}
+{{- ' <image>' if part['type'] == 'image' else ' ' ~ part['text'] -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- ' w8 w9' -}}{%- endif -%}
+"""
+
+
+@dataclass
+class View:
+    """One row: what is run, and what it is compared with.
+
+    Args:
+        name: Of the row.
+        run: Answers once.
+        against: The row that its time is divided by; None for plain answers.
+        limit: What the ratio is to reach at most, on the CPU.
+        ms: Measured, one per round.
+        peak: Bytes, one per round.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    against: str | None = None
+    limit: float | None = None
+    ms: list[float] = field(default_factory=list)
+    peak: list[float] = field(default_factory=list)
+
+
+def random_processor() -> LlavaProcessor:
+    """Every token of the random models is a word of its own, so texts keep their lengths."""
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    for name, token in (("<pad>", 0), ("<s>", 1), ("<image>", IMAGE_TOKEN)):
+        words.pop(f"w{token}")
+        words[name] = token
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        additional_special_tokens=["<image>"],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(
+            size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+        ),
+        tokenizer=fast,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=TEMPLATE,
+    )
+
+
+def random_picture() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((640, 480))
+
+
+def views(model: Any, is_lab: bool, processor: Any, picture: Any, tokens: int) -> list[View]:
+    """The rows, plain answers first.
+
+    Args:
+        is_lab: Whether it is the lab's model, which answers and understands its own words only.
+        tokens: Of an answer.
+    """
+    question, general, captions = WORDS, WORDS, tuple(f"{WORDS} w{i}" for i in range(10, 13))
+    describe, suffix = {"statement": "{description}"}, "w4"
+    if is_lab:
+        question, general, captions = "Is there a bus in the image?", DESCRIBE[0], DESCRIBE
+        describe, suffix = {"request": DESCRIBE[0], "layout": "continue"}, ""
+    inputs = prompt_inputs(model, processor, picture, question)
+
+    def answer(decoder: Any, length: int, ends: bool = False) -> Callable[[], Any]:
+        lengths = {} if ends else {"eos_token_id": NEVER}
+        images = [picture] if getattr(decoder, "needs_images", False) else None
+
+        def run():
+            return model.generate(
+                **inputs,
+                max_new_tokens=length,
+                do_sample=False,
+                disable_compile=True,
+                pad_token_id=0,
+                custom_generate=decoder,
+                **({"images": images} if images else {}),
+                **lengths,
+            )
+
+        return run
+
+    voting: dict[str, Any] = {
+        "requests": captions,
+        "template": "{caption} {question}",
+        "tokens": tokens - 1,
+        "caption_tokens": CAPTION,
+    }
+    warm = MVP(processor, **voting)
+    plain, first, long = f"plain, {tokens}", "plain, 1", f"plain, {DESCRIPTION + tokens}"
+    ended = "plain, to its end" if is_lab else plain
+    carve = {"general": general, "suffix": suffix, "tokens": tokens}
+    rows = [
+        View(plain, answer(None, tokens)),
+        View(first, answer(None, 1)),
+        View(long, answer(None, DESCRIPTION + tokens)),
+        View("VDGD", answer(VDGD(processor, tokens=DESCRIPTION, **describe), tokens), long, 1.15),
+        View("CARVE", answer(CARVE(processor, **carve), tokens), plain, 2.6),
+        View("MVP", answer(warm, tokens, is_lab), ended, 3.0),
+        View("MVP, cold", lambda: answer(MVP(processor, **voting), tokens, is_lab)(), ended),
+        View("AGLA, first token", answer(AGLA(processor), 1), first, 2.2),
+        View("VCD, first token", answer(VCD(), 1), first),
+        View("AGLA", answer(AGLA(processor), tokens), plain),
+        View("VCD", answer(VCD(), tokens), plain),
+        View("ICD", answer(ICD(processor), tokens), plain),
+        View("M3ID", answer(M3ID(), tokens), plain),
+    ]
+    if is_lab:
+        rows.insert(3, View(ended, answer(None, tokens, ends=True)))
+    return rows
+
+
+def measure(rows: list[View], rounds: int, device: str) -> None:
+    for row in rows:
+        row.run()
+    for _ in range(rounds):
+        for row in rows:
+            reset_peak(device)
+            synchronise(device)
+            start = time.perf_counter()
+            row.run()
+            synchronise(device)
+            row.ms.append(1000 * (time.perf_counter() - start))
+            row.peak.append(peak(device))
+
+
+def summarise(rows: list[View]) -> list[dict[str, Any]]:
+    named = {row.name: row for row in rows}
+    return [
+        {
+            "decoder": row.name,
+            "ms": statistics.median(row.ms),
+            "peak_mb": statistics.median(row.peak) / 1e6,
+            "against": row.against,
+            "ratio": None if row.against is None else ratio(row, named[row.against]),
+            "limit": row.limit,
+            "rounds": {"ms": row.ms, "peak": row.peak},
+        }
+        for row in rows
+    ]
+
+
+def ratio(row: View, base: View) -> float:
+    return statistics.median(a / b for a, b in zip(row.ms, base.ms, strict=True))
+
+
+def table(summary: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| answer | ms | peak MB | times | of | limit |",
+        "|---|---:|---:|---:|---|---|",
+    ]
+    for row in summary:
+        times = "" if row["ratio"] is None else f"{row['ratio']:.2f}x"
+        limit = "" if row["limit"] is None else verdict(row["ratio"], row["limit"])
+        lines.append(
+            f"| {row['decoder']} | {row['ms']:.0f} | {row['peak_mb']:.0f} | {times} "
+            f"| {row['against'] or ''} | {limit} |"
+        )
+    return "\n".join(lines)
+
+
+def verdict(reached: float, limit: float) -> str:
+    return f"{limit}x: {'reached' if reached <= limit else 'NOT reached'}"
