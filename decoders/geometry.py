@@ -5,9 +5,11 @@ tell their own coordinates, so crops, resizes, padding and tiles need no rules h
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -30,6 +32,11 @@ RESAMPLERS = (
     "latent_query_num",
     "projector_patch_to_query_dict",
 )
+
+READ = ("image_grid_pinpoints", "vision_aspect_ratio")
+READ_OF_VISION = ("patch_size", "image_size", "spatial_merge_size")
+
+REMEMBERED = 256  # layouts that are kept, for each image processor
 
 
 @dataclass(frozen=True)
@@ -133,12 +140,16 @@ class Layout:
             )
 
 
+_KNOWN: WeakKeyDictionary[Any, OrderedDict[str, Layout]] = WeakKeyDictionary()
+
+
 def locate(processor: Any, config: Any, picture: Image.Image, tokens: int) -> Layout:
     """Where the tokens of a picture lie in it, by what the processor makes of its size.
 
     An axis of fewer than 5 pixels, or of which fewer than 3 come out, cannot be asked about and is
     taken to be shown whole. Edges are exact where no crop is, else to a twentieth of a pixel, of
-    the picture or of what the processor makes, whichever is larger.
+    the picture or of what the processor makes, whichever is larger. Pictures of one size are asked
+    about once.
 
     Args:
         processor: Of the model, or its image processor, with the settings that it is used with.
@@ -156,10 +167,39 @@ def locate(processor: Any, config: Any, picture: Image.Image, tokens: int) -> La
                 f"tokens were to be placed in the picture, but this model mixes all of it into "
                 f"each of its {tokens} (its config has {name}): use a model that keeps patches"
             )
-    size, patch = picture.size, _patch_size(config)
+    image_processor = getattr(processor, "image_processor", processor)
+    settings = _settings(processor)
+    known = _KNOWN.setdefault(image_processor, OrderedDict())
+    # All that the answer depends on: settings may be changed between calls.
+    key = repr((vars(image_processor), settings, _read_of(config), picture.size, tokens))
+    if key not in known:
+        known[key] = _located(image_processor, settings, config, picture.size, tokens)
+        while len(known) > REMEMBERED:
+            known.popitem(last=False)
+    return known[key]
+
+
+def _read_of(config: Any) -> list[Any]:
+    """What of a model's config decides where its tokens lie."""
+    vision = [getattr(getattr(config, "vision_config", None), name, None) for name in READ_OF_VISION]
+    return [getattr(config, name, None) for name in READ] + vision
+
+
+def _settings(processor: Any) -> dict[str, Any]:
+    """What a processor hands its image processor in a prompt."""
+    defaults = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
+    settings = {**getattr(processor, "images_kwargs", {}), **defaults.get("images_kwargs", {})}
+    settings.pop("return_tensors", None)
+    return settings
+
+
+def _located(
+    image_processor: Any, settings: dict[str, Any], config: Any, size: tuple[int, int], tokens: int
+) -> Layout:
+    patch = _patch_size(config)
     tiled = getattr(config, "image_grid_pinpoints", None) is not None
     mosaic = _mosaic_shape(config, size) if tiled else None
-    process = _processing(processor, patch, mosaic)
+    process = _processing(image_processor, settings, patch, mosaic)
     grids = _kept_grids(config, mosaic, size, tokens) if mosaic else None
     flat = [process(np.full((*size[::-1], 3), grey, np.uint8)) for grey in (DARK, LIGHT)]
     shown = _shown(*flat)
@@ -346,12 +386,10 @@ class _Axis:
 Process = Callable[[np.ndarray], list[np.ndarray]]
 
 
-def _processing(processor: Any, patch: int, mosaic: tuple[int, int] | None) -> Process:
+def _processing(
+    image_processor: Any, settings: dict[str, Any], patch: int, mosaic: tuple[int, int] | None
+) -> Process:
     """`[height, width, 3]` uint8 -> canvases `[C, H, W]`, as the processor is used in a prompt."""
-    image_processor = getattr(processor, "image_processor", processor)
-    defaults = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
-    settings = {**getattr(processor, "images_kwargs", {}), **defaults.get("images_kwargs", {})}
-    settings.pop("return_tensors", None)
 
     def process(pixels: np.ndarray) -> list[np.ndarray]:
         output = image_processor(images=Image.fromarray(pixels), **settings)

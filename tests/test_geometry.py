@@ -461,3 +461,26 @@ def test_maps_of_another_size_are_refused():
         layout.to_tokens(torch.zeros(8, 6))
     with pytest.raises(ValueError, match="12 tokens, got values for 11"):
         layout.to_pixels(torch.zeros(11))
+
+
+class Counting(CLIPImageProcessorPil):
+    calls = 0
+
+    def __call__(self, *args, **kwargs):
+        type(self).calls += 1
+        return super().__call__(*args, **kwargs)
+
+
+def test_pictures_of_one_size_are_asked_about_once_and_again_under_other_settings():
+    processor = Counting(size=SQUARE, do_center_crop=False)
+    first = locate(processor, config(), Image.new("RGB", (90, 60)), 16)
+    asked = Counting.calls
+    assert asked > 0
+    assert locate(processor, config(), Image.new("RGB", (90, 60), "red"), 16) is first
+    assert Counting.calls == asked
+    assert locate(processor, config(), Image.new("RGB", (60, 90)), 16).size == (60, 90)
+    # The middle of what is resized to 56 x 84 is 56 x 56: a third of its height is cut off.
+    processor.size = {"shortest_edge": SIDE}
+    processor.do_center_crop, processor.crop_size = True, SQUARE
+    [tile] = locate(processor, config(), Image.new("RGB", (60, 90)), 16).tiles
+    assert tile.box == pytest.approx((0, 15, 60, 75), abs=0.1)
