@@ -1,0 +1,183 @@
+"""Readers of published files: JSON rows that know their place, fingerprints, pictures that exist.
+
+Everything is checked while it is read, so that a mistake is found before a model is loaded.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+SHOWN = 3  # missing pictures named in a message
+
+
+class Row(dict[str, Any]):
+    """One JSON object of a file.
+
+    Attributes:
+        place: Where it stands, as messages name it: "coco.json, line 7" of JSON lines,
+            "coco.json, row 7" of an array, both counted from 1.
+    """
+
+    def __init__(self, values: Mapping[str, Any], place: str):
+        super().__init__(values)
+        self.place = place
+
+    def text(self, field: str) -> str:
+        """A field that must hold text, and some."""
+        value = self._there(field)
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{self.place}: {field} must be text, got {value!r}")
+        return value
+
+    def key(self, field: str) -> str:
+        """A field that must hold a whole number or text, as text."""
+        value = self._there(field)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return self.text(field)
+
+    def choice(self, field: str, allowed: Collection[str]) -> str:
+        """A field that must hold one of some words, in any case; in lower case."""
+        value = self.key(field).strip().lower()
+        if value not in allowed:
+            raise ValueError(
+                f"{self.place}: {field} must be one of {', '.join(allowed)}, got {self[field]!r}"
+            )
+        return value
+
+    def _there(self, field: str) -> Any:
+        if field not in self:
+            fields = ", ".join(self) or "none"
+            raise ValueError(f"{self.place}: the field {field} is missing (there are: {fields})")
+        return self[field]
+
+
+def read_text(path: Path, published: str = "") -> str:
+    """A file's text, UTF-8 with or without a byte order mark.
+
+    Args:
+        published: A sentence on where the file is published, for the message where it is missing.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file. {published}".rstrip()) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error.reason} at {error.start})") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def read_lines(path: Path, published: str = "") -> list[tuple[str, str]]:
+    """Lines that are not blank, each after its place: `[("a.txt, line 1", "..."), ...]`.
+
+    Lines end in LF or CRLF. Other characters that some take for line ends belong to the text.
+    """
+    lines = read_text(path, published).split("\n")
+    name = Path(path).name
+    return [
+        (f"{name}, line {number}", line.removesuffix("\r"))
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def read_json(path: Path, published: str = "") -> Any:
+    """The value of a JSON file."""
+    try:
+        return json.loads(read_text(path, published))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{Path(path).name}, line {error.lineno}: not JSON ({error.msg}): the file is cut off "
+            "or of another kind"
+        ) from None
+
+
+def read_rows(path: Path, published: str = "") -> list[Row]:
+    """The objects of a file of JSON lines, or of one JSON array: both are published as `.json`.
+
+    Raises:
+        ValueError: The file is missing, empty, no JSON, or one of its rows is no object.
+    """
+    text = read_text(path, published)
+    name = Path(path).name
+    if not text.strip():
+        raise ValueError(f"{name} is empty: JSON lines or one JSON array are wanted")
+    if text.lstrip().startswith("["):
+        values = read_json(path)
+        placed = [(f"{name}, row {n}", value) for n, value in enumerate(values, start=1)]
+    else:
+        placed = [(place, _object(place, line)) for place, line in read_lines(path)]
+    if not placed:
+        raise ValueError(f"{name} holds no rows")
+    for place, value in placed:
+        if not isinstance(value, dict):
+            raise ValueError(f"{place}: a JSON object is wanted, got {type(value).__name__}")
+    return [Row(value, place) for place, value in placed]
+
+
+def check_unique(rows: Iterable[Row], what: str, key: Callable[[Row], str]) -> None:
+    """Raises `ValueError`, naming both places, where two rows have the same key."""
+    first: dict[str, str] = {}
+    for row in rows:
+        name = key(row)
+        if name in first:
+            raise ValueError(f"{row.place}: {what} {name} comes twice, first in {first[name]}")
+        first[name] = row.place
+
+
+def fingerprint(path: Path, rows: int) -> dict[str, Any]:
+    """What tells a file from another version of it, without its folder."""
+    return {"name": Path(path).name, "rows": rows, "sha256": digest(Path(path).read_bytes())}
+
+
+def digest(content: bytes) -> str:
+    """The first 16 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def check_pictures(folder: Path, names: Iterable[str]) -> None:
+    """Raises `ValueError` unless every named picture is a file below the folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: pass the one that holds the pictures")
+    wanted = list(dict.fromkeys(names))
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    if missing:
+        some = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
+        raise ValueError(
+            f"{len(missing)} of {len(wanted)} pictures are not in {folder}: {some}. Pass the "
+            "folder that holds them"
+        )
+
+
+def check_name(what: str, name: str, names: Collection[str]) -> None:
+    """Raises `ValueError`, which lists the names there are, for another one."""
+    if name not in names:
+        from sightline.decoders.parse import unknown  # brings torch, which a mistake alone needs
+
+        raise unknown(what, name, names)
+
+
+def pick(what: str, name: str, options: Mapping[str, T]) -> T:
+    """The option of a name, or `ValueError` that lists those there are."""
+    check_name(what, name, options)
+    return options[name]
+
+
+def check_length(max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+
+
+def _object(place: str, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{place}: not JSON ({error.msg} at character {error.pos + 1}): one JSON object per "
+            "line, or one JSON array, is wanted"
+        ) from None

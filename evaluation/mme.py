@@ -1,0 +1,446 @@
+"""MME (arXiv:2306.13394): two questions about a picture, one to be answered yes and one no.
+
+The hallucination subset that papers report has four tasks: existence and count (object level),
+position and color (attribute level). The other tasks of the same layout are read by name.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sightline.evaluation import metrics
+from sightline.evaluation.benchmark import Item, Said, Task
+from sightline.evaluation.files import (
+    check_length,
+    check_name,
+    check_pictures,
+    digest,
+    pick,
+    read_lines,
+)
+from sightline.evaluation.metrics import NO, YES, Metric
+from sightline.evaluation.pope import (
+    ACCURACY,
+    OPPOSITE,
+    UNPARSED,
+    YES_RATE,
+    all_right,
+    yes_no_ratios,
+)
+from sightline.evaluation.pope import SUFFIXES as POPE_SUFFIXES
+from sightline.evaluation.statistics import HIGHER, Ratio
+from sightline.pictures import open_picture
+
+PUBLISHED = (
+    "MME's pictures and questions are given out by its authors, see "
+    "github.com/BradyFU/Awesome-Multimodal-Large-Language-Models, branch Evaluation."
+)
+OBJECT_LEVEL = ("existence", "count")
+ATTRIBUTE_LEVEL = ("position", "color")
+TASKS = OBJECT_LEVEL + ATTRIBUTE_LEVEL
+OTHER = "other"
+SUFFIXES = {
+    "mme": "",
+    "one-word": POPE_SUFFIXES["one-word"],
+    "llava": POPE_SUFFIXES["llava"],
+}
+"""What follows the question: nothing, since MME's questions end in its own request; VCD's words
+after that; LLaVA's and lmms-eval's words in its place."""
+REPLACING = ("llava",)
+OWN_REQUEST = re.compile(r"\s*Please answer yes or no\.\s*$")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+METRICS = (
+    ACCURACY,
+    Metric("accuracy_plus", "accuracy+", HIGHER),
+    Metric("score", "score (of 200)", HIGHER),
+    YES_RATE,
+    UNPARSED,
+)
+
+# Parsers
+
+INITIALS = {"y": YES, "n": NO}
+
+
+def official(answer: str) -> str:
+    """MME's own: yes, else no, within the first four characters; else other.
+
+    White space at the start counts, and so do parts of words: "Snow" is a no, "**Yes**" is other.
+    """
+    start = answer.lower()[:4]
+    return next((word for word in OPPOSITE if word in start), OTHER)
+
+
+def lmms_eval(answer: str) -> str:
+    """lmms-eval's: as `official`, after white space at the ends and all full stops are dropped.
+
+    Then "y" and "n" alone count as well.
+    """
+    text = answer.lower().strip().replace(".", "")
+    return INITIALS.get(text) or official(text)
+
+
+def word(answer: str) -> str:
+    """The first whole word yes or no, in any case."""
+    return metrics.parse(answer) or OTHER
+
+
+PARSERS: dict[str, Callable[[str], str]] = {
+    "official": official,
+    "lmms-eval": lmms_eval,
+    "word": word,
+}
+
+
+def parse(answer: str, parser: str = "official") -> str:
+    """An answer as "yes", "no" or "other"; `parser` is a name of `PARSERS`."""
+    return pick("parser", parser, PARSERS)(answer)
+
+
+# Metrics
+
+
+@dataclass(frozen=True)
+class Result:
+    """A question and its answer: the four columns of the file that MME's own tool reads.
+
+    Args:
+        image: The picture's name, which makes the pair.
+        question: As it was asked, or as it stands in the benchmark.
+        label: "yes" or "no".
+        answer: What the model said.
+    """
+
+    image: str
+    question: str
+    label: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task's figures. An answer that is neither yes nor no is wrong.
+
+    Args:
+        tp: Label yes, answered yes.
+        fn: Label yes, answered no.
+        tn: Label no, answered no.
+        fp: Label no, answered yes.
+        other: Answers that are neither; left out of the four counts, of precision and recall.
+        precision: tp / (tp + fp); 0 where that divides by zero.
+        recall: tp / (tp + fn); 0 where that divides by zero.
+        accuracy: Right answers / questions.
+        accuracy_plus: Pictures with both answers right / pictures.
+        score: 100 accuracy + 100 accuracy_plus, 200 at most.
+    """
+
+    tp: int
+    fn: int
+    tn: int
+    fp: int
+    other: int
+    precision: float
+    recall: float
+    accuracy: float
+    accuracy_plus: float
+    score: float
+
+
+@dataclass(frozen=True)
+class MMEScore:
+    """The score of each task, and the sums that papers report."""
+
+    tasks: Mapping[str, TaskScore]
+
+    @property
+    def object_level(self) -> float | None:
+        """Existence + count, 400 at most; None unless both are there."""
+        return self._sum(OBJECT_LEVEL)
+
+    @property
+    def attribute_level(self) -> float | None:
+        """Position + color, 400 at most; None unless both are there."""
+        return self._sum(ATTRIBUTE_LEVEL)
+
+    @property
+    def total(self) -> float:
+        """The sum over all tasks that are there; 800 at most for the hallucination subset."""
+        return sum(task.score for task in self.tasks.values())
+
+    def _sum(self, names: Iterable[str]) -> float | None:
+        scores = [self.tasks[name].score for name in names if name in self.tasks]
+        return sum(scores) if len(scores) == 2 else None
+
+
+def score(results: Mapping[str, Sequence[Result]], parser: str = "official") -> MMEScore:
+    """Scores the answers to each task.
+
+    The two questions of a picture are found by its name. MME's own tool takes neighbouring lines
+    for a pair, so that another order changes its accuracy+ and nothing warns.
+
+    Args:
+        results: Task -> its questions and answers, in any order.
+        parser: A name of `PARSERS`.
+
+    Raises:
+        ValueError: No task, an unknown parser, or a picture without one question to be answered
+            yes and one to be answered no.
+    """
+    if not results:
+        raise ValueError("there is nothing to score: pass at least one task")
+    read = pick("parser", parser, PARSERS)
+    return MMEScore({task: _score_task(task, some, read) for task, some in results.items()})
+
+
+def _score_task(task: str, results: Sequence[Result], read: Callable[[str], str]) -> TaskScore:
+    check_pairs(task, [(result.image, result.label) for result in results])
+    predictions = [read(result.answer) for result in results]
+    counts = Counter(zip((r.label for r in results), predictions, strict=True))
+    right: defaultdict[str, int] = defaultdict(int)
+    for result, prediction in zip(results, predictions, strict=True):
+        right[result.image] += prediction == result.label
+    tp, fp, fn = counts[YES, YES], counts[NO, YES], counts[YES, NO]
+    accuracy = sum(right.values()) / len(results)
+    accuracy_plus = sum(n == 2 for n in right.values()) / len(right)
+    return TaskScore(
+        tp=tp,
+        fn=fn,
+        tn=counts[NO, NO],
+        fp=fp,
+        other=predictions.count(OTHER),
+        precision=tp / (tp + fp) if tp + fp else 0.0,
+        recall=tp / (tp + fn) if tp + fn else 0.0,
+        accuracy=accuracy,
+        accuracy_plus=accuracy_plus,
+        score=100 * accuracy + 100 * accuracy_plus,
+    )
+
+
+def check_pairs(task: str, labelled: Iterable[tuple[str, str]]) -> None:
+    """Raises `ValueError` unless each picture has one question of each label.
+
+    Args:
+        task: Named in the message.
+        labelled: The picture and the label of each question.
+    """
+    labels: defaultdict[str, list[str]] = defaultdict(list)
+    for image, label in labelled:
+        labels[image].append(label)
+    if not labels:
+        raise ValueError(f"{task}: there are no questions")
+    for image, some in labels.items():
+        if sorted(some) != [NO, YES]:
+            raise ValueError(
+                f"{task}: {image} must have two questions, one to be answered yes and one to be "
+                f"answered no, and its answers are {', '.join(some)}"
+            )
+
+
+# Files
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of the benchmark; `image` is the path below its folder."""
+
+    image: str
+    text: str
+    label: str
+
+
+def read_task(folder: Path, task: str) -> list[Question]:
+    """The questions of a task, in the order of the pictures' names.
+
+    Texts lie beside the pictures, or in `questions_answers_YN/` and the pictures in `images/`. Each
+    `<name>.txt` has two lines, `question<TAB>Yes` or `No`, about the picture `<name>`.
+
+    Raises:
+        ValueError: The task, its texts or a picture is missing; a line has other columns; a picture
+            has not one question of each answer.
+    """
+    home = Path(folder) / task
+    if not home.is_dir():
+        raise ValueError(f"{folder} holds no folder {task}. {PUBLISHED}")
+    texts = sorted(_part(home, "questions_answers_YN").glob("*.txt"))
+    if not texts:
+        raise ValueError(f"{home} holds no questions, as <picture>.txt. {PUBLISHED}")
+    pictures = _pictures(_part(home, "images"))
+    questions = []
+    for file in texts:
+        # A picture that is missing gets a name as well, for the message of the check.
+        path = pictures.get(file.stem, _part(home, "images") / f"{file.stem}.jpg")
+        image = path.relative_to(folder).as_posix()
+        questions += [Question(image, text, label) for text, label in _read_pair(file)]
+    check_pictures(folder, (question.image for question in questions))
+    check_pairs(task, [(question.image, question.label) for question in questions])
+    return questions
+
+
+def read_results(path: Path) -> dict[str, list[Result]]:
+    """Answer files of MME's own tool: `<task>.txt`, or a folder of such files.
+
+    A line is `picture<TAB>question<TAB>Yes|No<TAB>answer`.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path} holds no answers, as <task>.txt")
+    return {file.stem: [_result(*line) for line in read_lines(file)] for file in files}
+
+
+def _part(home: Path, name: str) -> Path:
+    return home / name if (home / name).is_dir() else home
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    """Pictures by their names without the ending."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PICTURES:
+            if path.stem in found:
+                raise ValueError(
+                    f"{folder} has {found[path.stem].name} and {path.name}, and the questions of "
+                    f"{path.stem}.txt are about one picture: take one of them away"
+                )
+            found[path.stem] = path
+    return found
+
+
+def _read_pair(file: Path) -> list[tuple[str, str]]:
+    """Questions with their labels."""
+    pairs = []
+    for place, line in read_lines(file):
+        question, label = _columns(place, line, "question<TAB>Yes or No", 2)
+        pairs.append((question, _label(place, label)))
+    return pairs
+
+
+def _result(place: str, line: str) -> Result:
+    wanted = "picture<TAB>question<TAB>Yes or No<TAB>answer"
+    image, question, label, answer = _columns(place, line, wanted, 4)
+    return Result(image, question, _label(place, label), answer)
+
+
+def _columns(place: str, line: str, wanted: str, count: int) -> list[str]:
+    columns = line.split("\t")
+    if len(columns) != count:
+        raise ValueError(f"{place}: {wanted} is wanted, got {len(columns)} columns")
+    return columns
+
+
+def _label(place: str, text: str) -> str:
+    label = text.strip().lower()
+    if label not in OPPOSITE:
+        raise ValueError(f"{place}: the answer must be Yes or No, got {text!r}")
+    return label
+
+
+# The benchmark
+
+
+class MME:
+    """MME's tasks, read from the benchmark's own folders.
+
+    Args:
+        folder: Holds a folder for each task.
+        tasks: Names of these folders; the hallucination subset unless others are named.
+        parser: A name of `PARSERS`.
+        suffix: A name of `SUFFIXES`.
+        max_new_tokens: Longest answer.
+
+    Raises:
+        ValueError: As `read_task`; no task, a task twice, or a name that does not exist.
+    """
+
+    name = "mme"
+
+    def __init__(
+        self,
+        folder: Path,
+        tasks: Sequence[str] = TASKS,
+        parser: str = "official",
+        suffix: str = "mme",
+        max_new_tokens: int = 16,
+    ):
+        check_length(max_new_tokens)
+        check_name("parser", parser, PARSERS)
+        check_name("suffix", suffix, SUFFIXES)
+        if not tasks or len(set(tasks)) < len(tasks):
+            raise ValueError(f"tasks must be different names, at least one, got {list(tasks)}")
+        self.folder, self.parser, self.suffix = Path(folder), parser, suffix
+        self.max_new_tokens = max_new_tokens
+        items: list[Item] = []
+        self.files: list[dict[str, Any]] = []
+        for task in tasks:
+            questions = read_task(self.folder, task)
+            items += _items(task, questions, suffix)
+            self.files.append(_fingerprint(task, questions))
+        self.items: Sequence[Item] = items
+        self.tasks: tuple[Task, ...] = tuple(
+            Task(task, f"MME, {task}", max_new_tokens, yes_no=True, metrics=METRICS)
+            for task in tasks
+        )
+
+    def picture(self, item: Item) -> Image.Image:
+        return open_picture(self.folder / item.image)
+
+    def prediction(self, item: Item, text: str) -> str | None:
+        prediction = parse(text, self.parser)
+        return None if prediction == OTHER else prediction
+
+    def ratios(
+        self, task: Task, said: Sequence[Said], units: Mapping[str, int]
+    ) -> dict[str, Ratio]:
+        """The figures of `score`, and `yes_rate` and `unparsed`."""
+        predictions = [self.prediction(entry.item, entry.text) for entry in said]
+        ratios = yes_no_ratios(said, predictions, units)
+        plus = all_right(said, predictions, [entry.item.image for entry in said], units)
+        right = ratios["accuracy"].numerator
+        # Two questions a picture: each is worth 50 of its accuracy.
+        points = Ratio(50 * right + 100 * plus.numerator, plus.denominator)
+        return {**ratios, "accuracy_plus": plus, "score": points}
+
+    def fixed(self) -> dict[str, Any]:
+        return {
+            "files": self.files,
+            "pictures": len({item.image for item in self.items}),
+            "suffix": self.suffix,
+            "parser": self.parser,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+
+def _items(task: str, questions: Sequence[Question], suffix: str) -> list[Item]:
+    """Numbered within their picture, as they stand in its file."""
+    count: Counter[str] = Counter()
+    items = []
+    for question in questions:
+        count[question.image] += 1
+        items.append(
+            Item(
+                task=task,
+                id=f"{Path(question.image).name}#{count[question.image]}",
+                question=worded(question.text, suffix),
+                image=question.image,
+                unit=question.image,
+                label=question.label,
+            )
+        )
+    return items
+
+
+def worded(question: str, suffix: str) -> str:
+    """The prompt of a question under a suffix of `SUFFIXES`."""
+    start = OWN_REQUEST.sub("", question) if suffix in REPLACING else question
+    return start + SUFFIXES[suffix]
+
+
+def _fingerprint(task: str, questions: Sequence[Question]) -> dict[str, Any]:
+    """Of the questions in their order, since they lie in a file for each picture."""
+    rows = "\n".join(f"{q.image}\t{q.text}\t{q.label}" for q in questions)
+    return {"name": task, "rows": len(questions), "sha256": digest(rows.encode())}

@@ -1,0 +1,160 @@
+"""Readers of published files: what is read alike, and what is refused with its place."""
+
+import hashlib
+
+import pytest
+from PIL import Image
+
+from sightline.evaluation import files
+from sightline.evaluation.files import Row
+
+TWO = b'{"id": 1, "text": "a"}\n{"id": "two", "text": "b"}\n'
+ARRAY = b'[\n {"id": 1, "text": "a"},\n {"id": "two", "text": "b"}\n]'
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(content, name="rows.json"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+# Rows
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TWO,
+        TWO.rstrip(),
+        TWO.replace(b"\n", b"\r\n"),
+        b"\xef\xbb\xbf" + TWO,
+        b"\n" + TWO.replace(b"\n", b"\n\n"),
+        ARRAY,
+        b"\xef\xbb\xbf\r\n" + ARRAY.replace(b"\n", b"\r\n"),
+    ],
+    ids=["lf", "no-last-end", "crlf", "bom", "blank-lines", "array", "array-crlf-bom"],
+)
+def test_lines_and_arrays_are_read_alike(written, content):
+    rows = files.read_rows(written(content))
+    assert rows == [{"id": 1, "text": "a"}, {"id": "two", "text": "b"}]
+
+
+def test_rows_know_their_place(written):
+    lines = files.read_rows(written(b"\n" + TWO, "coco.json"))
+    assert [row.place for row in lines] == ["coco.json, line 2", "coco.json, line 3"]
+    array = files.read_rows(written(ARRAY, "gqa.json"))
+    assert [row.place for row in array] == ["gqa.json, row 1", "gqa.json, row 2"]
+
+
+def test_a_line_separator_inside_a_text_ends_no_line(written):
+    # U+2028 and a lone CR are line ends to str.splitlines, and legal in JSON and in plain text.
+    [row] = files.read_rows(written('{"text": "one\u2028line"}\n'))
+    assert row["text"] == "one\u2028line"
+    assert files.read_lines(written("a\u2028b\x0cc\r\n")) == [
+        ("rows.json, line 1", "a\u2028b\x0cc")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "rows.json is empty"),
+        (b" \r\n", "rows.json is empty"),
+        (b"[]", "rows.json holds no rows"),
+        (TWO[:-4], "rows.json, line 2: not JSON"),
+        (ARRAY[:-1], "rows.json, line 4: not JSON"),
+        (TWO + b"[1]\n", "rows.json, line 3: a JSON object is wanted, got list"),
+        (b'[{"id": 1}, 7]', "rows.json, row 2: a JSON object is wanted, got int"),
+        (b'{"id": "\xff"}', "is no UTF-8 text"),
+    ],
+)
+def test_broken_files_are_refused_with_their_place(written, content, message):
+    with pytest.raises(ValueError, match=message):
+        files.read_rows(written(content))
+
+
+def test_a_missing_file_says_where_it_is_published(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.json: no such file\. Published by A\."):
+        files.read_rows(tmp_path / "none.json", "Published by A.")
+    with pytest.raises(ValueError, match="cannot be read"):
+        files.read_rows(tmp_path)
+
+
+# Fields
+
+
+def test_fields_are_read_by_their_kind():
+    row = Row({"id": 7, "name": "x", "label": "Yes"}, "a.json, line 1")
+    assert row.key("id") == "7"
+    assert row.key("name") == "x"
+    assert row.text("name") == "x"
+    assert row.choice("label", ("yes", "no")) == "yes"
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (lambda row: row.text("image"), r"the field image is missing \(there are: id, flag, label"),
+        (lambda row: row.text("id"), "id must be text, got 1.5"),
+        (lambda row: row.key("id"), "id must be text, got 1.5"),
+        (lambda row: row.key("flag"), "flag must be text, got True"),
+        (lambda row: row.text("blank"), "blank must be text, got ' '"),
+        (lambda row: row.choice("label", ("yes", "no")), "label must be one of yes, no, got 'May"),
+    ],
+)
+def test_wrong_fields_are_refused_with_their_place(read, message):
+    row = Row({"id": 1.5, "flag": True, "label": "Maybe", "blank": " "}, "a.json, line 3")
+    with pytest.raises(ValueError, match="a.json, line 3: " + message):
+        read(row)
+
+
+def test_a_key_that_comes_twice_is_refused_with_both_places(written):
+    rows = files.read_rows(written(b'{"id": 1}\n{"id": 2}\n{"id": "1"}\n'))
+    files.check_unique(rows[:2], "id", lambda row: row.key("id"))
+    with pytest.raises(ValueError, match=r"line 3: id 1 comes twice, first in rows\.json, line 1"):
+        files.check_unique(rows, "id", lambda row: row.key("id"))
+
+
+# Fingerprints, pictures, names
+
+
+def test_a_fingerprint_is_of_the_bytes_and_knows_no_folder(written):
+    path = written(b"abc")
+    sha256 = hashlib.sha256(b"abc").hexdigest()
+    assert sha256.startswith("ba7816bf8f01cfea")  # FIPS 180-2, appendix B.1
+    assert files.fingerprint(path, 3) == {
+        "name": "rows.json",
+        "rows": 3,
+        "sha256": "ba7816bf8f01cfea",
+    }
+    assert files.fingerprint(written(b"abd"), 3)["sha256"] != sha256[:16]
+
+
+def test_missing_pictures_are_counted_and_the_first_named(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "there.png")
+    files.check_pictures(tmp_path, ["there.png", "there.png"])
+    names = ["there.png", *(f"{n}.png" for n in range(5)), "0.png"]
+    with pytest.raises(ValueError, match=r"5 of 6 .* 0\.png, 1\.png, 2\.png, \.\.\.") as raised:
+        files.check_pictures(tmp_path, names)
+    assert str(tmp_path) in str(raised.value)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ValueError, match=r"1 of 1 .*: folder\.png\. Pass"):
+        files.check_pictures(tmp_path, ["folder.png"])
+    with pytest.raises(ValueError, match="is no folder"):
+        files.check_pictures(tmp_path / "none", [])
+
+
+def test_names_that_do_not_exist_are_answered_with_those_that_do():
+    assert files.pick("suffix", "none", {"none": "", "llava": "x"}) == ""
+    with pytest.raises(ValueError, match=r"no suffix is called 'lava'.*llava.*none, llava"):
+        files.pick("suffix", "lava", {"none": "", "llava": "x"})
+
+
+def test_the_longest_answer_has_a_token():
+    files.check_length(1)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        files.check_length(0)
