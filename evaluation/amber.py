@@ -605,7 +605,7 @@ class Amber:
                 f"{unknown[0].place}: id {unknown[0].key('id')} is not in "
                 f"{Path(annotations).name}. {PUBLISHED}"
             )
-        self.items = [self._item(row, ending) for row in rows]
+        self.items: Sequence[Item] = [self._item(row, ending) for row in rows]
         kinds = {item.task for item in self.items}
         self.tables = read_tables(relation, safe_words, noun_forms) if GENERATIVE in kinds else None
         for item in self.items:
@@ -613,7 +613,7 @@ class Amber:
                 note = self._notes[item.id]
                 self.tables.associated([*note["truth"], *note["hallu"]])  # or raises
         check_pictures(self.images, [item.image for item in self.items])
-        self.tasks = tuple(
+        self.tasks: tuple[Task, ...] = tuple(
             Task(GENERATIVE, title, max_new_tokens, False, GENERATIVE_METRICS)
             if name == GENERATIVE
             else Task(name, title, answer_tokens, True, DISCRIMINATIVE_METRICS)

@@ -749,8 +749,8 @@ class ChairBenchmark:
         }
         pictures = [picture_name(self.images, image, published.get(image)) for image in ids]
         check_pictures(self.images, pictures)
-        self.tasks = (Task("caption", "CHAIR", max_new_tokens, False, METRICS),)
-        self.items = [
+        self.tasks: tuple[Task, ...] = (Task("caption", "CHAIR", max_new_tokens, False, METRICS),)
+        self.items: Sequence[Item] = [
             Item("caption", str(image), prompt, picture, picture)
             for image, picture in zip(ids, pictures, strict=True)
         ]
