@@ -1,14 +1,20 @@
-# Two targets, each of which does all the set-up on a fresh machine.
+# Targets do all the set-up on a fresh machine.
 PYTHON ?= python3
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: run test lint types clean
+.PHONY: run test reproduce lint types clean
 
 run: .venv/ready  ## compare plain decoding, VCD and VDD on a shipped picture
 	.venv/bin/sightline compare lab/pictures/corner.png --decoders greedy,vcd,vdd
 
 test: lint types  ## lint, types on the built wheel, tests
 	.venv/bin/python -m pytest
+
+reproduce: .venv/eval  ## the tables that papers print: MODEL= COCO=DIR POPE=DIR [IDS=FILE] [OPTIONS="--device cuda"]
+	@test -n "$(MODEL)" -a -n "$(COCO)" -a -n "$(POPE)" || { \
+		echo 'usage: make reproduce MODEL=llava-hf/llava-1.5-7b-hf COCO=DIR POPE=DIR [IDS=FILE] [OPTIONS="--device cuda"]'; exit 2; }
+	.venv/bin/python -m sightline.evaluation.reproduce --model "$(MODEL)" --coco "$(COCO)" \
+		--pope "$(POPE)" $(if $(IDS),--ids "$(IDS)") $(OPTIONS)
 
 lint: .venv/dev
 	.venv/bin/ruff check .
@@ -27,6 +33,10 @@ types: .venv/dev
 .venv/ready: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e .
 	touch $@
+
+.venv/eval: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[eval]"
+	touch $@ .venv/ready
 
 .venv/dev: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e ".[dev]"

@@ -1,4 +1,4 @@
-"""The command line: `sightline describe | compare | decoders`.
+"""The command line: `sightline describe | compare | evaluate | decoders`.
 
 Decoders, their settings, ranges, presets and papers are read off the classes and their docstrings,
 so a new decoder appears here by its name in `sightline.decoders.DECODERS` alone.
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.text import Text
 
 import sightline
+from sightline.evaluation.command import app as evaluation
 
 if TYPE_CHECKING:
     from sightline.decoders.parse import Request
@@ -73,6 +74,7 @@ TemperatureOption = Annotated[
     float | None, typer.Option(help="Of sampling. Default: the checkpoint's.")
 ]
 DESCRIBE = "Describe the image."
+app.add_typer(evaluation, name="evaluate")
 
 
 def main() -> None:
@@ -659,3 +661,7 @@ def invented_words(words: Sequence[str], truth: frozenset[str] | None) -> list[r
                 break
         start += 1
     return spans
+
+
+if __name__ == "__main__":
+    main()

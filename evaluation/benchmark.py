@@ -77,15 +77,24 @@ class Said:
 class Benchmark(Protocol):
     """Implemented once for each benchmark.
 
-    Attributes:
-        name: Of the benchmark, a word.
-        tasks: In the order of the tables.
-        items: All questions, in the order of their files. Batches follow from them alone.
+    One that knows the sizes of its pictures without opening them may have `size(item)`, width and
+    height: pictures of a size then stand in one batch.
     """
 
-    name: str
-    tasks: tuple[Task, ...]
-    items: Sequence[Item]
+    @property
+    def name(self) -> str:
+        """Of the benchmark, a word."""
+        ...
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """In the order of the tables."""
+        ...
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """All questions, in the order of their files. Batches follow from them alone."""
+        ...
 
     def picture(self, item: Item) -> Image.Image:
         """The picture, opened. Raises `OSError` or `ValueError` where it cannot be read."""

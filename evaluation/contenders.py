@@ -8,11 +8,14 @@ tokens only, which is what is left of a sampled contrast at alpha 0 (under greed
 greedy itself); `beam`; and `yes-shift`, which is made of the others' answers and not of a run.
 Of methods that ask or look again: `vdgd-prefix`, the description without its ranking; `agla-full`
 and `carve:share=1`, the full picture twice; `mvp` with one request and weight, a single view.
+`with_controls` adds those that a list of decoders needs.
 """
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 from sightline.decoders import DECODERS
@@ -24,6 +27,7 @@ from sightline.decoders.posthoc import PostHocDebias
 from sightline.decoders.vdgd import PrefixOnly
 from sightline.logits.rules import Additive, Plausibility
 
+GREEDY = "greedy"
 YES_SHIFT = "yes-shift"
 PLAIN = {"greedy": "greedy", "sampling": "sample", "beam": "beam"}
 BEAMS = 3
@@ -143,6 +147,11 @@ class Contender:
         named = {f.name: getattr(self.strategy, f.name) for f in fields(self.strategy) if f.repr}
         return {"decoder": type(self.strategy).__name__, "mode": self.mode, **named}
 
+    @cached_property
+    def plain_settings(self) -> dict[str, Any]:
+        """The settings as a file of JSON gives them back."""
+        return json.loads(json.dumps(self.settings()))
+
 
 MODES = ("greedy", "sample", "beam")
 
@@ -161,7 +170,9 @@ def parse_contender(text: str, processor: Any, wordings: Wordings | None = None)
     spec, mode = split_mode(text)
     (name, assignments), *more = split_decoders(spec)
     if more:
-        raise ValueError(f"{text!r} names {1 + len(more)} decoders: separate them by blanks")
+        raise ValueError(
+            f"{text!r} names {1 + len(more)} decoders: separate them by blanks, or repeat --decoder"
+        )
     if name in (*PLAIN, YES_SHIFT) and (mode or assignments):
         raise ValueError(f"{name} takes no settings and no mode, got {text!r}")
     if name in PLAIN:
@@ -199,12 +210,98 @@ def parse_contenders(
     Greedy is always there: every difference is taken to it.
     """
     names = [text for text in texts if text.strip().lower() != YES_SHIFT]
-    contenders = [parse_contender(text, processor, wordings) for text in ("greedy", *names)]
-    if len(contenders) > 1 and "greedy" in {c.label for c in contenders[1:]}:
+    contenders = [parse_contender(text, processor, wordings) for text in (GREEDY, *names)]
+    if len(contenders) > 1 and GREEDY in {c.label for c in contenders[1:]}:
         del contenders[0]
-        contenders.sort(key=lambda c: c.label != "greedy")
+        contenders.sort(key=lambda c: c.label != GREEDY)
     labels = [c.label for c in contenders]
     twice = {label for label in labels if labels.count(label) > 1}
     if twice:
-        raise ValueError(f"--decoders names {', '.join(sorted(twice))} more than once")
+        raise ValueError(f"the list names {', '.join(sorted(twice))} more than once")
     return contenders, len(names) < len(texts)
+
+
+# Controls that a list of decoders needs
+
+
+@dataclass(frozen=True)
+class Own:
+    """A method's own control, made of the method with its settings.
+
+    Args:
+        name: Of the control.
+        make: From the method.
+        drops: Settings of the method that the control does not take from it.
+        adds: What its label says in their place, from the control.
+    """
+
+    name: str
+    make: Callable[[Any], Any]
+    drops: tuple[str, ...] = ()
+    adds: Callable[[Any], str] = lambda control: ""
+
+
+def prefix_only(method: Any) -> PrefixOnly:
+    return PrefixOnly(**{f.name: getattr(method, f.name) for f in fields(method) if f.init})
+
+
+def full_twice(method: Any) -> FullTwice:
+    return FullTwice(method.alpha, method.beta, method.normalize)
+
+
+def one_view(method: Any) -> MVP:
+    """The last view: the plain one, in the published order."""
+    return replace(method, requests=tuple(method.requests[-1:]), weights=(1.0,))
+
+
+OWN = {
+    "vdgd": Own("vdgd-prefix", prefix_only),
+    "agla": Own("agla-full", full_twice, ("suffix",)),
+    "carve": Own(
+        "carve", lambda method: replace(method, share=1.0), ("share",), lambda control: "share=1"
+    ),
+    "mvp": Own(
+        "mvp",
+        one_view,
+        ("requests", "weights"),
+        lambda control: f"requests={control.requests[0]},weights=1",
+    ),
+}
+"""Decoders with a control of their own."""
+
+
+def own_control(contender: Contender) -> Contender | None:
+    """The contender's own control, in its mode; None where it has none or is one."""
+    if contender.is_control or contender.name not in OWN:
+        return None
+    own = OWN[contender.name]
+    strategy = own.make(contender.strategy)
+    spec, mode = split_mode(contender.label)
+    name, _, written = spec.partition(":")
+    kept = [part for part in written.split(",") if part.split("=")[0].strip() not in own.drops]
+    settings = ",".join(filter(None, [*kept, own.adds(strategy)]))
+    label = own.name + name.removeprefix(contender.name)
+    label += (f":{settings}" if settings else "") + (f"+{mode}" if mode else "")
+    return Contender(label, strategy, contender.mode)
+
+
+def with_controls(contenders: Sequence[Contender]) -> list[Contender]:
+    """The contenders among the controls without which their figures say little.
+
+    Greedy, sampling and plausibility first, beams where a contender uses them, and behind each
+    method its own control. What is there already is not added again.
+    """
+    names = ["greedy", "sampling", "plausibility"]
+    if any(c.mode == "beam" for c in contenders):
+        names += ["beam", "plausibility+beam"]
+    found = [parse_contender(name, None) for name in names]
+    for contender in contenders:
+        found.append(contender)
+        own = own_control(contender)
+        if own is not None and not any(is_same(own, other) for other in contenders):
+            found.append(own)
+    return list({contender.label: contender for contender in found}.values())
+
+
+def is_same(one: Contender, other: Contender) -> bool:
+    return one.mode == other.mode and one.strategy == other.strategy

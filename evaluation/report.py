@@ -1,138 +1,203 @@
 """Tables of a summary: in Markdown, and in the terminal."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as Drawn
 from rich.text import Text
 
-from sightline.evaluation.metrics import CAPTIONS, PRESENCE, Metric
 from sightline.evaluation.statistics import BETTER, HIGHER, LOWER, NOTHING_SHOWN, WORSE
 
 NONE = "-"
-COUNTS = ("tokens", "named")
 SHORT = {NOTHING_SHOWN: "none shown"}
 STYLES = {BETTER: "green", WORSE: "red", HIGHER: "bold", LOWER: "bold"}
+COSTS = {
+    "tokens": ("tokens", "{:.1f}"),
+    "ms_per_answer": ("ms/answer", "{:.1f}"),
+    "ms_per_token": ("ms/token", "{:.1f}"),
+    "first_token_ms": ("ms to first", "{:.0f}"),
+    "peak_mb": ("peak MB", "{:,.0f}"),
+}
+"""Names in `summary.json` -> titles and forms."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; a cell is one or more pieces that belong together."""
+    """Rows of cells; a cell is one or more pieces that belong together.
+
+    Args:
+        title: Above it.
+        columns: Their heads.
+        rows: As many cells each.
+        notes: Below it.
+        split: Where a narrow terminal may begin a second table, which repeats the first column;
+            0: nowhere.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[tuple[str, ...], ...], ...]
     notes: tuple[str, ...] = ()
+    split: int = 0
 
     def markdown(self) -> str:
         lines = [f"### {self.title}", "", _row(self.columns), _row(["---"] * len(self.columns))]
         lines += [_row([" ".join(cell) for cell in row]) for row in self.rows]
         return "\n".join([*lines, "", *self.notes, ""] if self.notes else [*lines, ""])
 
-    def drawn(self) -> Drawn:
-        table = Drawn(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, show_lines=True)
-        for i, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    def drawn(self, places: Sequence[int] | None = None, title: str | None = None) -> Drawn:
+        """For a terminal, with some of the columns or all."""
+        places = range(len(self.columns)) if places is None else places
+        table = Drawn(title=title or self.title, box=box.SIMPLE_HEAD, show_lines=True)
+        table.title_justify = "left"
+        for i in places:
+            justify = "left" if i == 0 else "right"
+            table.add_column(self.columns[i], justify=justify, overflow="fold")  # type: ignore[arg-type]
         for row in self.rows:
-            table.add_row(*(_stacked(cell) for cell in row))
+            table.add_row(*(_stacked(row[i]) for i in places))
         return table
+
+    def fitted(self, console: Console) -> list[Drawn]:
+        """The table, or its two parts where it is wider than the terminal."""
+        whole = self.drawn()
+        unbounded = console.options.update(max_width=10**4)
+        if not self.split or Measurement.get(console, unbounded, whole).maximum <= console.width:
+            return [whole]
+        return [
+            self.drawn(range(self.split)),
+            self.drawn([0, *range(self.split, len(self.columns))], f"{self.title}: cost"),
+        ]
 
 
 def tables(summary: Mapping[str, Any]) -> list[Table]:
-    """Presence, captions, and the differences of each."""
-    return [
-        presence_table(summary),
-        captions_table(summary),
-        *(
-            table
-            for table in (
-                differences_table(summary, "presence", PRESENCE),
-                differences_table(summary, "caption", CAPTIONS),
-            )
-            if table.rows
-        ),
+    """One for each task, then the differences of each."""
+    shown = [task_table(summary, name) for name in summary["tasks"]]
+    differences = [differences_table(summary, name) for name in summary["tasks"]]
+    return shown + [table for table in differences if table.rows]
+
+
+def task_table(summary: Mapping[str, Any], name: str) -> Table:
+    """Metrics with their intervals, what could not be read, and costs."""
+    task = summary["tasks"][name]
+    metrics = task["metrics"]
+    digits = {m["name"]: _digits(task["rows"].values(), m["name"]) for m in metrics}
+    costs = [
+        cost
+        for cost in COSTS
+        if cost not in digits and any(c[cost] is not None for c in task["cost"].values())
     ]
-
-
-def presence_table(summary: Mapping[str, Any]) -> Table:
+    counted = ["invalid"] if task["yes_no"] else []
     rows = []
-    for label, values in summary["presence"].items():
-        cost = summary["cost"].get(label, {}).get("ms_per_question")
-        shown = [_estimate(values[m.name], m) for m in PRESENCE]
+    for label in dict.fromkeys([*summary["run"]["fixed"]["decoders"], *task["rows"]]):
+        values, cost = task["rows"].get(label), task["cost"].get(label, {})
         rows.append(
-            ((label,), *shown, (str(summary["invalid"][label]),), (_number(cost, "{:.1f}"),))
+            (
+                (label,),
+                *(
+                    _estimate(values[m["name"]], digits[m["name"]]) if values else (NONE,)
+                    for m in metrics
+                ),
+                *((str(task["invalid"].get(label, NONE)),) for _ in counted),
+                *((_number(cost.get(c), COSTS[c][1]),) for c in costs),
+            )
         )
-    notes = [
-        f"{summary['questions']:,} questions. Shares of right answers by kind of question; "
-        "`invalid` answers are neither yes nor no, and wrong. ms each: a batch's time by question.",
-        "`plausibility` is sampled: it is the control of sampled contrast. Under greedy decoding "
-        "the best token is always plausible, so it would be `greedy`.",
-    ]
-    if summary["shifts"]:
-        constants = ", ".join(f"{k} {v:+.2f}" for k, v in summary["shifts"].items())
+    titles = [m["title"] for m in metrics]
+    columns = ("decoder", *titles, *counted, *(COSTS[c][0] for c in costs))
+    split = 1 + len(titles) + len(counted)
+    notes = tuple(task_notes(summary, name))
+    return Table(task["title"], columns, tuple(rows), notes, split if costs else 0)
+
+
+def task_notes(summary: Mapping[str, Any], name: str) -> list[str]:
+    """What a reader needs to know of a task's table; what holds for all is said at the first."""
+    task = summary["tasks"][name]
+    told = [f"{task['questions']:,} questions."]
+    if task["yes_no"]:
+        told.append("`invalid` answers are neither yes nor no, and wrong.")
+    if task["errors"]:
+        told.append(
+            f"Pictures that could not be read: those of {task['errors']:,} questions, which are "
+            "left out of all figures."
+        )
+    notes = [*told]
+    if name == next(iter(summary["tasks"])):
+        notes.append(
+            "ms/answer: a batch's time by answer. ms/token: the time of one step, which gives each "
+            f"of up to {summary['run']['fixed']['batch_size']} answers a token; ms to first token: "
+            "for the whole batch. Medians over batches."
+        )
+        if not any(cost["peak_mb"] is not None for cost in task["cost"].values()):
+            notes.append("Peak memory is measured on CUDA alone.")
+    notes = [" ".join(notes)]
+    if task["yes_no"] and any(re.split("[:+]", row)[0] == "plausibility" for row in task["rows"]):
+        notes.append(
+            "`plausibility` is sampled: it is the control of sampled contrast. Under greedy "
+            "decoding the best token is always plausible, so it would be `greedy`."
+        )
+    if task["shifts"]:
+        constants = ", ".join(f"{k} {v:+.2f}" for k, v in task["shifts"].items())
         notes.append(
             "`yes-shift(x)` is greedy with a constant on the logit of yes, so that it says yes as "
             f"often as x; fitted on these questions and held fixed in the bootstrap: {constants}."
         )
-    columns = ("decoder", *(m.title for m in PRESENCE), "invalid", "ms each")
-    return Table("Presence", columns, tuple(rows), tuple(notes))
+    return notes
 
 
-def captions_table(summary: Mapping[str, Any]) -> Table:
-    rows = []
-    for label, cost in summary["cost"].items():
-        values = summary["caption"].get(label)
-        shown = [_estimate(values[m.name], m) if values else (NONE,) for m in CAPTIONS]
-        spent = [
-            (_number(cost["ms_per_token"], "{:.1f}"),),
-            (_number(cost["first_token_ms"], "{:.0f}"),),
-            (_number(cost["peak_mb"], "{:,.0f}"),),
-        ]
-        rows.append(((label,), *shown, *spent))
-    batch = summary["run"]["fixed"]["batch_size"]
-    notes = (
-        f"ms/token: the time of one step, which gives each of up to {batch} captions a token; "
-        "ms to first token: for the whole batch. Medians over batches.",
-    )
-    columns = ("decoder", *(m.title for m in CAPTIONS), "ms/token", "ms to first", "peak MB")
-    return Table("Captions", columns, tuple(rows), notes)
-
-
-def differences_table(summary: Mapping[str, Any], task: str, metrics: Sequence[Metric]) -> Table:
+def differences_table(summary: Mapping[str, Any], name: str) -> Table:
+    task = summary["tasks"][name]
+    metrics = task["metrics"]
+    digits = {m["name"]: _digits(task["rows"].values(), m["name"]) for m in metrics}
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for entry in summary["differences"]:
-        if entry["task"] == task:
+        if entry["task"] == name:
             found.setdefault((entry["decoder"], entry["against"]), {})[entry["metric"]] = entry
     rows = tuple(
-        ((f"{label}", f"- {against}"), *(_difference(by_metric[m.name], m) for m in metrics))
+        (
+            (f"{label}", f"- {against}"),
+            *(_difference(by_metric[m["name"]], digits[m["name"]]) for m in metrics),
+        )
         for (label, against), by_metric in found.items()
     )
     count = len(rows) * len(metrics)
     notes = (
-        f"Paired over scenes. Each interval stands alone: of {count} such intervals about "
-        f"{count * 0.05:.0f} would exclude 0 if nothing differed at all.",
+        f"Paired over {summary['units']:,} units. Each interval stands alone: of {count} such "
+        f"intervals about {count * 0.05:.0f} would exclude 0 if nothing differed at all.",
     )
-    title = f"Paired differences: {'presence' if task == 'presence' else 'captions'}"
-    return Table(title, ("difference", *(m.title for m in metrics)), rows, notes)
+    columns = ("difference", *(m["title"] for m in metrics))
+    return Table(f"Paired differences: {task['title']}", columns, rows, notes)
 
 
 def heading(summary: Mapping[str, Any]) -> list[str]:
     """What made the figures, as Markdown lines."""
     run = summary["run"]
     fixed, versions = run["fixed"], run["fixed"]["versions"]
+    settings = ", ".join(
+        f"{name} {_said(value)}" for name, value in fixed["benchmark_settings"].items()
+    )
     return [
-        f"`{run['command']}`, {run['started'][:10]}: {fixed['model']}, {fixed['scenes']:,} scenes "
-        f"(seed {fixed['seed']}), {fixed['dtype']} on {run['machine']['device']} "
-        f"(torch threads: {run['machine']['threads']}), "
+        f"`{run['command']}`, {run['started'][:10]}: {fixed['benchmark']} ({settings}), "
+        f"{fixed['model']}, {fixed['dtype']} on {run['machine']['device']} "
+        f"(torch threads: {run['machine']['threads']}), seed {fixed['seed']}, batches of "
+        f"{fixed['batch_size']}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + f". Sampled rows at temperature {fixed['temperature']:g}. "
-        "In brackets 95 % intervals: bootstrap over scenes, "
-        f"{summary['resamples']:,} resamples.",
+        f"In brackets 95 % intervals: bootstrap over {summary['units']:,} units (pictures, or "
+        f"questions that belong together), {summary['resamples']:,} resamples.",
     ]
+
+
+def _said(value: Any) -> str:
+    """A setting in words, without the marks of JSON."""
+    if isinstance(value, Mapping):
+        return " ".join(_said(part) for part in value.values())
+    if isinstance(value, list | tuple):
+        return "; ".join(map(_said, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else repr(value)
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
@@ -143,7 +208,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
 def show(summary: Mapping[str, Any], console: Console) -> None:
     """Prints all tables."""
     for table in tables(summary):
-        console.print(table.drawn())
+        for drawn in table.fitted(console):
+            console.print(drawn)
         for note in table.notes:
             console.print(Text(note, style="dim"))
         console.print()
@@ -157,24 +223,25 @@ def _number(value: float | None, form: str) -> str:
     return NONE if value is None else form.format(value)
 
 
-def _digits(metric: Metric) -> int:
-    return 2 if metric.name in COUNTS else 3
+def _digits(rows: Iterable[Mapping[str, Any]], metric: str) -> int:
+    """Decimals: three for shares, fewer for what is larger."""
+    values = [abs(row[metric]["value"]) for row in rows if row[metric]["value"] is not None]
+    largest = max(values, default=0.0)
+    return 3 if largest <= 1 else 2 if largest < 100 else 1
 
 
-def _estimate(entry: Mapping[str, Any], metric: Metric) -> tuple[str, ...]:
+def _estimate(entry: Mapping[str, Any], digits: int) -> tuple[str, ...]:
     if entry["value"] is None:
         return (NONE,)
-    digits = _digits(metric)
     return (
         f"{entry['value']:.{digits}f}",
         f"[{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]",
     )
 
 
-def _difference(entry: Mapping[str, Any], metric: Metric) -> tuple[str, ...]:
+def _difference(entry: Mapping[str, Any], digits: int) -> tuple[str, ...]:
     if entry["value"] is None:
         return (NONE,)
-    digits = _digits(metric)
     return (
         f"{entry['value']:+.{digits}f}",
         f"[{entry['low']:+.{digits}f}, {entry['high']:+.{digits}f}]",

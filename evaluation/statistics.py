@@ -67,12 +67,12 @@ def bootstrap(ratio: Ratio, weights: np.ndarray) -> Estimate:
     Resamples in which the metric is not defined are left out. Where no unit differs from another
     the interval has no width, which is a limit of the bootstrap and no proof.
     """
-    return _estimate(ratio.value, ratio.under(weights))
+    return estimate(ratio.value, ratio.under(weights))
 
 
 def paired_difference(ratio: Ratio, base: Ratio, weights: np.ndarray) -> Estimate:
     """`ratio - base` over the same units, both under the same resamples."""
-    return _estimate(ratio.value - base.value, ratio.under(weights) - base.under(weights))
+    return estimate(ratio.value - base.value, ratio.under(weights) - base.under(weights))
 
 
 def verdict(difference: Estimate, better: str | None = None) -> str:
@@ -93,7 +93,8 @@ def verdict(difference: Estimate, better: str | None = None) -> str:
     return BETTER if side == better else WORSE
 
 
-def _estimate(value: float, resampled: np.ndarray) -> Estimate:
+def estimate(value: float, resampled: np.ndarray) -> Estimate:
+    """A value with the percentile interval of its resamples `[R]`, those that are not NaN."""
     defined = resampled[~np.isnan(resampled)]
     if math.isnan(value) or len(defined) == 0:
         return Estimate(math.nan, math.nan, math.nan)

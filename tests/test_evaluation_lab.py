@@ -1,4 +1,4 @@
-"""The lab's evaluation: statistics, metrics, decoders by name, and runs that lose nothing."""
+"""The lab as a benchmark: statistics, questions, metrics, decoders by name, and its runs."""
 
 import json
 from dataclasses import replace
@@ -6,23 +6,39 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 
 from sightline import AGLA, CARVE, VDD, VDGD, PrefixOnly
 from sightline.evaluation import answers as files
-from sightline.evaluation import lab, metrics, report, statistics, summary
+from sightline.evaluation import asking, lab, metrics, report, runner, statistics, summary
+from sightline.evaluation.asking import Asker, Preparation, Source
+from sightline.evaluation.batches import cut
+from sightline.evaluation.benchmark import Item, Said
 from sightline.evaluation.contenders import (
     NAMED,
     PLAIN,
     YES_SHIFT,
     FullTwice,
+    own_control,
     parse_contender,
     parse_contenders,
+    with_controls,
 )
-from sightline.evaluation.metrics import Asked, Described, Logits
+from sightline.evaluation.lab import LabBenchmark
+from sightline.evaluation.metrics import Logits
+from sightline.evaluation.runner import Run
 from sightline.evaluation.statistics import Estimate, Ratio
-from sightline.lab import CHECKPOINT, draw
+from sightline.lab import (
+    CHECKPOINT,
+    CONTEXTS,
+    OBJECTS,
+    Placed,
+    Scene,
+    biased,
+    context_of,
+    draw,
+)
+from sightline.lab.measure import chat
 
 ONE_VIEW = "mvp:requests=What is in the image?,weights=1"
 LISTED = (
@@ -43,7 +59,7 @@ LISTED = (
 CLOSED = {"posthoc", "mvp", ONE_VIEW}
 # A caption's request is CARVE's plain description here, so that nothing stands out.
 pytestmark = pytest.mark.filterwarnings("ignore:the question draws no more attention")
-SMALL = lab.Run(scenes=6, seed=3, batch_size=4, temperature=1.0)
+SCENES, SMALL = 6, Run(seed=3, batch_size=4, temperature=1.0)
 WEIGHTS = CHECKPOINT / "model.safetensors"
 needs_weights = pytest.mark.skipif(not WEIGHTS.exists(), reason="the lab's weights are not there")
 
@@ -147,45 +163,60 @@ def test_parse(text, answer):
     assert metrics.parse(text) == answer
 
 
+def asked_about(scene: int, kind: str, text: str) -> Said:
+    label = "yes" if kind == "present" else "no"
+    item = Item("presence", f"{scene}-{kind}-{text}", "?", str(scene), str(scene), label, kind)
+    return Said(item, text, 1)
+
+
 def test_presence_by_hand():
-    asked = [
-        Asked(0, "present", "yes"),
-        Asked(0, "present", "no"),
-        Asked(0, "usual", "yes"),
-        Asked(1, "present", "yes"),
-        Asked(1, "usual", None),
-        Asked(1, "other", "no"),
+    said = [
+        asked_about(0, "present", "Yes"),
+        asked_about(0, "present", "No"),
+        asked_about(0, "adversarial", "yes"),
+        asked_about(1, "present", "yes."),
+        asked_about(1, "adversarial", "maybe"),
+        asked_about(1, "random", "no"),
+        asked_about(1, "popular", "Yes"),
     ]
-    found = {name: r.value for name, r in metrics.presence(asked, 2).items()}
-    assert found == pytest.approx(
+    ratios = lab.presence_ratios(said, {"0": 0, "1": 1})
+    assert {name: r.value for name, r in ratios.items()} == pytest.approx(
         {
             "present": 2 / 3,
-            "usual": 0.0,
-            "other": 1.0,
-            "accuracy": 3 / 6,
-            "yes_rate": 3 / 6,
-            "f1": 2 * 2 / (3 + 3),  # precision 2/3, recall 2/3
+            "adversarial": 0.0,
+            "random": 1.0,
+            "popular": 0.0,
+            "accuracy": 3 / 7,
+            "yes_rate": 4 / 7,
+            "f1": 2 * 2 / (4 + 3),  # precision 2/4, recall 2/3
         }
     )
-    assert set(found) == {m.name for m in metrics.PRESENCE}
+    assert set(ratios) == {m.name for m in lab.PRESENCE}
+    assert ratios["accuracy"].numerator.tolist() == [1, 2]
+    assert ratios["accuracy"].denominator.tolist() == [3, 4]
+
+
+def described(scene: int, text: str, tokens: int) -> Said:
+    return Said(Item("caption", str(scene), "?", str(scene), str(scene)), text, tokens)
 
 
 def test_captions_by_hand():
-    described = [
-        Described(0, frozenset({"dog", "cup"}), frozenset({"dog"}), 7),
-        Described(1, frozenset({"car"}), frozenset({"car", "bus"}), 5),
-        Described(2, frozenset(), frozenset({"cow"}), 0),
+    said = [
+        described(0, "The image contains a dog and a cup.", 7),
+        described(1, "Two cars.", 5),
+        described(2, "", 0),
     ]
-    found = {name: r.value for name, r in metrics.captions(described, 3).items()}
-    assert found == pytest.approx(
+    truth = [frozenset({"dog"}), frozenset({"car", "bus"}), frozenset({"cow"})]
+    found = lab.caption_ratios(said, truth, {"0": 0, "1": 1, "2": 2})
+    assert {name: r.value for name, r in found.items()} == pytest.approx(
         {"chair_i": 1 / 3, "chair_s": 1 / 3, "recall": 2 / 4, "tokens": 4.0, "named": 1.0}
     )
-    assert set(found) == {m.name for m in metrics.CAPTIONS}
+    assert set(found) == {m.name for m in lab.CAPTIONS}
 
 
 def test_nothing_named_is_no_chair():
-    described = [Described(0, frozenset(), frozenset({"dog"}), 0)]
-    assert np.isnan(metrics.captions(described, 1)["chair_i"].value)
+    found = lab.caption_ratios([described(0, "", 0)], [frozenset({"dog"})], {"0": 0})
+    assert np.isnan(found["chair_i"].value)
 
 
 def test_logits_answer_as_greedy_does():
@@ -203,6 +234,79 @@ def test_a_shift_turns_as_many_answers_as_it_should():
         assert sum(entry.answer(shift) == "yes" for entry in logits) == yes
     with pytest.raises(ValueError, match="51 of 50"):
         metrics.fit_shift(logits, 51)
+
+
+# Questions
+
+
+def scene_of(names: str, background: str) -> Scene:
+    placed = [Placed(n.strip(), 0, 0, 0.2, (0, 0, 0), False, 0) for n in names.split(",")]
+    return Scene(tuple(placed), background)
+
+
+def test_absent_objects_of_each_kind():
+    pools = lab.absent_pools(scene_of("fork, spoon, cup, bowl, car", "farm"))
+    assert pools["adversarial"] == [
+        *("bottle", "orange"),
+        *("bus", "truck", "bicycle", "traffic light", "stop sign"),
+    ]
+    assert pools["random"] == [*CONTEXTS["farm"], *CONTEXTS["living room"]]
+    assert pools["popular"] == list(CONTEXTS["farm"])
+
+
+def test_questions_of_a_scene_are_about_different_objects():
+    benchmark = LabBenchmark(300, seed=5)
+    kinds: dict[str, int] = dict.fromkeys(lab.KINDS, 0)
+    for index, scene in enumerate(benchmark.scenes):
+        mine = [i for i in benchmark.items if (i.task, i.image) == ("presence", str(index))]
+        objects = {kind: [i.id.split("-", 1)[1] for i in mine if i.kind == kind] for kind in kinds}
+        assert len(objects["present"]) == min(3, len(scene.present))
+        assert set(objects["present"]) <= set(scene.present)
+        assert all(len(objects[kind]) <= 1 for kind in lab.ABSENT)
+        contexts = {context_of(name) for name in scene.present}
+        assert {context_of(name) in contexts for name in objects["adversarial"]} <= {True}
+        assert {context_of(name) in contexts for name in objects["random"]} <= {False}
+        assert {context_of(name) for name in objects["popular"]} <= {scene.background}
+        assert len({i.id for i in mine}) == len(mine)
+        assert {i.label for i in mine if i.kind == "present"} == {"yes"}
+        for kind in lab.ABSENT:
+            assert not set(objects[kind]) & set(scene.present)
+            kinds[kind] += len(objects[kind])
+    # A context has six members and a scene at most five objects, so some member is absent; no
+    # object is random where all contexts are there: 6^4 / C(24, 4) of scenes of four objects and
+    # 4 C(6, 2) 6^3 / C(24, 5) of five, which are a fifth of all each: 274 are left (deviation 5).
+    assert kinds["adversarial"] == 300
+    assert kinds["popular"] >= 298
+    assert abs(kinds["random"] - 274) < 16
+
+
+def test_a_popular_object_is_not_the_adversarial_one():
+    # A kitchen scene before a kitchen: both kinds are drawn from its one absent member.
+    scene = scene_of("fork, spoon, cup, bowl, bottle", "kitchen")
+    asked = lab.questions([scene], np.random.default_rng(0))
+    assert [(q.kind, q.object) for q in asked if q.kind != "present"] == [
+        ("random", next(q.object for q in asked if q.kind == "random")),
+        ("adversarial", "orange"),
+    ]
+
+
+def test_popular_objects_are_the_most_frequent_before_their_background():
+    rng = np.random.default_rng(0)
+    seen = {background: dict.fromkeys(OBJECTS, 0) for background in CONTEXTS}
+    for scene in (biased(rng) for _ in range(1500)):
+        for name in scene.present:
+            seen[scene.background][name] += 1
+    for background, counts in seen.items():
+        most = sorted(counts, key=lambda name: -counts[name])[: len(CONTEXTS[background])]
+        assert set(most) == set(CONTEXTS[background])
+
+
+def test_the_lab_is_the_same_for_a_seed():
+    assert LabBenchmark(4, 1).items == LabBenchmark(4, 1).items != LabBenchmark(4, 2).items
+    assert LabBenchmark(4, 1).fixed() == {"scenes": 4, "scene_seed": 1}
+    for wrong in ({"scenes": 0}, {"seed": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            LabBenchmark(**wrong)
 
 
 # Decoders by name
@@ -292,6 +396,38 @@ def test_controls_of_methods_that_ask_or_look_again():
     ]
 
 
+def test_controls_that_decoders_need():
+    texts = ["vdd", "carve:tokens=4", "vdgd+sample", "agla:alpha=1,suffix=x", "mvp", "vdd+beam"]
+    contenders, _ = parse_contenders(texts, "words", lab.WORDINGS)
+    labels = [c.label for c in with_controls(contenders)]
+    assert labels == [
+        *("greedy", "sampling", "plausibility", "beam", "plausibility+beam", "vdd"),
+        *("carve:tokens=4", "carve:tokens=4,share=1", "vdgd+sample", "vdgd-prefix+sample"),
+        *("agla:alpha=1,suffix=x", "agla-full:alpha=1"),
+        *("mvp", "mvp:requests=What is in the image?,weights=1", "vdd+beam"),
+    ]
+    # Each of them is what its label makes.
+    for contender in with_controls(contenders):
+        again = parse_contender(contender.label, "words", lab.WORDINGS)
+        assert (again.strategy, again.mode) == (contender.strategy, contender.mode)
+    plain, _ = parse_contenders(["vdd"], "words")
+    assert [c.label for c in with_controls(plain)] == ["greedy", "sampling", "plausibility", "vdd"]
+
+
+def test_controls_that_are_there_are_not_added_again():
+    texts = ["plausibility", "carve", "carve:share=1", "vdgd-prefix", "vdgd", "greedy"]
+    contenders, _ = parse_contenders(texts, "words")
+    labels = [c.label for c in with_controls(contenders)]
+    assert sorted(labels) == sorted([*texts, "sampling"])
+    same, _ = parse_contenders(["carve", "carve:share=1.0"], "words")
+    assert [c.label for c in with_controls(same)][3:] == ["carve", "carve:share=1.0"]
+    assert own_control(parse_contender("carve:share=1", "words")) is None
+    assert own_control(parse_contender("vdd", "words")) is None
+    preset = own_control(parse_contender("carve.paper_best+beam", "words"))
+    assert preset.label == "carve.paper_best:share=1+beam"
+    assert preset.strategy == replace(CARVE.paper_best("words"), share=1.0)
+
+
 def test_wordings_are_settings_unless_a_user_sets_them():
     wordings = {"vdgd": dict(tokens=5, request="Say."), "carve": dict(general="Say.")}
 
@@ -313,137 +449,114 @@ def test_every_name_is_listed_where_one_is_wrong():
     assert all(name in str(caught.value) for name in (*NAMED, *PLAIN, YES_SHIFT))
 
 
-# Answers on disk
+# Costs
 
 
 def an_answer(**changes) -> files.Answer:
     answer = files.Answer(
         task="presence",
+        id="0-dog",
         decoder="greedy",
-        scene=0,
-        object="dog",
-        kind="present",
         question="Is there a dog in the image?",
-        answer='Yes, "naïve"\n',
+        answer="Yes",
         tokens=1,
         batch=0,
+        settings={"mode": "greedy"},
+        seed=7,
+        versions={},
         ms=1.5,
         first_ms=None,
         steps=1,
         peak_mb=None,
-        logits=(1.0, 0.1, -3.25),
     )
     return replace(answer, **changes)
 
 
-def test_an_answer_survives_the_file(tmp_path):
-    path = tmp_path / "answers.jsonl"
-    written = [an_answer(), an_answer(scene=1, logits=None)]
-    for answer in written:
-        files.append(path, [answer])
-    assert list(files.read(path).values()) == written
-    assert files.read(tmp_path / "none.jsonl") == {}
-
-
-def test_a_half_written_line_is_cut_off(tmp_path):
-    path = tmp_path / "answers.jsonl"
-    files.append(path, [an_answer(scene=i) for i in range(3)])
-    whole = path.read_bytes()
-    for missing in (1, 40, len(whole) // 3 - 1):
-        path.write_bytes(whole[:-missing])
-        files.repair(path)
-        assert [key[2] for key in files.read(path)] == [0, 1]
-    path.write_bytes(whole)
-    files.repair(path)
-    assert path.read_bytes() == whole
-    files.repair(tmp_path / "none.jsonl")
-
-
-def test_a_bad_line_in_the_middle_is_named(tmp_path):
-    path = tmp_path / "answers.jsonl"
-    files.append(path, [an_answer()])
-    with path.open("a") as file:
-        file.write('{"task": "presence"}\n')
-    with pytest.raises(ValueError, match="line 2 is no answer"):
-        files.read(path)
-    path.unlink()
-    files.append(path, [an_answer(), an_answer()])
-    with pytest.raises(ValueError, match="a second time"):
-        files.read(path)
-
-
-def test_a_run_is_continued_only_as_it_was(tmp_path):
-    header = {"fixed": {"scenes": 3, "decoders": {"vdd": {"markers": (5,)}}}, "started": "then"}
-    assert files.open_run(tmp_path, header, resume=False) == {}
-    with pytest.raises(ValueError, match="pass --resume"):
-        files.open_run(tmp_path, header, resume=False)
-    assert files.open_run(tmp_path, {**header, "started": "now"}, resume=True) == {}
-    assert json.loads((tmp_path / "run.json").read_text())["started"] == "then"
-    with pytest.raises(ValueError, match="scenes: 3 then, 4 now"):
-        files.open_run(tmp_path, {"fixed": {**header["fixed"], "scenes": 4}}, resume=True)
-
-
-def test_answers_without_their_run_are_left_alone(tmp_path):
-    files.append(tmp_path / "answers.jsonl", [an_answer()])
-    with pytest.raises(ValueError, match=r"has no run\.json"):
-        files.open_run(tmp_path, {"fixed": {}}, resume=True)
-
-
 def test_costs_are_of_batches():
     batches = [
-        an_answer(task="caption", object="", batch=0, ms=110.0, first_ms=10.0, steps=11),
-        an_answer(task="caption", object="", scene=1, batch=0, ms=110.0, first_ms=10.0, steps=11),
-        an_answer(task="caption", object="", scene=2, batch=1, ms=60.0, first_ms=30.0, steps=2),
-        an_answer(batch=0, ms=12.0),
-        an_answer(scene=1, batch=0, ms=12.0),
+        an_answer(batch=0, ms=110.0, first_ms=10.0, steps=11, tokens=10),
+        an_answer(id="1", batch=0, ms=110.0, first_ms=10.0, steps=11, tokens=8),
+        an_answer(id="2", batch=1, ms=60.0, first_ms=30.0, steps=2, tokens=3),
     ]
     assert summary.costs(batches) == {
-        "ms_per_question": 6.0,
-        "ms_per_token": 20.0,
+        "ms_per_answer": (55.0 + 60.0) / 2,
+        "ms_per_token": (10.0 + 30.0) / 2,
         "first_token_ms": 20.0,
         "peak_mb": None,
+        "tokens": 7.0,
+    }
+    assert summary.costs([an_answer(peak_mb=3.0), an_answer(batch=1, peak_mb=5.0)]) == {
+        "ms_per_answer": 1.5,
+        "ms_per_token": None,
+        "first_token_ms": None,
+        "peak_mb": 5.0,
+        "tokens": 1.0,
     }
 
 
 def test_answer_lengths_stop_at_the_end():
     said = torch.tensor([[5, 6, 2, 0], [2, 0, 0, 0], [5, 6, 7, 8]])
-    assert lab.answer_lengths(said, 2) == [2, 0, 4]
-    assert lab.answer_lengths(said, [2, 7]) == [2, 0, 2]
-    assert lab.answer_lengths(said, None) == [4, 4, 4]
+    assert asking.answer_lengths(said, 2) == [2, 0, 4]
+    assert asking.answer_lengths(said, [2, 7]) == [2, 0, 2]
+    assert asking.answer_lengths(said, None) == [4, 4, 4]
 
 
-@pytest.mark.parametrize(
-    "changes", [{"scenes": 0}, {"batch_size": 0}, {"seed": -1}, {"temperature": 0.0}]
-)
+@pytest.mark.parametrize("changes", [{"batch_size": 0}, {"seed": -1}, {"temperature": 0.0}])
 def test_a_run_checks_its_settings(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         replace(SMALL, **changes)
 
 
 def test_folders_are_numbered(tmp_path):
-    assert lab.next_folder(tmp_path).name == "lab-1"
+    assert runner.next_folder("lab", tmp_path).name == "lab-1"
     for name in ("lab-1", "lab-3"):
         (tmp_path / name).mkdir()
-    assert lab.next_folder(tmp_path).name == "lab-2"
+    assert runner.next_folder("lab", tmp_path).name == "lab-2"
 
 
 # On the lab's model
+
+
+class Small:
+    """The lab of the run, with its model and the batches."""
+
+    def __init__(self):
+        self.source = Source()
+        self.processor, self.model = self.source.processor, self.source.model
+        self.benchmark = LabBenchmark(SCENES, seed=3)
+        self.asker = Asker(self.model, self.processor, SMALL.temperature, versions={})
+        tokenizer = self.processor.tokenizer
+        self.batches = cut(self.benchmark, tokenizer, SMALL.batch_size, SMALL.seed)
+
+    def prepared(self, task: str):
+        """The first batch of a task that asks about several scenes."""
+        batch = next(
+            b
+            for b in self.batches
+            if b.task.name == task and len({item.image for item in b.items}) > 1
+        )
+        return Preparation(self.benchmark, self.processor)(batch)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return Small()
+
+
+def evaluate(out, decoders=LISTED, run=SMALL, scenes=SCENES, **changes):
+    benchmark = LabBenchmark(scenes, seed=3)
+    return runner.evaluate(benchmark, decoders, run, out, wordings=lab.WORDINGS, **changes)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """One uninterrupted run, its folder and its summary."""
     out = tmp_path_factory.mktemp("lab") / "run"
-    return out, lab.evaluate(LISTED, SMALL, out)
+    return out, evaluate(out)
 
 
-@pytest.fixture(scope="module")
-def small():
-    """The lab of the run, with its model."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT, dtype="float32").eval()
-    return lab.Lab(model, AutoProcessor.from_pretrained(CHECKPOINT), SMALL)
+def whole_lines(content: bytes) -> set[bytes]:
+    return set(content.splitlines(keepends=True)[: content.count(b"\n")])
 
 
 def timeless(path) -> list[dict]:
@@ -454,19 +567,21 @@ def timeless(path) -> list[dict]:
 
 @needs_weights
 def test_every_question_is_answered_once(whole, small):
-    answers = files.read(whole[0] / "answers.jsonl")
-    contenders, _ = parse_contenders(LISTED, small.processor)
-    assert len(answers) == lab.work(small, contenders)
-    asked = [p for p in small.prompts() if p.task == "presence"]
-    for label in ("greedy", "vdd", *CLOSED):
-        mine = [a for a in answers.values() if a.decoder == label and a.task == "presence"]
-        assert [(a.scene, a.object) for a in mine] == [(p.scene, p.object) for p in asked]
-    captions = {a.decoder for a in answers.values() if a.task == "caption"}
-    assert captions == set(LISTED) - {"yes-shift"} - CLOSED
+    answers = files.read(whole[0] / "answers.jsonl").values()
+    asked = {(i.task, i.id): i.question for i in small.benchmark.items}
+    closed = {label for label in LISTED if label in CLOSED}
+    others = set(LISTED) - {YES_SHIFT} - closed
+    for label in (*others, *closed):
+        mine = {(a.task, a.id): a.question for a in answers if a.decoder == label}
+        tasks = {"presence"} if label in closed else {"presence", "caption"}
+        assert mine == {key: text for key, text in asked.items() if key[0] in tasks}
+    assert len(answers) == len(asked) * len(others) + len(closed) * sum(
+        task == "presence" for task, _ in asked
+    )
 
 
 @needs_weights
-def test_a_killed_run_resumes_to_the_same_answers(whole, tmp_path):
+def test_a_cut_off_run_resumes_to_the_same_answers(whole, tmp_path):
     answers, run = (whole[0] / name for name in ("answers.jsonl", "run.json"))
     content = answers.read_bytes()
     # In the middle of a line, of a batch, and of the captions.
@@ -477,53 +592,61 @@ def test_a_killed_run_resumes_to_the_same_answers(whole, tmp_path):
         kept = content[: int(len(content) * share)]
         kept = kept[:-5] if kept.endswith(b"\n") else kept
         (out / "answers.jsonl").write_bytes(kept)
-        again = lab.evaluate(LISTED, SMALL, out, resume=True)
+        again = evaluate(out, resume=True)
         assert timeless(out / "answers.jsonl") == timeless(answers)
-        assert (out / "answers.jsonl").read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
-        for part in ("presence", "caption", "invalid", "shifts", "differences"):
-            assert again[part] == whole[1][part]
+        assert whole_lines(kept) <= whole_lines((out / "answers.jsonl").read_bytes())
+        assert again["differences"] == whole[1]["differences"]
+        for name, task in whole[1]["tasks"].items():
+            for part in ("rows", "invalid", "shifts", "questions", "errors"):
+                assert again["tasks"][name][part] == task[part]
 
 
 @needs_weights
 def test_a_finished_run_is_not_asked_again(whole, monkeypatch):
-    def refuse(*args):
+    def refuse(*args, **kwargs):
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(lab.Lab, "answer", refuse)
-    assert lab.evaluate(LISTED, SMALL, whole[0], resume=True)["presence"] == whole[1]["presence"]
+    monkeypatch.setattr(Asker, "generate", refuse)
+    again = evaluate(whole[0], resume=True)
+    assert again["tasks"] == whole[1]["tasks"]
 
 
 @needs_weights
 def test_other_settings_do_not_join_a_run(whole):
     with pytest.raises(ValueError, match="seed: 3 then, 4 now"):
-        lab.evaluate(LISTED, replace(SMALL, seed=4), whole[0], resume=True)
+        evaluate(whole[0], run=replace(SMALL, seed=4), resume=True)
     with pytest.raises(ValueError, match="decoders: "):
-        lab.evaluate(["vcd"], SMALL, whole[0], resume=True)
+        evaluate(whole[0], ["vcd"], resume=True)
+    with pytest.raises(
+        ValueError, match=r"benchmark_settings: .*'scenes': 6.* then, .*'scenes': 7"
+    ):
+        evaluate(whole[0], scenes=7, resume=True)
 
 
 @needs_weights
 def test_greedy_is_what_generate_says(whole, small):
     answers = files.read(whole[0] / "answers.jsonl").values()
-    captions = {a.scene: a for a in answers if (a.task, a.decoder) == ("caption", "greedy")}
-    chats = [lab.chat(draw(scene), "Describe the image.") for scene in small.scenes[:4]]
+    captions = {a.id: a for a in answers if (a.task, a.decoder) == ("caption", "greedy")}
+    scenes = small.benchmark.scenes[:4]
+    chats = [chat(draw(scene), "Describe the image.") for scene in scenes]
     inputs = small.processor.apply_chat_template(
         chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     said = small.model.generate(**inputs, max_new_tokens=96)[:, inputs.input_ids.shape[1] :]
     texts = small.processor.batch_decode(said, skip_special_tokens=True)
     for scene, (text, tokens) in enumerate(zip(texts, said, strict=True)):
-        assert captions[scene].answer == text
-        assert captions[scene].tokens == (tokens > 2).sum()
+        assert captions[str(scene)].answer == text
+        assert captions[str(scene)].tokens == (tokens > 2).sum()
 
 
-def speaker(small, batch):
-    """`says(name)`: what a contender answers to the batch."""
-    pictures = small.pictures(batch)
-    inputs = small.encode(batch, pictures)
+def speaker(small, task):
+    """`says(name)`: what a contender answers to the first batch of a task."""
+    prepared = small.prepared(task)
+    inputs = small.asker.tensors(prepared.inputs)
 
     def says(text: str) -> list[str]:
         contender = parse_contender(text, small.processor, lab.WORDINGS)
-        return [a.answer for a in small.answer(contender, batch, inputs, pictures)]
+        return [a.answer for a in small.asker.answer(contender, prepared, inputs)]
 
     return says
 
@@ -564,22 +687,20 @@ def test_settings_show_the_wordings_that_were_used(whole):
 @needs_weights
 @pytest.mark.parametrize("name", ["carve", "agla", "mvp"])
 def test_pictures_are_those_of_the_prompts(small, name):
-    batch = next(b for b in small.batches() if len({p.scene for p in b.prompts}) == 2)
+    prepared = small.prepared("presence")
     seen = []
 
     def generate(**kwargs):
         seen.append(kwargs.get("images"))
         raise StopIteration
 
-    fake = lab.Lab.__new__(lab.Lab)
-    fake.__dict__ = {**small.__dict__, "model": FakeModel(generate)}
-    pictures = small.pictures(batch)
+    asker = Asker(FakeModel(generate), small.processor, 1.0, {})
     for label in (name, "greedy"):
         contender = parse_contender(label, small.processor, lab.WORDINGS)
         with pytest.raises(StopIteration):
-            fake.answer(contender, batch, small.encode(batch, pictures), pictures)
+            asker.say(contender, prepared, small.asker.tensors(prepared.inputs))
     assert [p.tobytes() for p in seen[0]] == [
-        draw(small.scenes[p.scene]).tobytes() for p in batch.prompts
+        small.benchmark.picture(item).tobytes() for item in prepared.items
     ]
     assert seen[1] is None
 
@@ -593,16 +714,14 @@ class FakeModel:
 
 @needs_weights
 def test_the_full_picture_twice_is_the_models_own_plausible_answer(small):
-    batch = next(b for b in small.batches() if b.task == "caption")
-    says = speaker(small, batch)
+    says = speaker(small, "caption")
     assert says("agla-full") == says("greedy")
     assert says("agla-full:normalize=true+sample") == says("plausibility:beta=0.5")
 
 
 @needs_weights
 def test_plausibility_is_greedy_under_greedy_and_a_contrast_of_no_strength(small):
-    batch = next(b for b in small.batches() if b.task == "caption")
-    says = speaker(small, batch)
+    says = speaker(small, "caption")
     assert says("plausibility+greedy") == says("greedy")
     assert says("plausibility") == says("vdd:alpha=0+sample")
     assert says("sampling") == says("plausibility:beta=0")
@@ -617,10 +736,10 @@ def test_logits_of_greedy_give_greedys_answers(whole):
 
 @needs_weights
 def test_the_yes_shift_says_yes_as_often(whole):
-    found = whole[1]
+    found = whole[1]["tasks"]["presence"]
     for label in ("vdd", "vdd+sample", "posthoc"):
-        wanted = found["presence"][label]["yes_rate"]["value"]
-        shift = found["presence"].get(f"yes-shift({label})", found["presence"]["greedy"])
+        wanted = found["rows"][label]["yes_rate"]["value"]
+        shift = found["rows"].get(f"yes-shift({label})", found["rows"]["greedy"])
         assert abs(shift["yes_rate"]["value"] - wanted) * found["questions"] < 1.5
 
 
@@ -638,9 +757,38 @@ def test_nothing_is_said_without_an_interval(whole):
             assert entry["low"] > 0 or entry["high"] < 0
     assert found["run"]["fixed"]["versions"]["torch"] == torch.__version__
     assert {"device", "cores", "threads"} <= set(found["run"]["machine"])
-    assert found["cost"]["posthoc"]["ms_per_token"] is None
-    assert found["cost"]["vdd"]["first_token_ms"] > 0
-    assert found["cost"]["vdd"]["peak_mb"] is None
+    costs = {name: task["cost"] for name, task in found["tasks"].items()}
+    assert "posthoc" not in costs["caption"]
+    assert costs["presence"]["posthoc"]["ms_per_token"] is None
+    assert costs["caption"]["vdd"]["first_token_ms"] > 0
+    assert costs["caption"]["vdd"]["peak_mb"] is None
+
+
+@needs_weights
+def test_the_summary_is_as_it_is_promised(whole):
+    found = whole[1]
+    assert set(found) == {"run", "resamples", "units", "tasks", "controls", "differences"}
+    assert (found["resamples"], found["units"]) == (2000, SCENES)
+    assert set(found["run"]["fixed"]) == {
+        *("benchmark", "model", "weights", "device", "dtype", "batch_size", "seed"),
+        *("temperature", "decoders", "versions", "benchmark_settings"),
+    }
+    for name, task in found["tasks"].items():
+        assert set(task) == {
+            *("title", "yes_no", "questions", "errors", "metrics", "rows", "invalid", "shifts"),
+            "cost",
+        }
+        assert task["yes_no"] == (name == "presence")
+        names = {metric["name"] for metric in task["metrics"]}
+        assert all(set(row) == names for row in task["rows"].values())
+        assert set(task["rows"]) == set(task["cost"]) | set(task["shifts"])
+        for cost in task["cost"].values():
+            assert set(cost) == {
+                *("ms_per_answer", "ms_per_token", "first_token_ms", "peak_mb", "tokens"),
+            }
+    assert found["controls"] == [
+        *("greedy", "sampling", "plausibility", "vdgd-prefix", "carve:share=1", ONE_VIEW),
+    ]
 
 
 @needs_weights
@@ -652,17 +800,17 @@ def test_tables_show_every_contender(whole, capsys):
     assert [s.splitlines()[0] for s in sections] == [
         "Presence",
         "Captions",
-        "Paired differences: presence",
-        "Paired differences: captions",
+        "Paired differences: Presence",
+        "Paired differences: Captions",
     ]
     for label in set(LISTED) - {"yes-shift"}:
         assert f"| {label} |" in sections[0] and f"| {label} |" in sections[1]
     posthoc = next(line for line in sections[1].splitlines() if line.startswith("| posthoc"))
-    assert set(posthoc.split(" | ")[1:-1]) == {"-"}
+    assert set(posthoc.removesuffix(" |").split(" | ")[1:]) == {"-"}
     assert str(CHECKPOINT) not in text
     report.show(found, Console(width=160))
     shown = capsys.readouterr().out
-    assert "Paired differences: captions" in shown and "vdd+sample" in shown
+    assert "Paired differences: Captions" in shown and "vdd+sample" in shown
 
 
 @needs_weights
@@ -679,39 +827,54 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path, capsys):
 
 @needs_weights
 def test_a_yes_shift_needs_one_token_to_shift(tmp_path, monkeypatch):
-    monkeypatch.setattr(lab, "answer_tokens", lambda tokenizer, word: [])
+    monkeypatch.setattr(asking, "answer_tokens", lambda tokenizer, word: [])
     with pytest.raises(ValueError, match="no single token for yes"):
-        lab.evaluate(["yes-shift"], SMALL, tmp_path)
-    assert lab.evaluate(["greedy"], replace(SMALL, scenes=1), tmp_path)["shifts"] == {}
+        evaluate(tmp_path, ["yes-shift"])
+    assert not (tmp_path / "run.json").exists()
+    found = evaluate(tmp_path, ["vdd"], scenes=1, controls=True)
+    assert found["tasks"]["presence"]["shifts"] == {}
 
 
 @needs_weights
-def test_the_command_prints_its_tables(tmp_path, capsys):
+def test_the_command_prints_its_tables_and_adds_no_controls(tmp_path, capsys):
     out = tmp_path / "run"
-    assert lab.main(["--decoders", "vdd", "--scenes", "2", "--out", str(out)]) == 0
+    options = ["--decoders", "vdd", "--scenes", "2", "--out", str(out)]
+    assert lab.main(options) == 0
     shown = capsys.readouterr().out
     assert "Presence" in shown and "answers.jsonl" in shown
-    assert lab.main(["--decoders", "vdd", "--scenes", "2", "--out", str(out)]) == 2
+    written = json.loads((out / "run.json").read_text())
+    assert list(written["fixed"]["decoders"]) == ["greedy", "vdd"]
+    assert written["fixed"]["batch_size"] == 64
+    assert written["command"].startswith("python -m sightline.evaluation.lab --decoders vdd")
+    assert lab.main(options) == 2
     assert "pass --resume" in capsys.readouterr().err
 
 
-def test_a_batch_draws_each_scene_once(monkeypatch):
+def test_a_batch_draws_each_scene_once():
     drawn = []
-    monkeypatch.setattr(lab, "draw", lambda scene: drawn.append(scene) or Image.new("RGB", (8, 8)))
-    prompts = tuple(lab.Prompt("presence", scene, "?", name) for scene in (0, 1) for name in "abc")
-    fake = lab.Lab.__new__(lab.Lab)
-    fake.scenes = ["first", "second"]
-    fake.model = torch.nn.Linear(1, 1)
-    fake.model.device, fake.model.dtype = torch.device("cpu"), torch.float32
-    fake.processor = FakeTemplate()
-    batch = lab.Batch("presence", 0, prompts)
-    pictures = fake.pictures(batch)
-    fake.encode(batch, pictures)
-    assert sorted(drawn) == ["first", "second"]
-    assert [id(picture) for picture in pictures] == [id(pictures[0])] * 3 + [id(pictures[3])] * 3
+
+    class Counting(LabBenchmark):
+        def picture(self, item):
+            drawn.append(item.image)
+            return super().picture(item)
+
+    benchmark = Counting(2, seed=3)
+    task = benchmark.tasks[0]
+    items = tuple(item for item in benchmark.items if item.task == task.name)
+    batch = runner.Batch(task, 0, 0, 0, items)
+    prepared = Preparation(benchmark, FakeTemplate(len(items)))(batch)
+    assert sorted(drawn) == ["0", "1"]
+    by_scene = {item.image: p for item, p in zip(prepared.items, prepared.pictures, strict=True)}
+    assert all(
+        picture is by_scene[item.image]
+        for item, picture in zip(prepared.items, prepared.pictures, strict=True)
+    )
 
 
 class FakeTemplate:
+    def __init__(self, count):
+        self.count = count
+
     def apply_chat_template(self, chats, **settings):
-        assert len(chats) == 6
-        return torch.zeros(1)
+        assert len(chats) == self.count
+        return {"input_ids": torch.zeros(self.count, 1)}

@@ -1,0 +1,345 @@
+"""A batch put to the model: the prompt, one call of `generate`, what was said, and its cost."""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from sightline.evaluation.answers import Answer
+from sightline.evaluation.batches import Batch
+from sightline.evaluation.benchmark import Benchmark, Item
+from sightline.evaluation.contenders import GREEDY, Contender
+from sightline.evaluation.metrics import NO, YES
+from sightline.evaluation.processes import find_processes
+from sightline.lab import CHECKPOINT
+from sightline.lab.measure import chat
+
+LAB = "sightline.lab"
+
+
+@dataclass(eq=False)
+class Source:
+    """Where the model comes from. Processor and weights are read once, when they are needed.
+
+    Args:
+        checkpoint: A folder or a name on the hub; None: the lab's own.
+        device: Of the weights; "cuda" is another GPU for each of several processes.
+        dtype: Of the weights; "auto": as stored.
+        device_map: Spreads the weights over devices, "auto" for example; None: all on `device`.
+    """
+
+    checkpoint: str | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    device_map: str | None = None
+
+    @property
+    def place(self) -> str:
+        return self.checkpoint or str(CHECKPOINT)
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return LAB if self.place == str(CHECKPOINT) else self.place
+
+    @cached_property
+    def processor(self) -> Any:
+        """Raises `ValueError` where the checkpoint has none for pictures and chat."""
+        from sightline.cli import load_processor
+
+        processor = load_processor(self.place)
+        if processor.tokenizer.pad_token is None:
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        return processor
+
+    @cached_property
+    def model(self) -> Any:
+        """Raises `ValueError` where weights or device cannot be used."""
+        from sightline.cli import Dtype, check_device, load_model, refused_as
+
+        if self.device_map is None:
+            device = find_processes().device(self.device)
+            check_device(device)
+            if device.startswith("cuda:"):
+                torch.cuda.set_device(device)  # kernels start on the current one
+            return load_model(self.place, device, Dtype(self.dtype))
+        from transformers import AutoModelForImageTextToText
+
+        with refused_as(f"--model {self.place}: its weights cannot be loaded", ImportError):
+            model: Any = AutoModelForImageTextToText.from_pretrained(
+                self.place, dtype=self.dtype, device_map=self.device_map
+            )
+        return model.eval()
+
+    def fingerprint(self) -> str:
+        """Tells two sets of weights apart that bear one name."""
+        folder = Path(self.place)
+        if not folder.is_dir():
+            return str(getattr(self.model.config, "_commit_hash", None))
+        digest = hashlib.sha256()
+        for file in sorted(folder.glob("*.safetensors")):
+            with file.open("rb") as weights:
+                while part := weights.read(2**24):
+                    digest.update(part)
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch with its pictures, ready to be asked.
+
+    Args:
+        batch: Errors and all.
+        items: Those whose picture could be read, in the batch's order.
+        errors: Why the others' could not, by id.
+        pictures: Of `items`.
+        inputs: The processor's output for `items`, as arrays; empty where there are none.
+    """
+
+    batch: Batch
+    items: tuple[Item, ...]
+    errors: Mapping[str, str]
+    pictures: Sequence[Image.Image]
+    inputs: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Opens the pictures of a batch and makes the model's inputs.
+
+    Args:
+        benchmark: Has the pictures.
+        processor: The model's.
+        broken: Items whose picture could not be read before, with the reason: `(task, id)`. They
+            stay out, so that a batch that is repeated is the same batch.
+        keeps_pictures: Whether anyone looks at the pictures again.
+    """
+
+    benchmark: Benchmark
+    processor: Any
+    broken: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    keeps_pictures: bool = True
+
+    def __call__(self, batch: Batch) -> Prepared:
+        opened: dict[str, Image.Image | str] = {}
+        for item in batch.items:
+            if item.image not in opened:
+                opened[item.image] = self.open(item)
+        items, pictures, errors = [], [], {}
+        for item in batch.items:
+            found = self.broken.get((item.task, item.id)) or opened[item.image]
+            if isinstance(found, str):
+                errors[item.id] = found
+            else:
+                items.append(item)
+                pictures.append(found)
+        inputs = self.encode(pictures, [item.question for item in items]) if items else {}
+        kept = pictures if self.keeps_pictures else []
+        return Prepared(batch, tuple(items), errors, kept, inputs)
+
+    def open(self, item: Item) -> Image.Image | str:
+        """The picture, or why it cannot be read."""
+        try:
+            return self.benchmark.picture(item)
+        except (OSError, ValueError) as error:
+            return " ".join(str(error).split()) or type(error).__name__
+
+    def encode(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Any]:
+        """The processor's output through the chat template, padded on the left."""
+        encoded = self.processor.apply_chat_template(
+            [chat(picture, text) for picture, text in zip(pictures, texts, strict=True)],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left"},
+        )
+        return {name: value.numpy() for name, value in encoded.items()}
+
+
+class Clock(StoppingCriteria):
+    """Stops nothing; notes when the first tokens were there and how many steps were made."""
+
+    def __init__(self):
+        self.first: float | None = None
+        self.steps = 0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if self.first is None:
+            synchronize(input_ids.device)
+            self.first = time.perf_counter()
+        self.steps += 1
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class Asker:
+    """The model and its processor, for one run.
+
+    Args:
+        model: With its weights.
+        processor: The model's.
+        temperature: Of contenders that sample.
+        versions: Written with each answer.
+    """
+
+    def __init__(self, model: Any, processor: Any, temperature: float, versions: Mapping[str, str]):
+        self.model = model
+        self.processor = processor
+        self.temperature = temperature
+        self.versions = versions
+
+    @cached_property
+    def yes_no(self) -> list[list[int]]:
+        """Ids of the single tokens that read as "yes", and as "no"."""
+        return [answer_tokens(self.processor.tokenizer, word) for word in (YES, NO)]
+
+    def tensors(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """Inputs on the model's device, pixels in its dtype."""
+        device, dtype = self.model.device, self.model.dtype
+        found = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        return {
+            name: value.to(device, dtype if value.is_floating_point() else None)
+            for name, value in found.items()
+        }
+
+    def answer(
+        self, contender: Contender, prepared: Prepared, inputs: Mapping[str, Tensor]
+    ) -> list[Answer]:
+        """What a contender says to each item of a batch, and an error row for the unreadable.
+
+        Args:
+            inputs: Those of `prepared`, from `tensors`.
+        """
+        said = {
+            i.id: a
+            for i, a in zip(prepared.items, self.say(contender, prepared, inputs), strict=True)
+        }
+        settings, batch = contender.plain_settings, prepared.batch
+        nothing = Reply("", 0, 0.0, None, 0, None)
+        return [
+            Answer(
+                task=item.task,
+                id=item.id,
+                decoder=contender.label,
+                question=item.question,
+                batch=batch.index,
+                settings=settings,
+                seed=batch.seed,
+                versions=self.versions,
+                error=prepared.errors.get(item.id),
+                **vars(said.get(item.id, nothing)),
+            )
+            for item in batch.items
+        ]
+
+    def say(
+        self, contender: Contender, prepared: Prepared, inputs: Mapping[str, Tensor]
+    ) -> "list[Reply]":
+        """The replies to the items whose picture could be read."""
+        if not prepared.items:
+            return []
+        task = prepared.batch.task
+        watched = contender.label == GREEDY and task.yes_no
+        clock, device = Clock(), self.model.device
+        reset_peak(device)
+        synchronize(device)
+        started = time.perf_counter()
+        outputs = self.generate(
+            contender,
+            prepared,
+            inputs,
+            max_new_tokens=task.max_new_tokens,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            return_dict_in_generate=True,
+            output_logits=watched,
+        )
+        synchronize(device)
+        ms = round((time.perf_counter() - started) * 1000, 3)
+        first = None if clock.first is None else round((clock.first - started) * 1000, 3)
+        tokens = outputs.sequences[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        lengths = answer_lengths(tokens, self.model.generation_config.eos_token_id)
+        logits = self.first_logits(outputs.logits[0]) if watched else [None] * len(texts)
+        peak = peak_mb(device)
+        return [
+            Reply(text, length, ms, first, clock.steps, peak, three)
+            for text, length, three in zip(texts, lengths, logits, strict=True)
+        ]
+
+    def generate(
+        self,
+        contender: Contender,
+        prepared: Prepared,
+        inputs: Mapping[str, Tensor],
+        **settings: Any,
+    ) -> Any:
+        """One call of the model's `generate`, its samples drawn from the batch's seed."""
+        looked_at = {"images": list(prepared.pictures)} if contender.needs_images else {}
+        cards = range(torch.cuda.device_count()) if self.model.device.type == "cuda" else ()
+        with torch.random.fork_rng(devices=cards):
+            torch.manual_seed(prepared.batch.seed)
+            return self.model.generate(
+                **inputs, **contender.generation(self.temperature), **looked_at, **settings
+            )
+
+    def first_logits(self, logits: Tensor) -> list[tuple[float, float, float] | None]:
+        """The best "yes", the best "no" and the best of the rest: `[B, V]` -> B triples."""
+        yes, no = self.yes_no
+        if not yes or not no:
+            return [None] * len(logits)
+        rest = logits.float().clone()
+        rest[:, yes + no] = -torch.inf
+        best = [logits[:, yes].amax(-1), logits[:, no].amax(-1), rest.amax(-1)]
+        return [tuple(row) for row in torch.stack([b.float() for b in best], dim=-1).tolist()]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an `Answer` has from the model."""
+
+    answer: str
+    tokens: int
+    ms: float
+    first_ms: float | None
+    steps: int
+    peak_mb: float | None
+    logits: tuple[float, float, float] | None = None
+
+
+def answer_tokens(tokenizer: Any, word: str) -> list[int]:
+    """Ids of the single tokens that read as a word, in any case, with or without a space."""
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    return [i for i, text in enumerate(texts) if text.strip().lower() == word]
+
+
+def answer_lengths(said: Tensor, ends: int | Sequence[int] | None) -> list[int]:
+    """Tokens of each row before its first end of sequence: `[B, T]` -> B lengths."""
+    stops = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    is_end = torch.isin(said, torch.tensor(stops, dtype=said.dtype, device=said.device))
+    return (is_end.cumsum(dim=1) == 0).sum(dim=1).tolist()
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_mb(device: torch.device) -> float | None:
+    """Peak of memory allocated since `reset_peak`, where the platform tells it by call."""
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)

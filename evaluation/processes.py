@@ -1,0 +1,80 @@
+"""Several processes, each with batches and a device of its own.
+
+    accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \\
+        --dynamo_backend no -m sightline.evaluation lab --decoder vdd --out runs/x
+
+`--multi_gpu` is what makes accelerate 1.15 start more than one process, on a machine without GPUs
+too: with `--num_processes 2` alone it starts one there, and so it does with `--cpu`. Answers go to
+one folder, which all machines must see.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+LONGEST_WAIT = timedelta(days=30)  # of a process that has done its share for the others
+STARTED_ONE = (
+    "accelerate was asked for several processes and started one: add --multi_gpu, on a machine "
+    "without GPUs too"
+)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of a run.
+
+    Args:
+        rank: Its place, 0 to `count` - 1.
+        count: How many there are.
+        local: Its place among those of this machine.
+        state: What they wait for one another with; None where there is one process.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+    state: Any = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one opens and closes the run, and prints."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        if self.state is not None:
+            self.state.wait_for_everyone()
+
+    def device(self, name: str) -> str:
+        """The device of this process: "cuda" is another GPU for each of a machine."""
+        import torch
+
+        if name != "cuda" or self.count == 1:
+            return name
+        return f"cuda:{self.local % max(torch.cuda.device_count(), 1)}"
+
+
+def find_processes() -> Processes:
+    """The process that this is, by the environment that a launcher has set.
+
+    Raises:
+        ValueError: There are several, and accelerate is not installed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Processes()
+    try:
+        from accelerate import PartialState
+    except ImportError:
+        raise ValueError(
+            'several processes need accelerate: pip install "sightline[eval]"'
+        ) from None
+    # They exchange no tensors and only wait, which the CPU's backend does without a GPU's memory.
+    state = PartialState(cpu=True, timeout=LONGEST_WAIT)
+    return Processes(state.process_index, state.num_processes, state.local_process_index, state)
+
+
+def started_one() -> bool:
+    """Whether accelerate was asked for several processes and has started this one alone."""
+    names = os.environ.keys()
+    return {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= names and "WORLD_SIZE" not in names

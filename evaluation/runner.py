@@ -1,0 +1,399 @@
+"""Asks a model all questions of a benchmark, through every contender, and loses no answer.
+
+Batches follow from the questions alone, and a batch's samples are seeded by its place: a run that
+was killed and continued, or split over processes (`evaluation/processes.py`), gives the answers of
+one that was not. All contenders answer a batch before the next one begins, so they meet the same
+load of the machine.
+"""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from sightline.evaluation import answers as files
+from sightline.evaluation import report
+from sightline.evaluation.answers import Answer, Key
+from sightline.evaluation.asking import Asker, Preparation, Prepared, Source
+from sightline.evaluation.batches import Batch, ahead, cut
+from sightline.evaluation.benchmark import Benchmark
+from sightline.evaluation.contenders import (
+    YES_SHIFT,
+    Contender,
+    Wordings,
+    parse_contenders,
+    with_controls,
+)
+from sightline.evaluation.processes import STARTED_ONE, Processes, find_processes, started_one
+from sightline.evaluation.summary import summarise
+
+PACKAGES = ("sightline", "torch", "transformers", "numpy")
+RATE_OVER = 300.0  # seconds that the progress bar's rate is taken over
+
+
+@dataclass(frozen=True)
+class Run:
+    """What decides the answers, besides benchmark, model and contenders.
+
+    Args:
+        seed: Of samples and of the bootstrap.
+        batch_size: Questions that are answered together.
+        temperature: Of everything that is sampled.
+    """
+
+    seed: int = 0
+    batch_size: int = 16
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A batch and who answers it."""
+
+    batch: Batch
+    contenders: tuple[Contender, ...]
+
+    @property
+    def rotated(self) -> tuple[Contender, ...]:
+        """Who answers first changes with the batch: the next one is prepared meanwhile, and the
+        time that this takes from whoever answers must not always be the same one's."""
+        first = self.batch.place % max(len(self.contenders), 1)
+        return self.contenders[first:] + self.contenders[:first]
+
+    def keys(self, contender: Contender) -> list[Key]:
+        return [(item.task, contender.label, item.id) for item in self.batch.items]
+
+    def is_done(self, contender: Contender, answers: Collection[Key]) -> bool:
+        return all(key in answers for key in self.keys(contender))
+
+
+def turns(batches: Sequence[Batch], contenders: Sequence[Contender]) -> list[Turn]:
+    """Contenders of a closed set answer yes/no tasks alone."""
+    return [
+        Turn(b, tuple(c for c in contenders if b.task.yes_no or not c.is_closed_set))
+        for b in batches
+    ]
+
+
+def order(plan: Sequence[Turn]) -> list[Key]:
+    """All answers in the order of the finished file: by task, batch, contender and item."""
+    return [key for turn in plan for c in turn.contenders for key in turn.keys(c)]
+
+
+def share(plan: Sequence[Turn], processes: Processes) -> list[Turn]:
+    """The turns of one process: whole batches, dealt like cards."""
+    return [turn for turn in plan if turn.batch.place % processes.count == processes.rank]
+
+
+def collect(
+    asker: Asker,
+    preparation: Preparation,
+    plan: Sequence[Turn],
+    path: Path,
+    known: Mapping[Key, Answer],
+    advance: Callable[[int], None] = lambda count: None,
+) -> dict[Key, Answer]:
+    """Asks what is not known yet and writes it to `path` as it comes; returns all answers.
+
+    A batch is repeated whole if any of its answers is missing, because its neighbours decide how
+    a row is rounded and sampled; only the missing ones are written.
+    """
+    answers = dict(known)
+    open_turns = [
+        turn for turn in plan if not all(turn.is_done(c, answers) for c in turn.contenders)
+    ]
+    with closing(ahead(preparation, [turn.batch for turn in open_turns])) as prepared:
+        for turn in open_turns[:1]:
+            warm_up(asker, preparation, turn)
+        for turn in open_turns:
+            batch: Prepared = next(prepared)
+            inputs = asker.tensors(batch.inputs)
+            for contender in turn.rotated:
+                if turn.is_done(contender, answers):
+                    continue
+                said = asker.answer(contender, batch, inputs)
+                new = [answer for answer in said if answer.key not in answers]
+                files.append(path, new)
+                answers.update((answer.key, answer) for answer in new)
+                advance(len(new))
+    return answers
+
+
+def warm_up(asker: Asker, preparation: Preparation, turn: Turn) -> None:
+    """One token of one answer, so that start-up is not charged to the first batch.
+
+    It is asked while the first batch is being prepared.
+    """
+    one = preparation(replace(turn.batch, items=turn.batch.items[:1]))
+    if one.items:
+        asker.generate(turn.contenders[0], one, asker.tensors(one.inputs), max_new_tokens=1)
+
+
+# A run
+
+
+def evaluate(
+    benchmark: Benchmark,
+    decoders: Sequence[str],
+    run: Run,
+    out: Path,
+    source: Source | None = None,
+    *,
+    controls: bool = False,
+    wordings: Wordings | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+    command: str = "",
+) -> dict[str, Any] | None:
+    """Runs or continues an evaluation; writes its folder and returns the summary.
+
+    Into `out` go `run.json`, `answers.jsonl`, `summary.json`, `table.md` and plots.
+
+    Args:
+        benchmark: Whose questions are asked.
+        decoders: Names with settings and modes, see `contenders`. Greedy is always there.
+        run: Seed, batches, temperature.
+        out: The run's folder.
+        source: The model; None: the lab's.
+        controls: Adds those that the decoders need, see `with_controls`.
+        wordings: By name, settings that decoders have unless they are set.
+        resume: Continues the run in `out`.
+        console: For progress and notes; None: nothing is shown.
+        command: Written down.
+
+    Returns:
+        The summary; None in all processes but the first.
+
+    Raises:
+        ValueError: For unknown decoders or settings, decoders that cannot answer these questions,
+            and a folder whose run or answers are others.
+        OSError: The disk is full; what was answered is kept.
+    """
+    source = source or Source()
+    processes = find_processes()
+    notes = console if processes.is_first else None
+    say = notes.print if notes else lambda *args, **kwargs: None
+    if started_one():
+        say(STARTED_ONE, style="yellow")
+    contenders, yes_shift = choose(benchmark, decoders, source.processor, wordings, controls)
+    if processes.is_first:
+        files.check_folder(out, resume)
+    plan = turns(cut(benchmark, source.processor.tokenizer, run.batch_size, run.seed), contenders)
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    asker = Asker(source.model, source.processor, run.temperature, versions)
+    if yes_shift and not all(asker.yes_no):
+        if not controls:
+            raise ValueError(
+                f"{YES_SHIFT} adds to the logit of one token, and this tokenizer has no single "
+                f"token for yes and for no: leave {YES_SHIFT} out"
+            )
+        yes_shift = False
+        say(f"{YES_SHIFT} is left out: this tokenizer has no single token for yes and for no")
+    head = header(benchmark, run, source, contenders, versions, command)
+    known = open_answers(out, head, resume, benchmark, contenders, processes)
+    broken = {(a.task, a.id): a.error for a in known.values() if a.error is not None}
+    preparation = Preparation(
+        benchmark, source.processor, broken, any(c.needs_images for c in contenders)
+    )
+    mine = share(plan, processes)
+    with progress(notes, mine, known) as advance:
+        answers = collect(asker, preparation, mine, files.part(out, processes.rank), known, advance)
+    processes.wait()
+    if not processes.is_first:
+        return None
+    if processes.count > 1:
+        answers = read_answers(out, benchmark, contenders)
+    answers = files.merge(out, answers, order(plan))
+    return write_summary(benchmark, contenders, answers, out, yes_shift, run.seed, say)
+
+
+def choose(
+    benchmark: Benchmark,
+    decoders: Sequence[str],
+    processor: Any,
+    wordings: Wordings | None,
+    controls: bool,
+) -> tuple[list[Contender], bool]:
+    """Who answers, and whether the constant on "yes" is made of it.
+
+    Raises:
+        ValueError: A name or setting does not exist, or a decoder can answer none of the tasks.
+    """
+    contenders, yes_shift = parse_contenders(decoders, processor, wordings)
+    if controls:
+        contenders, yes_shift = with_controls(contenders), True
+    yes_no = any(task.yes_no for task in benchmark.tasks)
+    closed = [c.label for c in contenders if c.is_closed_set]
+    if closed and not yes_no:
+        raise ValueError(
+            f"{', '.join(closed)} answers with one of given labels, and {benchmark.name} asks for "
+            "descriptions here: leave it out"
+        )
+    return contenders, yes_shift and yes_no
+
+
+def open_answers(
+    out: Path,
+    head: Mapping[str, Any],
+    resume: bool,
+    benchmark: Benchmark,
+    contenders: Sequence[Contender],
+    processes: Processes,
+) -> dict[Key, Answer]:
+    """Opens the run's folder and reads what all processes have answered before.
+
+    The first process repairs the files before any is read, and none writes before all have read.
+    """
+    if processes.is_first:
+        files.open_run(out, head, resume)
+    processes.wait()
+    files.check_run(out, head)
+    known = read_answers(out, benchmark, contenders)
+    processes.wait()
+    return known
+
+
+def read_answers(
+    out: Path, benchmark: Benchmark, contenders: Sequence[Contender]
+) -> dict[Key, Answer]:
+    asked = {(item.task, item.id): item.question for item in benchmark.items}
+    return files.read_all(out, asked, [c.label for c in contenders])
+
+
+def write_summary(
+    benchmark: Benchmark,
+    contenders: Sequence[Contender],
+    answers: Mapping[Key, Answer],
+    out: Path,
+    yes_shift: bool,
+    seed: int,
+    say: Callable[..., None],
+) -> dict[str, Any]:
+    figures = summarise(benchmark, answers.values(), contenders, yes_shift, seed)
+    summary = {"run": files.read_json(out / "run.json"), **figures}
+    files.write_json(out / "summary.json", summary)
+    files.write_whole(out / "table.md", report.markdown(summary))
+    try:
+        from sightline.evaluation import plots
+
+        plots.draw(summary, out)
+    except ImportError as error:
+        say(f"no plots: {error}", style="yellow", markup=False)
+    return summary
+
+
+# What is written down
+
+
+def header(
+    benchmark: Benchmark,
+    run: Run,
+    source: Source,
+    contenders: Sequence[Contender],
+    versions: Mapping[str, str],
+    command: str,
+) -> dict[str, Any]:
+    """What is written to `run.json`; answers of one file agree in all that is "fixed"."""
+    return {
+        "command": command,
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(source.model.device),
+        "fixed": {
+            "benchmark": benchmark.name,
+            "model": source.name,
+            "weights": source.fingerprint(),
+            "device": source.model.device.type,
+            "dtype": str(source.model.dtype).removeprefix("torch."),
+            "batch_size": run.batch_size,
+            "seed": run.seed,
+            "temperature": run.temperature,
+            "decoders": {c.label: c.plain_settings for c in contenders},
+            "versions": dict(versions),
+            "benchmark_settings": benchmark.fixed(),
+        },
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Where the run began."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return {
+        "device": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def processor_name() -> str:
+    """The processor's model, where the system tells it, else its kind."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def next_folder(name: str, parent: Path = Path("runs")) -> Path:
+    """`runs/<name>-<n>` with the first n that is free."""
+    taken = {path.name for path in parent.glob(f"{name}-*")}
+    numbered = (f"{name}-{n}" for n in range(1, len(taken) + 2))
+    return next(parent / folder for folder in numbered if folder not in taken)
+
+
+# Progress
+
+
+class RateColumn(ProgressColumn):
+    """Answers in a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
+
+
+@contextmanager
+def progress(
+    console: Console | None, plan: Sequence[Turn], known: Collection[Key]
+) -> Iterator[Callable[[int], None]]:
+    """A bar over the answers of a plan, which begins at those that are known; yields its push."""
+    keys = order(plan)
+    columns = (
+        TextColumn("answers"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, disable=console is None, speed_estimate_period=RATE_OVER
+    ) as bar:
+        task = bar.add_task("answers", total=len(keys), completed=sum(key in known for key in keys))
+        yield lambda count: bar.advance(task, count)
