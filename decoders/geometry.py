@@ -181,8 +181,11 @@ def locate(processor: Any, config: Any, picture: Image.Image, tokens: int) -> La
 
 def _read_of(config: Any) -> list[Any]:
     """What of a model's config decides where its tokens lie."""
-    vision = [getattr(getattr(config, "vision_config", None), name, None) for name in READ_OF_VISION]
-    return [getattr(config, name, None) for name in READ] + vision
+    vision = getattr(config, "vision_config", None)
+    return [
+        *(getattr(config, name, None) for name in READ),
+        *(getattr(vision, name, None) for name in READ_OF_VISION),
+    ]
 
 
 def _settings(processor: Any) -> dict[str, Any]:

@@ -142,9 +142,14 @@ class LabBenchmark:
             Item("caption", str(i), DESCRIBE[0], str(i), str(i)) for i in range(len(self.scenes))
         ]
         self.items: Sequence[Item] = [*map(presence_item, asked), *captions]
+        self._drawn: dict[int, Image.Image] = {}
 
     def picture(self, item: Item) -> Image.Image:
-        return draw(self.scenes[int(item.image)])
+        """Its scene, which several questions share and which is drawn once (38 kB each)."""
+        scene = int(item.image)
+        if scene not in self._drawn:
+            self._drawn[scene] = draw(self.scenes[scene])
+        return self._drawn[scene]
 
     def prediction(self, item: Item, text: str) -> str | None:
         return parse(text)
