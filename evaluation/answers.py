@@ -224,15 +224,27 @@ def check_run(out: Path, header: Mapping[str, Any]) -> None:
     """Raises `ValueError` where the run that lies there is another one."""
     saved = read_json(out / "run.json")["fixed"]
     wanted = json.loads(json.dumps(header["fixed"]))
-    changed = [
-        f"{name}: {saved.get(name)} then, {wanted.get(name)} now"
-        for name in {**saved, **wanted}
-        if saved.get(name) != wanted.get(name)
-    ]
+    changed = differences(saved, wanted)
     if changed:
         raise ValueError(
             f"{out} holds a run with other settings, choose another --out. " + "; ".join(changed)
         )
+
+
+def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], inside: str = "") -> list[str]:
+    """Where two plain values differ, down to the setting, as messages say it."""
+    found = []
+    for name in {**saved, **wanted}:
+        then, now = saved.get(name), wanted.get(name)
+        if isinstance(then, dict) and isinstance(now, dict):
+            found += differences(then, now, f"{inside}{name}.")
+        elif name not in wanted:
+            found.append(f"{inside}{name}: then, not now")
+        elif name not in saved:
+            found.append(f"{inside}{name}: now, not then")
+        elif then != now:
+            found.append(f"{inside}{name}: {then} then, {now} now")
+    return found
 
 
 def open_run(out: Path, header: Mapping[str, Any], resume: bool) -> None:
