@@ -13,7 +13,6 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ class Questions(LabBenchmark):
 def alone(asker: Asker, plan: list[Turn], prepared: list[Prepared]) -> float:
     """Seconds of `generate` and nothing else."""
     inputs = [asker.tensors(batch.inputs) for batch in prepared]
-    task = replace(plan[0].batch.task)
+    task = plan[0].batch.task
     device = asker.model.device.type
     synchronise(device)
     started = time.perf_counter()

@@ -5,11 +5,9 @@ tell their own coordinates, so crops, resizes, padding and tiles need no rules h
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -19,6 +17,8 @@ from transformers.models.llava_next.modeling_llava_next import (
     get_anyres_image_grid_shape,
     unpad_image,
 )
+
+from sightline.decoders.memory import Memory
 
 # Grey levels that tell picture from padding. Not 0: transformers takes all zeros for rescaled.
 DARK, LIGHT = 64, 192
@@ -140,7 +140,7 @@ class Layout:
             )
 
 
-_KNOWN: WeakKeyDictionary[Any, OrderedDict[str, Layout]] = WeakKeyDictionary()
+_KNOWN: Memory[str, Layout] = Memory(REMEMBERED)
 
 
 def locate(processor: Any, config: Any, picture: Image.Image, tokens: int) -> Layout:
@@ -169,13 +169,12 @@ def locate(processor: Any, config: Any, picture: Image.Image, tokens: int) -> La
             )
     image_processor = getattr(processor, "image_processor", processor)
     settings = _settings(processor)
-    known = _KNOWN.setdefault(image_processor, OrderedDict())
+    known = _KNOWN.of(image_processor)
     # All that the answer depends on: settings may be changed between calls.
     key = repr((vars(image_processor), settings, _read_of(config), picture.size, tokens))
     if key not in known:
         known[key] = _located(image_processor, settings, config, picture.size, tokens)
-        while len(known) > REMEMBERED:
-            known.popitem(last=False)
+        _KNOWN.trim(image_processor)
     return known[key]
 
 

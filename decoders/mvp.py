@@ -2,19 +2,17 @@
 
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria, TopPLogitsWarper
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch, Call
+from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
 from sightline.decoders.ensemble import (
     check_call,
     check_pictures,
@@ -26,9 +24,8 @@ from sightline.decoders.ensemble import (
     position_offset_kept,
     read_pictures,
     say,
-    show_prompt,
 )
-from sightline.decoders.posthoc import LOOP_ARGUMENTS
+from sightline.decoders.memory import Memory
 from sightline.logits.rules import in_unit_interval
 from sightline.logits.votes import (
     Answer,
@@ -139,7 +136,7 @@ class MVP:
                 "temperature must be 0 or more and top_p in (0, 1], got "
                 f"{self.temperature} and {self.top_p}"
             )
-        self._known: WeakKeyDictionary[Any, OrderedDict[tuple, str]] = WeakKeyDictionary()
+        self._known: Memory[tuple, str] = Memory(REMEMBERED)
 
     @property
     def surfaces(self) -> dict[str, tuple[str, ...]]:
@@ -174,28 +171,18 @@ class MVP:
         """Called by `generate`: the prompt and the path that adds most to the winning label."""
         votes = self._votes(model, input_ids, generation_config, images, model_kwargs)
         fill = generation_config._pad_token_tensor
-        answers = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(vote.tokens, dtype=torch.long) for vote in votes],
-            batch_first=True,
-            padding_value=0 if fill is None else int(fill),
-        ).to(input_ids)
-        sequences = torch.cat([input_ids, answers], dim=1)[:, : generation_config.max_length]
-        if token_streamer is not None:
-            show_prompt(token_streamer, input_ids)
-            for token in sequences[:, input_ids.shape[1] :].T:
-                token_streamer.put(token.cpu())
-            token_streamer.end()
-        if generation_config.return_dict_in_generate:
-            return GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, sequences))
-        return sequences
+        return as_generated(
+            input_ids,
+            [vote.tokens for vote in votes],
+            0 if fill is None else int(fill),
+            generation_config,
+            token_streamer,
+        )
 
     def _votes(
         self, model: Any, input_ids: Tensor, generation_config: Any, images: Any, given: dict
     ) -> list["Votes"]:
-        if max(generation_config.num_beams, generation_config.num_return_sequences) > 1:
-            raise ValueError(
-                "MVP gives one answer by vote: num_beams and num_return_sequences must be 1"
-            )
+        check_one_answer("MVP", generation_config)
         check_call(model, generation_config, generation_config.get_generation_mode(), None, given)
         check_vision_language(model)
         with position_offset_kept(model):
@@ -212,7 +199,7 @@ class MVP:
 
     def _captions(self, chat: Chat, expert: Branch) -> list[list[str]]:
         """By row, the caption of each view."""
-        known = self._known.setdefault(chat.model, OrderedDict())
+        known = self._known.of(chat.model)
         keys = [
             [(*self._picture_key(expert, row), asked.lead, view) for view in self.requests]
             for row, asked in enumerate(chat.asked(expert))
@@ -230,8 +217,7 @@ class MVP:
             said = say(chat.model, asking, self.caption_tokens, processors=[drawn])
             known.update(zip(missing, chat.replies(said), strict=True))
         captions = [[known[key] for key in own] for own in keys]
-        while len(known) > REMEMBERED:
-            known.popitem(last=False)
+        self._known.trim(chat.model)
         return captions
 
     def _picture_key(self, expert: Branch, row: int) -> tuple:

@@ -1,18 +1,16 @@
 """Post-Hoc Debias, Zhang et al. (arXiv:2403.05262): closed-set answers, calibrated."""
 
 import copy
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from sightline.decoders.branch import Branch
+from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
 from sightline.decoders.contrasts import NoImage, UnknownImage
 from sightline.decoders.ensemble import (
     check_call,
@@ -23,13 +21,12 @@ from sightline.decoders.ensemble import (
     forward_prompt,
     position_offset_kept,
     scratch_cache,
-    show_prompt,
 )
+from sightline.decoders.memory import Memory
 from sightline.decoders.vdd import image_free
 from sightline.logits.calibration import calibrate, label_masses, reference
 
 REFERENCES = {"none": "none", "unk": "unk", "none_unk": "both"}
-LOOP_ARGUMENTS = ("logits_processor", "stopping_criteria")
 REMEMBERED = 4096  # image-free prompts whose label masses are kept, for each model
 
 
@@ -79,7 +76,7 @@ class PostHocDebias:
             raise ValueError(f'aggregate must be "max" or "sum", got {self.aggregate!r}')
         if not self.smoothing > 0:
             raise ValueError(f"smoothing must be above 0, got {self.smoothing}")
-        self._known: WeakKeyDictionary[Any, OrderedDict[tuple, Tensor]] = WeakKeyDictionary()
+        self._known: Memory[tuple, Tensor] = Memory(REMEMBERED)
         _ = self.contrasts  # checks what stands in the picture's place
 
     @property
@@ -113,26 +110,14 @@ class PostHocDebias:
             self._answer(label, row)
             for label, row in zip(calibrated.argmax(dim=-1).tolist(), logits, strict=True)
         ]
-        sequences = torch.cat([input_ids, _padded(answers, generation_config, input_ids)], dim=1)
-        sequences = sequences[:, : generation_config.max_length]
-        if token_streamer is not None:
-            show_prompt(token_streamer, input_ids)
-            for token in sequences[:, input_ids.shape[1] :].T:
-                token_streamer.put(token.cpu())
-            token_streamer.end()
-        if generation_config.return_dict_in_generate:
-            return GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, sequences))
-        return sequences
+        closed, fill = _closed(answers, generation_config)
+        return as_generated(input_ids, closed, fill, generation_config, token_streamer)
 
     def _calibrated(
         self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities `[B, C]`, and the first answer token's logits `[B, V]`."""
-        if max(generation_config.num_beams, generation_config.num_return_sequences) > 1:
-            raise ValueError(
-                "PostHocDebias gives one answer from a closed set: num_beams and "
-                "num_return_sequences must be 1"
-            )
+        check_one_answer("PostHocDebias", generation_config)
         mode = generation_config.get_generation_mode()
         check_call(model, generation_config, mode, None, model_kwargs)
         check_vision_language(model)
@@ -153,7 +138,7 @@ class PostHocDebias:
         Each text is asked once and kept while the model lives: a benchmark puts one question to
         many pictures.
         """
-        known = self._known.setdefault(model, OrderedDict())
+        known = self._known.of(model)
         texts = [
             tuple(ids[mask.bool()].tolist())
             for ids, mask in zip(branch.input_ids, branch.attention_mask, strict=True)
@@ -164,8 +149,7 @@ class PostHocDebias:
             masses, _ = self._masses(model, branch.rows(asked, model.config), shared)
             known.update(zip(missing, masses, strict=True))
         found = torch.stack([known[text] for text in texts])
-        while len(known) > REMEMBERED:
-            known.popitem(last=False)
+        self._known.trim(model)
         return found
 
     def _masses(self, model: Any, branch: Branch, shared: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -259,12 +243,13 @@ def _surface_forms(label: str) -> list[str]:
     ]
 
 
-def _padded(answers: list[tuple[int, ...]], generation_config: Any, like: Tensor) -> Tensor:
-    """Answers, each closed by the end of sequence, right-padded to `[B, L]`."""
+def _closed(
+    answers: list[tuple[int, ...]], generation_config: Any
+) -> tuple[list[tuple[int, ...]], int]:
+    """Answers, each closed by the end of sequence, and what stands behind shorter ones."""
     end = generation_config.eos_token_id
     end = end[0] if isinstance(end, list) else end
     closing = () if end is None else (end,)
     fill = generation_config.pad_token_id
     fill = (end or 0) if fill is None else fill
-    rows = [torch.tensor(answer + closing) for answer in answers]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill).to(like)
+    return [answer + closing for answer in answers], fill

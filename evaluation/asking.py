@@ -80,6 +80,7 @@ class Source:
             )
         return model.eval()
 
+    @cached_property
     def fingerprint(self) -> str:
         """Tells two sets of weights apart that bear one name."""
         folder = Path(self.place)

@@ -327,7 +327,7 @@ def header(
         "fixed": {
             "benchmark": benchmark.name,
             "model": source.name,
-            "weights": source.fingerprint(),
+            "weights": source.fingerprint,
             "device": source.model.device.type,
             "dtype": str(source.model.dtype).removeprefix("torch."),
             "batch_size": run.batch_size,
