@@ -16,7 +16,7 @@ DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 PHOTOGRAPH_FIRST = ("MPO",)  # a camera's JPEG: the photograph, then previews or depth
 
 
-def open_picture(source: Any) -> Image.Image:
+def open_picture(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture as it is meant to be seen: mode RGB, upright, with 8 bits per channel.
 
     An orientation in EXIF is applied, transparency is laid on white, 16-bit and floating-point
@@ -26,14 +26,15 @@ def open_picture(source: Any) -> Image.Image:
     Args:
         source: A path, a file's bytes, a file opened in binary mode, or a PIL image, which is left
             as it is.
+        max_pixels: The most that are decoded.
 
     Raises:
         ValueError: The file is missing, damaged or no picture, holds several frames, or has more
-            than 100 megapixels, which is known before they are decoded.
+            than `max_pixels`, which is known before they are decoded.
         TypeError: `source` is none of the above.
     """
     if isinstance(source, Image.Image):
-        return _checked_rgb(source, "the picture")
+        return _checked_rgb(source, "the picture", max_pixels)
     name, file = _named(source)
     try:
         opened = Image.open(file)
@@ -46,12 +47,12 @@ def open_picture(source: Any) -> Image.Image:
         ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"{name} has more than {MAX_PIXELS // 10**6} megapixels ({error}): make it smaller"
+            f"{name} has more than {max_pixels // 10**6} megapixels ({error}): make it smaller"
         ) from None
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {error.strerror or error}") from None
     with opened:
-        return _checked_rgb(opened, name)
+        return _checked_rgb(opened, name, max_pixels)
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
@@ -90,15 +91,15 @@ def _named(source: Any) -> tuple[str, Any]:
     )
 
 
-def _checked_rgb(picture: Image.Image, name: str) -> Image.Image:
+def _checked_rgb(picture: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """A new picture in RGB, or `ValueError`."""
     width, height = picture.size
     if width * height == 0:
         raise ValueError(f"{name} is empty: {width} x {height} pixels")
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise ValueError(
-            f"{name} has {width * height / 1e6:.0f} megapixels, and at most "
-            f"{MAX_PIXELS // 10**6} are allowed: make it smaller"
+            f"{name} has {width * height / 1e6:.3g} megapixels, and at most "
+            f"{max_pixels / 1e6:.3g} are allowed: make it smaller"
         )
     with _readable(name):
         frames = getattr(picture, "n_frames", 1)

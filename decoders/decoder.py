@@ -70,12 +70,18 @@ class Strategy(ABC):
         generation_config: Any,
         token_streamer: Any = None,
         images: Any = None,
+        output_image_attention: bool | tuple[int, int] = False,
         **model_kwargs: Any,
     ) -> Any:
         """Called by `generate`, not by users.
 
         What looks at the picture again gets it by `generate(..., images=picture)`: one, or a list
         of all pictures of the batch in the order of the prompts.
+
+        `generate(..., return_dict_in_generate=True, output_image_attention=True)` also returns
+        where the model looked: `image_attention`, for each token `[R, T]` over the expert's prompt,
+        the softmax weights of the query that predicted it, mean over heads and the middle layers
+        (or those of (first, first after)), 0 off `image_mask`, which is `[R, T]` bool.
 
         Streaming goes by `generate(..., token_streamer=TextStreamer(...))`: transformers drops
         `streamer=` when a strategy decodes. It drops `assistant_model` too, unseen by us.
@@ -91,6 +97,7 @@ class Strategy(ABC):
             generation_config=generation_config,
             token_streamer=token_streamer,
             images=images,
+            looks=output_image_attention,
             pixels=pixels,
             model_kwargs=model_kwargs,
         )

@@ -52,6 +52,7 @@ SUPPORTED_MODES = (
 
 
 HARMLESS = {"mm_token_type_ids"}  # along a prompt: changes no key before its token
+MIDDLE = (0.4, 0.75)  # of the depth: the layers that read the picture for the answer
 
 
 class Ensemble:
@@ -66,6 +67,8 @@ class Ensemble:
         keep_logits: Remember every branch's logits of every step in `branch_logits`.
         selections: Which keys leave the cache, in every branch alike.
         records: By layer, what every branch's ledger is to keep, whatever parts ask for.
+        looks: Remember in `image_attention` where the expert looked at every step: True, or the
+            layers to take the mean of, as (first, first after).
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Ensemble:
         keep_logits: bool,
         selections: tuple[Selection, ...] = (),
         records: Mapping[int, frozenset[str]] | None = None,
+        looks: bool | tuple[int, int] = False,
     ):
         self.model = model
         self.branches = branches
@@ -97,6 +101,11 @@ class Ensemble:
         self.branch_logits: list[Tensor] | None = [] if keep_logits else None
         self.selections = selections
         self.blocks = [stream(model, branch, selections, records or {}) for branch in branches]
+        self.image_attention: list[Tensor] | None = None
+        if looks:
+            self.image_attention = []
+            self.look_layers = layers_that_look(self.blocks[0].ledger, looks)
+            self.blocks[0] = recording(self.blocks[0], self.look_layers, "row")
         self.early = EarlyLogits(model, rule)
 
     @property
@@ -251,6 +260,8 @@ class Ensemble:
         """Replaces the logits of N*R rows by the rule's scores `[R, 1, V]`, in float32."""
         logits = outputs.logits[:, -1].float()
         self.latest = logits.chunk(len(self.branches))
+        if self.image_attention is not None:
+            self.image_attention.append(self._look())
         outputs.logits = self.rule(self.latest, self.state)[:, None]
         if self.selections:
             cut_cache(outputs.past_key_values, self.selections, self.blocks)
@@ -261,6 +272,21 @@ class Ensemble:
             if outputs.get(name) is not None:
                 setattr(outputs, name, tuple(layer[: self.rows] for layer in outputs[name]))
         return outputs
+
+    def _look(self) -> Tensor:
+        """What the expert's latest query gave to image tokens, `[R, T]` over its own prompt."""
+        ledger, length = self.blocks[0].ledger, self.branches[0].length
+        seen = torch.stack([ledger.row[layer] for layer in self.look_layers]).mean(dim=0)
+        if ledger.reads_prompt:
+            seen = seen.repeat_interleave(self.copies, dim=0)
+        else:
+            seen = seen[:, self.width - length : self.width]
+        return seen * self.image_mask
+
+    @property
+    def image_mask(self) -> Tensor:
+        """`[R, T]` bool, true on image tokens of the expert's own prompt."""
+        return self.branches[0].image_mask.repeat_interleave(self.copies, dim=0)
 
 
 class RescuedProcessors:
@@ -319,6 +345,7 @@ def decode(
     generation_config: Any,
     token_streamer: Any = None,
     images: Any = None,
+    looks: bool | tuple[int, int] = False,
     pixels: Mapping[str, Any],
     model_kwargs: dict[str, Any],
 ) -> Any:
@@ -328,14 +355,17 @@ def decode(
         recipe: Preparations, contrasts and rule.
         input_ids: `[B * copies, T]`, expanded by `generate` for beams and returned sequences.
         images: The prompt's pictures, one or a list: PIL images, paths, bytes or open files.
+        looks: Whether, or from which layers, `image_attention` is wanted.
         pixels: The raw inputs of the picture encoder, unexpanded, where the recipe asked for them.
         model_kwargs: The rest of what `generate` hands a loop.
 
     Returns:
-        What that loop returns; with `output_logits`, also `branch_logits`.
+        What that loop returns; with `output_logits`, also `branch_logits`; with `looks`, also
+        `image_attention` and `image_mask`.
     """
     mode = generation_config.get_generation_mode()
     check_call(model, generation_config, mode, token_streamer, model_kwargs)
+    check_looks(looks, generation_config)
     loop = getattr(type(model), GENERATION_MODES_MAPPING[mode])
     is_beam = mode in (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
     streaming = {} if is_beam else {"streamer": token_streamer}
@@ -344,7 +374,7 @@ def decode(
         "generation_config": generation_config,
         **streaming,
     }
-    if recipe.is_plain:
+    if recipe.is_plain and not looks:
         show_prompt(token_streamer, input_ids)
         return loop(model, input_ids, logits_processor=logits_processor, **calling, **model_kwargs)
 
@@ -352,7 +382,7 @@ def decode(
     check_vision_language(model)
     expert = expert_branch(model, input_ids, copies, pixels, model_kwargs, generation_config)
     expert = complete(expert, model, generation_config)
-    if recipe.contrasts or recipe.preparations:
+    if recipe.contrasts or recipe.preparations or looks:
         check_pictures(expert, recipe.needs_pixels)
     pictures = pictures_asked(images, expert, model.config, recipe)
     expert = replace(expert, call=Call(pictures, generation_config))
@@ -378,6 +408,7 @@ def decode(
         copies,
         bool(keep_logits),
         recipe.selections,
+        looks=looks,
     )
     kwargs = loop_kwargs(ensemble, model_kwargs, generation_config, mode)
     if recipe.selections:
@@ -420,6 +451,43 @@ def stream(
                 names = names - {"looks"} | {"mass"}
             asked[layer] = asked.get(layer, frozenset()) | names
     return Stream(ledger, branch.recalibrations, asked)
+
+
+def recording(block: Stream, layers: Iterable[int], name: str) -> Stream:
+    """The same stream, which also keeps `name` of these layers."""
+    asked = dict(block.asked or {})
+    for layer in layers:
+        asked[layer] = asked.get(layer, frozenset()) | {name}
+    return replace(block, asked=asked)
+
+
+def layers_that_look(ledger: Ledger, asked: bool | tuple[int, int]) -> tuple[int, ...]:
+    """The layers whose attention to the picture is shown, among those that see every key.
+
+    Those asked for, or the middle ones; where no middle one sees every key, all that do.
+    """
+    depth = ledger.layers
+    first, after = middle_layers(depth) if isinstance(asked, bool) else asked
+    if not 0 <= first < after <= depth:
+        raise ValueError(
+            f"output_image_attention is True or (first layer, first after) within (0, {depth}), "
+            f"got {asked}"
+        )
+    whole = [layer for layer in range(depth) if layer not in ledger.partial]
+    chosen = [layer for layer in whole if first <= layer < after]
+    if not chosen and asked is True:
+        chosen = whole
+    if not chosen:
+        raise ValueError(
+            "output_image_attention needs a layer that sees every key, and none of those asked "
+            f"for does: layers {whole} do"
+        )
+    return tuple(chosen)
+
+
+def middle_layers(depth: int) -> tuple[int, int]:
+    """(first, first after) of the layers that read the picture for the answer."""
+    return int(MIDDLE[0] * depth), max(1, int(MIDDLE[1] * depth))
 
 
 def check_reached(model: Any, streams: Streams) -> None:
@@ -769,15 +837,21 @@ def scratch_cache(model: Any) -> DynamicCache:
 def finish(outputs: Any, ensemble: Ensemble) -> Any:
     """The loop's output, with every branch's logits and without a cache of all branches.
 
-    `logits` are the expert's, one `[R, V]` per step; `branch_logits` are all, `[N, R, V]`.
+    `logits` are the expert's, one `[R, V]` per step; `branch_logits` are all, `[N, R, V]`;
+    `image_attention` is the expert's, `[R, T]`.
     """
     fields = {k: v for k, v in outputs.items() if k != "past_key_values"}
-    if ensemble.branch_logits is None:
-        return type(outputs)(**fields)
-    steps = ensemble.branch_logits[: len(outputs.logits)]
-    fields["logits"] = tuple(step[0] for step in steps)
+    further: dict[str, Any] = {}
+    if ensemble.branch_logits is not None:
+        steps = tuple(ensemble.branch_logits[: len(outputs.logits)])
+        fields["logits"] = tuple(step[0] for step in steps)
+        further["branch_logits"] = steps
+    if ensemble.image_attention is not None:
+        further["image_attention"] = tuple(ensemble.image_attention)
+        further["image_mask"] = ensemble.image_mask
     finished = type(outputs)(**fields)
-    finished["branch_logits"] = tuple(steps)
+    for name, value in further.items():
+        finished[name] = value
     return finished
 
 
@@ -811,6 +885,14 @@ def check_call(
         raise ValueError(
             f"past_key_values already holds {int(cache.get_seq_length())} tokens of one branch: "
             "start each call with an empty cache"
+        )
+
+
+def check_looks(looks: bool | tuple[int, int], generation_config: Any) -> None:
+    """Raises `ValueError` unless what was looked at can be handed out."""
+    if looks and not generation_config.return_dict_in_generate:
+        raise ValueError(
+            "output_image_attention is returned beside the tokens: add return_dict_in_generate=True"
         )
 
 

@@ -6,7 +6,7 @@ tell their own coordinates, so crops, resizes, padding and tiles need no rules h
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -86,6 +86,19 @@ class Layout:
             total += covers * (rows @ cells @ columns.mT) / share.where(share > 0, 1)
             reached += covers
         return total / reached.clamp(min=1)
+
+    def within(self, side: int) -> "Layout":
+        """The same tokens in the picture made smaller, to at most `side` pixels a side."""
+        width, height = self.size
+        share = min(1.0, side / max(width, height))
+        size = (max(1, round(width * share)), max(1, round(height * share)))
+        across, down = size[0] / width, size[1] / height
+        tiles = [
+            replace(tile, box=(left * across, top * down, right * across, bottom * down))
+            for tile in self.tiles
+            for left, top, right, bottom in [tile.box]
+        ]
+        return replace(self, size=size, tiles=tuple(tiles))
 
     def covered(self) -> Tensor:
         """`[height, width]` bool: pixels whose centre lies in some token's cell."""

@@ -10,11 +10,9 @@ from torch import Tensor
 
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import ENCODER_INPUTS, Branch
-from sightline.decoders.ensemble import encode, watch
+from sightline.decoders.ensemble import encode, middle_layers, watch
 from sightline.decoders.features import Features, picture_lengths, picture_rows
 from sightline.decoders.geometry import Layout, locate
-
-BAND = (0.4, 0.75)  # of the depth: the layers that read the picture for the question
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +38,7 @@ def question_looks(
         layers: (first, first after), whose mean is taken. None: from 40 % to 75 % of the depth.
     """
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
-    first, after = layers or (int(BAND[0] * depth), max(1, int(BAND[1] * depth)))
+    first, after = layers or middle_layers(depth)
     if not 0 <= first < after <= depth:
         raise ValueError(f"layers must be within (0, {depth}), got {(first, after)}")
     seen = watch(model, branch, range(first, after), Chat(processor, model).question_tokens(branch))

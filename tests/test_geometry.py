@@ -484,3 +484,15 @@ def test_pictures_of_one_size_are_asked_about_once_and_again_under_other_setting
     processor.do_center_crop, processor.crop_size = True, SQUARE
     [tile] = locate(processor, config(), Image.new("RGB", (60, 90)), 16).tiles
     assert tile.box == pytest.approx((0, 15, 60, 75), abs=0.1)
+
+
+def test_a_layout_of_the_picture_made_smaller():
+    """Halves of an 80 x 40 picture stay halves; one that is small enough stays as it is."""
+    tokens = torch.tensor([[0, 1]])
+    layout = Layout((80, 40), 2, (Tile(tokens, (0.0, 0.0, 80.0, 40.0)),))
+    smaller = layout.within(20)
+    assert smaller.size == (20, 10)
+    assert smaller.cells().tolist() == [[0, 0, 10, 10], [10, 0, 20, 10]]
+    assert smaller.to_pixels(torch.tensor([0.0, 1.0])).shape == (10, 20)
+    assert layout.within(80).size == (80, 40)
+    assert Layout((1000, 2), 2, layout.tiles).within(100).size == (100, 1)
