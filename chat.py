@@ -1,5 +1,6 @@
 """Questions about pictures: from pictures and text to a model's inputs, and back to text."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sightline.pictures import listed, open_picture
@@ -42,16 +43,20 @@ def prompt_inputs(model: Any, processor: Any, images: Any, text: str) -> dict[st
     check_question(text)
     check_processor(processor)
     pictures = [open_picture(image) for image in listed(images)]
-    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
-    content.append({"type": "text", "text": text})
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
+        user_turn(pictures, text),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
     )
     return dict(inputs.to(model.device, model.dtype))
+
+
+def user_turn(pictures: Sequence[Any], text: str) -> list[dict[str, Any]]:
+    """The messages of a chat in which a user shows pictures, then says something of them."""
+    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
 def reply(

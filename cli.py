@@ -1,38 +1,30 @@
-"""The command line: `sightline describe | compare | evaluate | decoders`.
+"""The command line: `sightline describe | compare | demo | evaluate | decoders`.
 
 Decoders, their settings, ranges, presets and papers are read off the classes and their docstrings,
 so a new decoder appears here by its name in `sightline.decoders.DECODERS` alone.
 """
 
 import inspect
-import math
 import re
-import string
-import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import SequenceMatcher
-from enum import Enum
 from functools import partial
-from pathlib import Path
+from threading import Event
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 import sightline
+from sightline.checkpoints import Dtype, check_device, load_model, load_processor, quiet
+from sightline.choices import PLAIN, Choice, Sampling, parse_choice, parse_choices, plain_name
 from sightline.evaluation.command import app as evaluation
+from sightline.marks import cut, known_truth, listed, named_words, new_words, remarks
 
-if TYPE_CHECKING:
-    from sightline.decoders.parse import Request
-
-PLAIN = {"greedy": False, "sample": True}
-"""Names of the model's own decoding -> whether it samples."""
-NAME_WORDS = 3  # most words in an object's name
 LONGEST = 16  # a default that is shown in the column of defaults
 INVENTED, NEW = "bold red", "underline"
 
@@ -42,16 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-class Dtype(str, Enum):
-    """What weights are computed in; "auto" is what they are stored in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    auto = "auto"
-
 
 PictureArgument = Annotated[str, typer.Argument(metavar="PICTURE", help="A picture file.")]
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask of it.")]
@@ -168,11 +150,76 @@ def compare(
             show_comparison(ways, known_truth(image, question))
 
 
+@app.command("demo")
+def serve(
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = Dtype.float32,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Default: the first free one from 7860."),
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Make the page reachable from anywhere, by a tunnel.")
+    ] = False,
+    auth: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:PASSWORD", help="Who may use the page; may be repeated."),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="The longest answer that a visitor may ask for.")
+    ] = 256,
+    max_seconds: Annotated[
+        float, typer.Option(help="The longest time that an answer may take, waiting included.")
+    ] = 120.0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
+    ] = False,
+) -> None:
+    """Serve a page that puts the answers of several decoders side by side."""
+    with refusing():
+        people = [parse_login(text) for text in auth or []]
+        try:
+            from sightline.demo.page import launch
+        except ModuleNotFoundError as error:
+            if error.name != "gradio":
+                raise
+            raise ValueError('the page needs gradio: pip install "sightline[demo]"') from None
+        from sightline.demo.host import Host, Limits
+
+        with quiet():
+            host = Host(model, device, dtype, Limits(max_tokens, max_seconds))
+            host.warm_up()
+            try:
+                address = launch(
+                    host, port=port, share=share, auth=people, open_browser=browser, block=False
+                )
+            except OSError as error:
+                raise ValueError(f"--port {port or ''} cannot be listened on: {error}") from error
+            typer.echo(f"{host.name} answers at {address} (Ctrl+C ends it)")
+            wait_for_interrupt()
+
+
+def parse_login(text: str) -> tuple[str, str]:
+    """ "ada:secret" -> ("ada", "secret"), or `ValueError`."""
+    name, colon, password = text.partition(":")
+    if not (name and colon and password):
+        raise ValueError("--auth is written NAME:PASSWORD, and one of the two is missing")
+    return name, password
+
+
+def wait_for_interrupt() -> None:
+    try:
+        Event().wait()
+    except KeyboardInterrupt:
+        typer.echo("")
+
+
 @app.command("decoders")
 def list_decoders() -> None:
-    """List the decoders with their settings, ranges, presets and papers."""
+    """List the decoders with their settings, usual ranges, presets and papers."""
     from sightline.decoders import DECODERS
-    from sightline.decoders.parse import presets, settable
+    from sightline.decoders.parse import paper, presets, read_arguments, settable
 
     width = new_console().width
     for name, kind in DECODERS.items():
@@ -185,15 +232,22 @@ def list_decoders() -> None:
         long = {key for key, setting in known.items() if len(setting.default) > LONGEST}
         defaults = {key: "below" if key in long else s.default for key, s in known.items()}
         second = max(map(len, defaults.values()), default=0)
+        ranges = {key: str(setting.usual or "") for key, setting in known.items()}
+        third = max(map(len, ranges.values()), default=0)
         for key, default in defaults.items():
             start = f"    {key:<{column}}  {default:<{second}}  "
+            tried = f"{ranges[key]:<{third}}  " if third else ""
             says = meanings.get(key, "") + f" Default: {known[key].default}" * (key in long)
-            typer.echo(fill(says, width, min(len(start), width // 2), start))
+            indent = min(len(start + tried), width // 2)
+            typer.echo(fill(tried + says, width, indent, start))
         for preset in presets(kind).values():
             changes = ", ".join(f"{key}={text}" for key, text in preset.changes().items())
             says = ". ".join(filter(None, (changes, preset.meaning)))
             typer.echo(fill(says, width, 4, f"  {name}.{preset.name}  "))
         typer.echo()
+    typer.echo(
+        fill("After a setting stand its default and the range that is usually tried.", width, 0)
+    )
     typer.echo(
         fill(f"Without a decoder: {', '.join(PLAIN)}. With decoders and settings:", width, 0)
     )
@@ -214,102 +268,6 @@ def fill(text: str, width: int, indent: int, start: str = "") -> str:
     return textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * indent)
 
 
-# What was asked for
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One way to decode.
-
-    Args:
-        label: The name in lower case, with the settings as the user wrote them.
-        request: The decoder that was asked for. None: the model's own decoding.
-        sample: Whether tokens are drawn. None: as `--sample` says.
-    """
-
-    label: str
-    request: "Request | None" = None
-    sample: bool | None = None
-
-    def build(self, processor: Any) -> Any:
-        """The decoder; None for the model's own decoding."""
-        return None if self.request is None else self.request.build(processor)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are taken from the scores, and how many."""
-
-    max_new_tokens: int
-    seed: int
-    sample: bool
-    temperature: float | None
-
-    def draws(self, choice: Choice) -> bool:
-        return self.sample if choice.sample is None else choice.sample
-
-    def check(self, choices: Iterable[Choice]) -> None:
-        """Raises `ValueError` for a temperature that is none, or that nothing would use."""
-        if self.temperature is None:
-            return
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"--temperature must be a number > 0, got {self.temperature}")
-        if not any(map(self.draws, choices)):
-            raise ValueError("--temperature has no effect where nothing is drawn: add --sample")
-
-    def arguments(self, choice: Choice) -> dict[str, Any]:
-        """For `generate`."""
-        draws = self.draws(choice)
-        heat = {"temperature": self.temperature} if draws and self.temperature else {}
-        return dict(max_new_tokens=self.max_new_tokens, do_sample=draws, num_beams=1, **heat)
-
-
-def plain_name(sample: bool) -> str:
-    return next(name for name, draws in PLAIN.items() if draws == sample)
-
-
-def parse_choices(text: str) -> list[Choice]:
-    """`greedy,vdd:alpha=0.5,beta=0.2` -> choices, or `ValueError`."""
-    from sightline.decoders.parse import split_decoders
-
-    return [parse_choice(name, assignments) for name, assignments in split_decoders(text)]
-
-
-def parse_choice(name: str, assignments: Sequence[str]) -> Choice:
-    """A name and its `name=value` settings -> a choice, or `ValueError`."""
-    from sightline.decoders.parse import choose
-
-    if name not in PLAIN:
-        request = choose(name, assignments, others=PLAIN)
-        return Choice(request.label, request)
-    if assignments:
-        raise ValueError(f"{name} has no settings, got {', '.join(assignments)}")
-    return Choice(name, sample=PLAIN[name])
-
-
-# What decoders say of themselves
-
-
-def read_arguments(docstring: str) -> dict[str, str]:
-    """The meanings of the arguments in a docstring's `Args`, by name, each on one line."""
-    meanings: dict[str, str] = {}
-    _, _, section = docstring.partition("\nArgs:\n")
-    name = ""
-    for line in section.splitlines():
-        if line and not line.startswith(" "):
-            break
-        if entry := re.match(r" {4}(\w+): (.*)", line):
-            name, meanings[entry[1]] = entry[1], entry[2]
-        elif name:
-            meanings[name] = f"{meanings[name]} {line.strip()}".strip()
-    return meanings
-
-
-def paper(kind: type) -> str:
-    """The first line of the docstring of the module that defines a decoder: method and paper."""
-    return (inspect.getdoc(sys.modules[kind.__module__]) or "").partition("\n")[0].rstrip(".")
-
-
 # Pictures and models
 
 
@@ -322,28 +280,6 @@ def refusing() -> Iterator[None]:
         typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
         typer.echo(" ".join(str(error).split()), err=True)
         raise typer.Exit(2) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers' notes and bars off the screen, all but the bars of downloads."""
-    from huggingface_hub import utils as hub
-    from transformers.utils import logging
-
-    levels = logging.get_verbosity(), hub.logging.get_verbosity()
-    bars, downloads = logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    hub.logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if downloads:
-        hub.enable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(levels[0])
-        hub.logging.set_verbosity(levels[1])
-        if bars:
-            logging.enable_progress_bar()
 
 
 def open_checked(picture: str, question: str) -> Any:
@@ -426,69 +362,6 @@ def respond(
     return reply(model, processor, dict(inputs), decoder, image, streamer=streamer, **arguments)
 
 
-def load_processor(checkpoint: str) -> Any:
-    """The processor of a vision-language checkpoint, or `ValueError`."""
-    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoProcessor
-
-    from sightline.chat import check_processor
-
-    path = Path(checkpoint)
-    is_path = path.is_absolute() or checkpoint.startswith(".") or checkpoint.count("/") > 1
-    if is_path and not path.is_dir():
-        raise ValueError(f"--model {checkpoint}: no such folder")
-    where = "in this folder" if path.is_dir() else "in a folder or on the hub under this name"
-    with refused_as(f"--model {checkpoint}: no usable checkpoint {where}"):
-        config = AutoConfig.from_pretrained(checkpoint)
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise ValueError(
-            f"--model {checkpoint} is a {config.model_type} model: a vision-language "
-            "(image-text-to-text) model is needed"
-        )
-    with refused_as(f"--model {checkpoint}: its processor cannot be loaded"):
-        processor = AutoProcessor.from_pretrained(checkpoint)
-    check_processor(processor)
-    return processor
-
-
-def load_model(checkpoint: str, device: str, dtype: Dtype) -> Any:
-    """The model on its device, or `ValueError`."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText
-
-    with refused_as(f"--model {checkpoint}: its weights cannot be loaded", SafetensorError):
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            checkpoint, dtype=dtype.value, output_loading_info=True
-        )
-        model, report = loaded[0].to(device).eval(), loaded[1]
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"--model {checkpoint} is incomplete: {len(missing)} of the model's weights are not "
-            f"in it ({missing[0]}, ...)"
-        )
-    return model
-
-
-@contextmanager
-def refused_as(reason: str, *further: type[Exception]) -> Iterator[None]:
-    """What a library raises for an input becomes a `ValueError`: `reason` and one sentence."""
-    kinds: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *further)
-    try:
-        yield
-    except kinds as error:
-        sentence = re.split(r"(?<=\.)\s|\n", str(error).strip(), maxsplit=1)[0]
-        raise ValueError(f"{reason}: {sentence}") from error
-
-
-def check_device(name: str) -> None:
-    """Raises `ValueError` unless tensors can be made on the device."""
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {error}") from error
-
-
 # Answers on the screen
 
 
@@ -547,16 +420,6 @@ def timed(way: Way) -> Timed:
     )
 
 
-def known_truth(image: Any, question: str) -> frozenset[str] | None:
-    """The objects that a picture carries, unless the question is about one of them.
-
-    "Is there a fork?" is not answered by a list, and "no fork" invents none.
-    """
-    from sightline.lab import mentioned, truth
-
-    return None if mentioned(question) else truth(image)
-
-
 def show_comparison(ways: Sequence[Way], truth: frozenset[str] | None) -> None:
     """Prints each answer as soon as it is there."""
     console = new_console()
@@ -579,21 +442,6 @@ def show_comparison(ways: Sequence[Way], truth: frozenset[str] | None) -> None:
     console.print(legend(signs, len(ways) > 1, truth))
 
 
-def listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
-
-
-def remarks(text: str, first: str, truth: frozenset[str] | None) -> list[str]:
-    """What marks in the text cannot show: objects missed, and those no longer invented."""
-    from sightline.lab import mentioned
-
-    if truth is None:
-        return []
-    said = set(mentioned(text))
-    lines = {"missed": truth - said, "no longer invented": set(mentioned(first)) - truth - said}
-    return [f"{name}: {listed(objects)}" for name, objects in lines.items() if objects]
-
-
 def marked(text: str, first: str, truth: frozenset[str] | None, signs: bool) -> Text:
     """The answer with its invented objects, and the words not in the first answer, marked.
 
@@ -601,7 +449,7 @@ def marked(text: str, first: str, truth: frozenset[str] | None, signs: bool) -> 
     """
     pieces = re.split(r"(\s+)", text)
     words, gaps = pieces[::2], [*pieces[1::2], ""]
-    new, invented = new_words(words, first.split()), invented_words(words, truth)
+    new, (_, invented) = new_words(words, first.split()), named_words(words, truth)
     result = Text()
     for i, (word, gap) in enumerate(zip(words, gaps, strict=True)):
         before, core, after = cut(word)
@@ -628,39 +476,6 @@ def legend(signs: bool, several: bool, truth: frozenset[str] | None) -> Text:
         result.append("*word*" if signs else "word", "" if signs else NEW)
         result.append(" not in the first answer")
     return result
-
-
-def cut(word: str) -> tuple[str, str, str]:
-    """A word between the punctuation around it; a sign that stands alone is a word."""
-    core = word.strip(string.punctuation) or word
-    before, _, after = word.partition(core)
-    return before, core, after
-
-
-def new_words(words: Sequence[str], first: Sequence[str]) -> set[int]:
-    """The places of words that the first answer does not have there; case does not count."""
-    old, new = ([cut(word)[1].lower() for word in text] for text in (first, words))
-    matcher = SequenceMatcher(None, old, new, autojunk=False)
-    changes = [place for tag, *place in matcher.get_opcodes() if tag != "equal"]
-    return {i for _, _, start, end in changes for i in range(start, end)}
-
-
-def invented_words(words: Sequence[str], truth: frozenset[str] | None) -> list[range]:
-    """Where the words name objects that are not in the picture; names have up to three words."""
-    from sightline.lab import mentioned
-
-    spans, start = [], 0
-    while truth is not None and start < len(words):
-        for end in range(start + 1, min(start + NAME_WORDS, len(words)) + 1):
-            names = mentioned(" ".join(words[start:end]))
-            # Without its first word the span must name less, or it begins too early.
-            if names and names != mentioned(" ".join(words[start + 1 : end])):
-                if not truth.intersection(names):
-                    spans.append(range(start, end))
-                start = end - 1
-                break
-        start += 1
-    return spans
 
 
 if __name__ == "__main__":

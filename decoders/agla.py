@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
 
@@ -19,6 +19,7 @@ from sightline.decoders.matching import (
     masked_picture,
     stretched,
 )
+from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Additive, in_unit_interval
 
 
@@ -136,8 +137,8 @@ class AGLA(Decoder):
 
     processor: Any = field(default=None, repr=False)
     matcher: Matcher | None = field(default=None, repr=False)
-    alpha: float = 2.0
-    beta: float = 0.5
+    alpha: Annotated[float, Usual(0, 4)] = 2.0
+    beta: Annotated[float, Usual(0, 1)] = 0.5
     normalize: bool = False
     suffix: str = ""
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
@@ -16,6 +16,7 @@ from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ensemble import Ensemble, ends, read_pictures, say
 from sightline.decoders.features import alternating
 from sightline.decoders.looking import encoded, layouts_by_row, picture_inputs
+from sightline.decoders.ranges import Usual
 from sightline.decoders.regions import FILLS, contrasted, kept_regions, refined
 from sightline.logits.rules import in_unit_interval
 
@@ -253,13 +254,13 @@ class CARVE(Decoder):
 
     processor: Any = field(default=None, repr=False)
     layers: Layers | None = None
-    steps: str = "full"
-    share: float = 0.2
-    regions: int = 3
-    smoothing: float = 1e-8
-    final: str = "both"
-    fill: str = "black"
-    tokens: int = 32
+    steps: Literal["full", "start", "end"] = "full"
+    share: Annotated[float, Usual(0.05, 1)] = 0.2
+    regions: Annotated[int, Usual(1, 5)] = 3
+    smoothing: Annotated[float, Usual(1e-8, 1e-3)] = 1e-8
+    final: Literal["both", "refined"] = "both"
+    fill: Literal["black", "mean", "blur"] = "black"
+    tokens: Annotated[int, Usual(1, 64)] = 32
     general: str = GENERAL
     suffix: str = SUFFIX
 

@@ -1,9 +1,11 @@
 """DAMRO, Gong et al., EMNLP 2024 (arXiv:2410.04514)."""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.outliers import OutlierImage
+from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
 
 
@@ -35,11 +37,11 @@ class DAMRO(Decoder):
     chooses before the Q-Former.
     """
 
-    alpha: float = 2.0
-    beta: float = 0.1
-    k: int | None = None
-    score: str = "auto"
-    layer: str = "features"
+    alpha: Annotated[float, Usual(0, 4)] = 2.0
+    beta: Annotated[float, Usual(0, 1)] = 0.1
+    k: Annotated[int | None, Usual(1, 30)] = None
+    score: Literal["auto", "concat", "head_mean", "pooled_query", "received", "norm"] = "auto"
+    layer: Literal["features", "last"] = "features"
 
     @classmethod
     def first_release(cls) -> "DAMRO":

@@ -1,9 +1,10 @@
 """DeCo, Wang et al., ICLR 2025 (arXiv:2410.11779)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.ranges import Usual
 from sightline.logits.layers import LayerCorrection
 
 
@@ -24,10 +25,10 @@ class DeCo(Decoder):
     with the depth of the model.
     """
 
-    alpha: float = 0.6
+    alpha: Annotated[float, Usual(0, 1)] = 0.6
     layers: tuple[float, float] | tuple[int, int] = (0.625, 0.875)
-    top_k: int = 20
-    top_p: float = 0.9
+    top_k: Annotated[int, Usual(0, 50)] = 20
+    top_p: Annotated[float, Usual(0.01, 1)] = 0.9
 
     def recipe(self) -> Recipe:
         layers: Any = self.layers  # mypy takes a union of tuples for a tuple of unions

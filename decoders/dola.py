@@ -1,8 +1,10 @@
 """DoLa, Chuang et al., ICLR 2024 (arXiv:2309.03883)."""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.ranges import Usual
 from sightline.logits.layers import LayerContrast
 
 
@@ -22,9 +24,9 @@ class DoLa(Decoder):
     the paper's.
     """
 
-    layers: str | tuple[int, ...] = "low"
-    divergence: str = "jsd"
-    beta: float = 0.1
+    layers: Literal["low", "high"] | tuple[int, ...] = "low"
+    divergence: Literal["jsd", "code"] = "jsd"
+    beta: Annotated[float, Usual(0, 1)] = 0.1
 
     def recipe(self) -> Recipe:
         return Recipe(rule=LayerContrast(self.layers, self.divergence, self.beta))

@@ -1,11 +1,12 @@
 """Instruction Contrastive Decoding, Wang et al., Findings of ACL 2024 (arXiv:2403.18715)."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch
 from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
 
 INSTRUCTION = "You are a careless observer who mixes up objects."
@@ -56,8 +57,8 @@ class ICD(Decoder):
     """
 
     processor: Any = field(default=None, repr=False)
-    alpha: float = 1.0
-    beta: float = 0.1
+    alpha: Annotated[float, Usual(0, 3)] = 1.0
+    beta: Annotated[float, Usual(0, 1)] = 0.1
     instruction: str = INSTRUCTION
 
     def recipe(self) -> Recipe:

@@ -1,9 +1,11 @@
 """M3ID, Favero et al., CVPR 2024 (arXiv:2403.14003)."""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from sightline.decoders.contrasts import NoImage
 from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.ranges import Usual
 from sightline.logits.growing import GrowingGuidance
 
 
@@ -28,12 +30,12 @@ class M3ID(Decoder):
     is known to exist and its value is not, so it is off.
     """
 
-    rate: float = 0.02
-    beta: float = 0.1
-    cap: float | None = None
-    space: str = "log_softmax"
-    start: int = 0
-    confidence: float | None = None
+    rate: Annotated[float, Usual(0, 0.1)] = 0.02
+    beta: Annotated[float, Usual(0, 1)] = 0.1
+    cap: Annotated[float | None, Usual(0, 5)] = None
+    space: Literal["log_softmax", "logits"] = "log_softmax"
+    start: Annotated[int, Usual(0, 5)] = 0
+    confidence: Annotated[float | None, Usual(0, 1)] = None
     markers: tuple[int, ...] = ()
 
     def recipe(self) -> Recipe:

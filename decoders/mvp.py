@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from sightline.decoders.ensemble import (
     say,
 )
 from sightline.decoders.memory import Memory
+from sightline.decoders.ranges import Usual
 from sightline.logits.rules import in_unit_interval
 from sightline.logits.votes import (
     Answer,
@@ -89,19 +90,19 @@ class MVP:
     """
 
     processor: Any = field(default=None, repr=False)
-    k: int = 3
+    k: Annotated[int, Usual(1, 10)] = 3
     labels: Sequence[str] = ("Yes", "No")
     requests: Sequence[str] = (BOTTOM_UP, TOP_DOWN, REGULAR)
     weights: Sequence[float] = (0.4, 0.4, 0.2)
     template: str = TEMPLATE
-    unresolved: str = "skip"
-    threshold: float = 0.001
+    unresolved: Literal["skip", "affirmative"] = "skip"
+    threshold: Annotated[float, Usual(0, 0.01)] = 0.001
     dedup: bool = True
-    tokens: int = 50
-    caption_tokens: int = 512
-    temperature: float = 0.7
-    top_p: float = 0.95
-    seed: int = 0
+    tokens: Annotated[int, Usual(1, 100)] = 50
+    caption_tokens: Annotated[int, Usual(1, 1024)] = 512
+    temperature: Annotated[float, Usual(0, 1.5)] = 0.7
+    top_p: Annotated[float, Usual(0.01, 1)] = 0.95
+    seed: Annotated[int, Usual(0, 99)] = 0
 
     needs_images = True
 

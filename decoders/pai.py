@@ -1,10 +1,12 @@
 """Paying More Attention to Image, Liu et al., ECCV 2024 (arXiv:2407.21771)."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from sightline.attention.recalibrations import ImageGain
 from sightline.decoders.contrasts import NoImage
 from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Guidance
 
 
@@ -26,9 +28,9 @@ class PAI(Decoder):
     padding; the edit comes before the mask; beams reorder the image-free branch too.
     """
 
-    alpha: float = 0.2
-    gamma: float = 1.1
-    beta: float = 0.1
+    alpha: Annotated[float, Usual(0, 1)] = 0.2
+    gamma: Annotated[float, Usual(1, 2)] = 1.1
+    beta: Annotated[float, Usual(0, 1)] = 0.1
     layers: tuple[int, int] | None = None
     markers: tuple[int, ...] = ()
 

@@ -2,18 +2,22 @@
 
 A comma separates settings and decoders, `+` the parts of one value, and a point a decoder and its
 preset, which settings override. Which settings and presets there are, and how a value is read,
-comes from the decoder's class: its fields, and its class methods that make one.
+comes from the decoder's class: its fields, and its class methods that make one. So does what it
+says of itself: docstrings, and the range in which a setting is usually tried.
 """
 
 import inspect
+import re
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sightline.decoders import DECODERS
+from sightline.decoders.ranges import Usual
 
 FILLED = "processor"
 """The field that is filled in and not set by users."""
@@ -84,26 +88,37 @@ def choose(
         ValueError: For an unknown name, preset or setting, listing those that exist; for a value
             of another type, and for a setting that is given twice.
     """
-    base, point, chosen_preset = name.partition(".")
+    kind, preset = find(name, decoders, others)
+    known = settable(kind)
+    texts = split_assignments(name, assignments)
+    values = {key: read_setting(name, known, key, text) for key, text in texts.items()}
+    asked = ",".join(f"{key}={text}" for key, text in texts.items())
+    return Request(f"{name}:{asked}" if asked else name, kind, values, preset)
+
+
+def find(
+    name: str, decoders: Mapping[str, type] = DECODERS, others: Iterable[str] = ()
+) -> "tuple[type, Preset | None]":
+    """The class and the preset of a name; arguments and errors as in `choose`."""
+    base, point, chosen = name.partition(".")
     if base not in decoders:
         raise unknown("decoder", name, (*others, *decoders))
     kind = decoders[base]
     made = presets(kind)
-    if point and chosen_preset not in made:
-        raise unknown(f"preset of {base}", chosen_preset, made)
-    texts = split_assignments(name, assignments)
-    known = settable(kind)
-    values: dict[str, Any] = {}
-    for key, text in texts.items():
-        if key not in known:
-            raise unknown(f"setting of {name}", key, known)
-        chosen = known[key].reader
-        try:
-            values[key] = chosen.read(text)
-        except ValueError:
-            raise ValueError(f"{key} of {name} must be {chosen.wanted}, got {text!r}") from None
-    written = ",".join(f"{key}={text}" for key, text in texts.items())
-    return Request(f"{name}:{written}" if written else name, kind, values, made.get(chosen_preset))
+    if point and chosen not in made:
+        raise unknown(f"preset of {base}", chosen, made)
+    return kind, made.get(chosen)
+
+
+def read_setting(name: str, known: "Mapping[str, Setting]", key: str, text: str) -> Any:
+    """The value of a decoder's setting from its text; errors as in `choose`."""
+    if key not in known:
+        raise unknown(f"setting of {name}", key, known)
+    reader = known[key].reader
+    try:
+        return reader.read(text)
+    except ValueError:
+        raise ValueError(f"{key} of {name} must be {reader.wanted}, got {text!r}") from None
 
 
 def split_assignments(name: str, assignments: Iterable[str]) -> dict[str, str]:
@@ -141,11 +156,31 @@ class Reader:
 
 @dataclass(frozen=True)
 class Setting:
-    """A decoder's setting that can be written as text, and its default as one would write it."""
+    """A decoder's setting that can be written as text.
+
+    Args:
+        name: Of the field.
+        kind: Its type, as annotated.
+        value: Its default; `MISSING` where there is none.
+        reader: Of its text.
+        usual: The range in which it is usually tried. None: none was noted.
+    """
 
     name: str
-    default: str
+    kind: Any
+    value: Any
     reader: Reader
+    usual: Usual | None = None
+
+    @property
+    def default(self) -> str:
+        """The default as one would write it; "required" where there is none."""
+        return "required" if self.value is MISSING else value_text(self.value)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """All values that it may have; empty where they are not listed."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
 
 @dataclass(frozen=True)
@@ -199,26 +234,30 @@ def needs_nothing(make: Callable[..., Any]) -> bool:
 
 def settable(kind: type) -> dict[str, Setting]:
     """The settings of a decoder that can be written as text, by name."""
-    hints = get_type_hints(kind)
-    readers = {f: reader(hints[f.name]) for f in fields(kind) if f.init and f.name != FILLED}
-    return {f.name: Setting(f.name, default_text(f), r) for f, r in readers.items() if r}
+    hints = get_type_hints(kind, include_extras=True)
+    found = (setting(f, hints[f.name]) for f in fields(kind) if f.init and f.name != FILLED)
+    return {each.name: each for each in found if each}
 
 
-def default_text(setting: Field) -> str:
-    """A field's default as one would write it; "required" where there is none."""
-    value = setting.default
-    if setting.default_factory is not MISSING:
-        value = setting.default_factory()
-    return "required" if value is MISSING else value_text(value)
+def setting(field: Field, hint: Any) -> Setting | None:
+    """A field as a setting; None for types that cannot be written as text."""
+    kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    usual = next((note for note in notes if isinstance(note, Usual)), None)
+    value = field.default if field.default_factory is MISSING else field.default_factory()
+    known = reader(kind)
+    return None if known is None else Setting(field.name, kind, value, known, usual)
 
 
 def value_text(value: Any) -> str:
     """A value as one would write it; "empty" where nothing is written."""
+    return written(value) or "empty"
+
+
+def written(value: Any) -> str:
+    """A value as its reader reads it."""
     if isinstance(value, tuple):
-        return "+".join(map(str, value)) or "empty"
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return str(value) or "empty"
+        return "+".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def reader(hint: Any) -> Reader | None:
@@ -226,6 +265,8 @@ def reader(hint: Any) -> Reader | None:
     if hint in READERS:
         return READERS[hint]
     parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return Reader(f"one of {', '.join(parts)}", partial(read_choice, parts))
     if get_origin(hint) in (Union, types.UnionType):
         return read_as_one_of(parts)
     if get_origin(hint) not in (tuple, Sequence) or not parts:
@@ -256,7 +297,12 @@ def read_as_one_of(hints: Sequence[Any]) -> Reader | None:
 
 
 def width(hint: Any) -> int:
-    """The place of a type's scalars in `READERS`, where each fits more texts than those before."""
+    """The place of a type's scalars in `READERS`, where each fits more texts than those before.
+
+    The words of a closed set come before them all.
+    """
+    if get_origin(hint) is Literal:
+        return -1
     if hint in READERS:
         return list(READERS).index(hint)
     return max(width(part) for part in get_args(hint) if part not in (..., types.NoneType))
@@ -268,6 +314,12 @@ def read_truth(text: str) -> bool:
     if text.lower() not in words:
         raise ValueError(text)
     return words[text.lower()]
+
+
+def read_choice(choices: Sequence[str], text: str) -> str:
+    if text not in choices:
+        raise ValueError(text)
+    return text
 
 
 def read_first(reads: Sequence[Callable[[str], Any]], optional: bool, text: str) -> Any:
@@ -295,3 +347,26 @@ READERS = {
     bool: Reader("true or false", read_truth),
     str: Reader("text", str),
 }
+
+
+# What decoders say of themselves
+
+
+def read_arguments(docstring: str) -> dict[str, str]:
+    """The meanings of the arguments in a docstring's `Args`, by name, each on one line."""
+    meanings: dict[str, str] = {}
+    _, _, section = docstring.partition("\nArgs:\n")
+    name = ""
+    for line in section.splitlines():
+        if line and not line.startswith(" "):
+            break
+        if entry := re.match(r" {4}(\w+): (.*)", line):
+            name, meanings[entry[1]] = entry[1], entry[2]
+        elif name:
+            meanings[name] = f"{meanings[name]} {line.strip()}".strip()
+    return meanings
+
+
+def paper(kind: type) -> str:
+    """The first line of the docstring of the module that defines a decoder: method and paper."""
+    return (inspect.getdoc(sys.modules[kind.__module__]) or "").partition("\n")[0].rstrip(".")

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from sightline.decoders.ensemble import (
     scratch_cache,
 )
 from sightline.decoders.memory import Memory
+from sightline.decoders.ranges import Usual
 from sightline.decoders.vdd import image_free
 from sightline.logits.calibration import calibrate, label_masses, reference
 
@@ -59,9 +60,9 @@ class PostHocDebias:
 
     processor: Any = field(repr=False)
     labels: Sequence[str] = ("yes", "no")
-    reference: str = "none"
-    aggregate: str = "max"
-    smoothing: float = 1e-4
+    reference: Literal["none", "unk", "none_unk"] = "none"
+    aggregate: Literal["max", "sum"] = "max"
+    smoothing: Annotated[float, Usual(1e-5, 1e-3)] = 1e-4
     unk_token_id: int | None = None
 
     def __post_init__(self):

@@ -1,11 +1,12 @@
 """Self-Introspective Decoding, Huo et al., ICLR 2025 (arXiv:2408.02032)."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from sightline.attention.recalibrations import LeastAttended
 from sightline.decoders.branch import Branch
 from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
 
 
@@ -43,11 +44,11 @@ class SID(Decoder):
     hidden; the defaults are the paper's (layer 3, 10 %), not the scripts' (layer 2, 100 tokens).
     """
 
-    alpha: float = 1.0
-    beta: float = 0.1
-    start: int = 3
-    ratio: float = 0.1
-    count: int | None = None
+    alpha: Annotated[float, Usual(0, 3)] = 1.0
+    beta: Annotated[float, Usual(0, 1)] = 0.1
+    start: Annotated[int, Usual(1, 10)] = 3
+    ratio: Annotated[float, Usual(0.01, 1)] = 0.1
+    count: Annotated[int | None, Usual(1, 200)] = None
 
     @classmethod
     def sid_2408(cls) -> "SID":

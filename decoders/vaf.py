@@ -1,9 +1,11 @@
 """Visual Amplification Fusion (ClearSight), Yin et al., CVPR 2025 (arXiv:2503.13107)."""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from sightline.attention.recalibrations import ImageScale
 from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.ranges import Usual
 
 
 @dataclass
@@ -28,10 +30,10 @@ class VAF(Decoder):
     prompt; several images are all enhanced, and what stands before the first is suppressed.
     """
 
-    enhance: float = 0.15
-    suppress: float = 0.05
+    enhance: Annotated[float, Usual(0, 0.5)] = 0.15
+    suppress: Annotated[float, Usual(0, 0.5)] = 0.05
     layers: tuple[int, int] | None = None
-    mode: str = "scale"
+    mode: Literal["scale", "abs"] = "scale"
     heads: tuple[int, ...] | None = None
 
     def recipe(self) -> Recipe:

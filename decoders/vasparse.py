@@ -1,10 +1,12 @@
 """VASparse, Zhuang et al., CVPR 2025 (arXiv:2501.06553)."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from sightline.attention.recalibrations import SinkPenalty
 from sightline.attention.selections import WeakAnswerKeys
 from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.ranges import Usual
 from sightline.logits.embedding import EmbeddingContrastive
 
 
@@ -30,12 +32,12 @@ class VASparse(Decoder):
     no setting for it. Expect no speed-up: a few of the answer's keys are a small part of a cache.
     """
 
-    alpha: float = 0.1
-    beta: float = 0.1
-    keep: float = 0.9
-    every: int = 32
-    weight: float = 0.1
-    sink: float = 0.0
+    alpha: Annotated[float, Usual(0, 2)] = 0.1
+    beta: Annotated[float, Usual(0, 1)] = 0.1
+    keep: Annotated[float, Usual(0.5, 1)] = 0.9
+    every: Annotated[int, Usual(1, 64)] = 32
+    weight: Annotated[float, Usual(0, 1)] = 0.1
+    sink: Annotated[float, Usual(0, 1)] = 0.0
 
     @classmethod
     def paper(cls) -> "VASparse":

@@ -1,9 +1,11 @@
 """Visual Contrastive Decoding, Leng et al., CVPR 2024 (arXiv:2311.16922)."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from sightline.decoders.contrasts import NoisyImage
 from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
 
 
@@ -26,10 +28,10 @@ class VCD(Decoder):
     and beam search are contrasted too.
     """
 
-    alpha: float = 1.0
-    beta: float = 0.1
-    noise_step: int = 500
-    seed: int = 0
+    alpha: Annotated[float, Usual(0, 3)] = 1.0
+    beta: Annotated[float, Usual(0, 1)] = 0.1
+    noise_step: Annotated[int, Usual(0, 999)] = 500
+    seed: Annotated[int, Usual(0, 99)] = 0
 
     @classmethod
     def pope_paper(cls) -> "VCD":

@@ -1,10 +1,11 @@
 """Visual Debias Decoding, Zhang et al. (arXiv:2403.05262)."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from sightline.decoders.contrasts import NoImage, UnknownImage
 from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
 
 VARIANTS = ("none", "unk", "both")
@@ -34,9 +35,9 @@ class VDD(Decoder):
     "none", which needs no tokenizer.
     """
 
-    alpha: float = 1.0
-    beta: float = 0.1
-    variant: str = "none"
+    alpha: Annotated[float, Usual(0, 3)] = 1.0
+    beta: Annotated[float, Usual(0, 1)] = 0.1
+    variant: Literal["none", "unk", "both"] = "none"
     processor: Any = field(default=None, repr=False)
     unk_token_id: int | None = None
     markers: tuple[int, ...] = ()

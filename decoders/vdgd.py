@@ -1,7 +1,7 @@
 """Visual Description Grounded Decoding, Ghosh et al., ICLR 2025 (arXiv:2405.15683)."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -9,6 +9,7 @@ from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ensemble import ends, read_pictures, say
+from sightline.decoders.ranges import Usual
 from sightline.logits.grounding import REDUCTIONS, SUPPORT, Grounded, Support
 from sightline.logits.rules import Rule
 
@@ -112,12 +113,12 @@ class VDGD(Decoder):
     """
 
     processor: Any = field(default=None, repr=False)
-    alpha: float = 0.1
-    truncation: str = "plausibility"
-    reduction: str = "min"
-    mix: float = 1.0
-    tokens: int = 256
-    layout: str = "image_first"
+    alpha: Annotated[float, Usual(0.01, 1)] = 0.1
+    truncation: Literal["plausibility", "nucleus", "knee"] = "plausibility"
+    reduction: Literal["min", "avg", "sum"] = "min"
+    mix: Annotated[float, Usual(0, 1)] = 1.0
+    tokens: Annotated[int, Usual(1, 1024)] = 256
+    layout: Literal["image_first", "official", "continue"] = "image_first"
     request: str = REQUEST
     statement: str = STATEMENT
 

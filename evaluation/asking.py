@@ -1,5 +1,6 @@
 """A batch put to the model: the prompt, one call of `generate`, what was said, and its cost."""
 
+import copy
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from sightline.chat import user_turn
+from sightline.checkpoints import Dtype, check_device, load_model, load_processor, refused_as
 from sightline.evaluation.answers import Answer
 from sightline.evaluation.batches import Batch
 from sightline.evaluation.benchmark import Benchmark, Item
@@ -21,7 +24,6 @@ from sightline.evaluation.contenders import GREEDY, Contender
 from sightline.evaluation.metrics import NO, YES
 from sightline.evaluation.processes import find_processes
 from sightline.lab import CHECKPOINT
-from sightline.lab.measure import chat
 
 LAB = "sightline.lab"
 
@@ -42,6 +44,19 @@ class Source:
     dtype: str = "float32"
     device_map: str | None = None
 
+    @classmethod
+    def loaded(cls, name: str, model: Any, processor: Any) -> "Source":
+        """One whose weights are there already; `name` is what reports call it.
+
+        The processor is copied: what is set in it for batches is not set in that of others, and a
+        tokenizer must not be used by two threads at once. Weights are not told apart from others
+        of that name.
+        """
+        source = cls(None if name == LAB else name, str(model.device))
+        source.model, source.processor = model, for_batches(copy.deepcopy(processor))
+        source.fingerprint = "as loaded"
+        return source
+
     @property
     def place(self) -> str:
         return self.checkpoint or str(CHECKPOINT)
@@ -54,18 +69,11 @@ class Source:
     @cached_property
     def processor(self) -> Any:
         """Raises `ValueError` where the checkpoint has none for pictures and chat."""
-        from sightline.cli import load_processor
-
-        processor = load_processor(self.place)
-        if processor.tokenizer.pad_token is None:
-            processor.tokenizer.pad_token = processor.tokenizer.eos_token
-        return processor
+        return for_batches(load_processor(self.place))
 
     @cached_property
     def model(self) -> Any:
         """Raises `ValueError` where weights or device cannot be used."""
-        from sightline.cli import Dtype, check_device, load_model, refused_as
-
         if self.device_map is None:
             device = find_processes().device(self.device)
             check_device(device)
@@ -92,6 +100,13 @@ class Source:
                 while part := weights.read(2**24):
                     digest.update(part)
         return digest.hexdigest()[:16]
+
+
+def for_batches(processor: Any) -> Any:
+    """The processor, with a token that pads."""
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor
 
 
 @dataclass(frozen=True)
@@ -157,7 +172,7 @@ class Preparation:
     def encode(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Any]:
         """The processor's output through the chat template, padded on the left."""
         encoded = self.processor.apply_chat_template(
-            [chat(picture, text) for picture, text in zip(pictures, texts, strict=True)],
+            [user_turn([picture], text) for picture, text in zip(pictures, texts, strict=True)],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,

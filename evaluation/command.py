@@ -400,7 +400,7 @@ def perform(
     """
     from rich.console import Console
 
-    from sightline.cli import quiet
+    from sightline.checkpoints import quiet
 
     rank, several = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1")) > 1
     console = Console()

@@ -6,12 +6,13 @@ one that was not. All contenders answer a batch before the next one begins, so t
 load of the machine.
 """
 
+import copy
 import datetime
 import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,28 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """A program that a run is part of: it follows the run, and can end it.
+
+    Args:
+        told: Gets how many answers there are, and how many there will be.
+        stopped: Asked before each batch; where it says so, the run ends with what is there.
+        turn: Entered for each contender's answers to a batch, and for nothing else: where others
+            use the model, this is where the run waits for them.
+        forks: Whether a process of its own prepares batches; no program that has threads may be
+            forked.
+    """
+
+    told: Callable[[int, int], None] = lambda done, total: None
+    stopped: Callable[[], bool] = lambda: False
+    turn: Callable[[], AbstractContextManager[Any]] = nullcontext
+    forks: bool = True
+
+
+ALONE = Watch()
+
+
+@dataclass(frozen=True)
 class Turn:
     """A batch and who answers it."""
 
@@ -118,26 +141,34 @@ def collect(
     path: Path,
     known: Mapping[Key, Answer],
     advance: Callable[[int], None] = lambda count: None,
+    watch: Watch = ALONE,
 ) -> dict[Key, Answer]:
     """Asks what is not known yet and writes it to `path` as it comes; returns all answers.
 
     A batch is repeated whole if any of its answers is missing, because its neighbours decide how
-    a row is rounded and sampled; only the missing ones are written.
+    a row is rounded and sampled; only the missing ones are written. A batch is answered by all or
+    by none of the contenders, also where `watch` stops.
     """
     answers = dict(known)
     open_turns = [
         turn for turn in plan if not all(turn.is_done(c, answers) for c in turn.contenders)
     ]
-    with closing(ahead(preparation, [turn.batch for turn in open_turns])) as prepared:
+    batches = [turn.batch for turn in open_turns]
+    make = ahead(preparation, batches) if watch.forks else (preparation(b) for b in batches)
+    with closing(make) as prepared:
         for turn in open_turns[:1]:
-            warm_up(asker, preparation, turn)
+            with watch.turn():
+                warm_up(asker, preparation, turn)
         for turn in open_turns:
+            if watch.stopped():
+                break
             batch: Prepared = next(prepared)
             inputs = asker.tensors(batch.inputs)
             for contender in turn.rotated:
                 if turn.is_done(contender, answers):
                     continue
-                said = asker.answer(contender, batch, inputs)
+                with watch.turn():
+                    said = asker.answer(contender, batch, inputs)
                 new = [answer for answer in said if answer.key not in answers]
                 files.append(path, new)
                 answers.update((answer.key, answer) for answer in new)
@@ -170,6 +201,7 @@ def evaluate(
     resume: bool = False,
     console: Console | None = None,
     command: str = "",
+    watch: Watch = ALONE,
 ) -> dict[str, Any] | None:
     """Runs or continues an evaluation; writes its folder and returns the summary.
 
@@ -186,9 +218,11 @@ def evaluate(
         resume: Continues the run in `out`.
         console: For progress and notes; None: nothing is shown.
         command: Written down.
+        watch: Of a program that the run is part of.
 
     Returns:
-        The summary; None in all processes but the first.
+        The summary, of the batches that were answered; None where `watch` stopped before the
+        first, and in all processes but the first.
 
     Raises:
         ValueError: For unknown decoders or settings, decoders that cannot answer these questions,
@@ -222,15 +256,26 @@ def evaluate(
         benchmark, source.processor, broken, any(c.needs_images for c in contenders)
     )
     mine = share(plan, processes)
-    with progress(notes, mine, known) as advance:
-        answers = collect(asker, preparation, mine, files.part(out, processes.rank), known, advance)
+    with progress(notes, mine, known, watch.told) as advance:
+        path = files.part(out, processes.rank)
+        answers = collect(asker, preparation, mine, path, known, advance, watch)
     processes.wait()
     if not processes.is_first:
         return None
     if processes.count > 1:
         answers = read_answers(out, benchmark, contenders)
-    answers = files.merge(out, answers, order(plan))
-    return write_summary(benchmark, contenders, answers, out, yes_shift, run.seed, say)
+    keys = order(plan)
+    there = [key for key in keys if key in answers]
+    if len(there) < len(keys) and not watch.stopped():
+        raise ValueError(
+            f"{len(keys) - len(there)} answers of other processes are missing: continue the run "
+            "with --resume"
+        )
+    answers = files.merge(out, answers, there)
+    asked, whole = answered_part(benchmark, plan, answers)
+    if plan and not asked.items:
+        return None
+    return write_summary(asked, contenders, whole, out, yes_shift, run.seed, say)
 
 
 def choose(
@@ -284,6 +329,20 @@ def read_answers(
 ) -> dict[Key, Answer]:
     asked = {(item.task, item.id): item.question for item in benchmark.items}
     return files.read_all(out, asked, [c.label for c in contenders])
+
+
+def answered_part(
+    benchmark: Benchmark, plan: Sequence[Turn], answers: Mapping[Key, Answer]
+) -> tuple[Benchmark, Mapping[Key, Answer]]:
+    """Both without the batches that not all contenders have answered, and without empty tasks."""
+    open_turns = [t for t in plan if not all(t.is_done(c, answers) for c in t.contenders)]
+    if not open_turns:
+        return benchmark, answers
+    left = {(item.task, item.id) for turn in open_turns for item in turn.batch.items}
+    part: Any = copy.copy(benchmark)
+    part.items = [item for item in benchmark.items if (item.task, item.id) not in left]
+    part.tasks = tuple(t for t in benchmark.tasks if any(i.task == t.name for i in part.items))
+    return part, {key: a for key, a in answers.items() if (a.task, a.id) not in left}
 
 
 def write_summary(
@@ -381,7 +440,10 @@ class RateColumn(ProgressColumn):
 
 @contextmanager
 def progress(
-    console: Console | None, plan: Sequence[Turn], known: Collection[Key]
+    console: Console | None,
+    plan: Sequence[Turn],
+    known: Collection[Key],
+    told: Callable[[int, int], None] = ALONE.told,
 ) -> Iterator[Callable[[int], None]]:
     """A bar over the answers of a plan, which begins at those that are known; yields its push."""
     keys = order(plan)
@@ -395,5 +457,14 @@ def progress(
     with Progress(
         *columns, console=console, disable=console is None, speed_estimate_period=RATE_OVER
     ) as bar:
-        task = bar.add_task("answers", total=len(keys), completed=sum(key in known for key in keys))
-        yield lambda count: bar.advance(task, count)
+        done = sum(key in known for key in keys)
+        task = bar.add_task("answers", total=len(keys), completed=done)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            bar.advance(task, count)
+            told(done, len(keys))
+
+        told(done, len(keys))
+        yield advance

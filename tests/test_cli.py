@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,8 +24,10 @@ from typer.testing import CliRunner
 
 import sightline
 from sightline import AGLA, CARVE, ICD, MVP, VCD, VDD, VDGD, VASparse, answer, cli, lab
+from sightline.choices import parse_choices
 from sightline.decoders import DECODERS
-from sightline.decoders.parse import presets, settable
+from sightline.decoders.parse import paper, presets, settable
+from sightline.demo import page
 
 SCRIPT = Path(sys.executable).with_name("sightline")
 TABLE = str(lab.PICTURES / "table.png")
@@ -279,16 +282,6 @@ def test_marks_keep_lines_and_punctuation():
     assert str(cli.marked(text, "a cup", TRUTH, signs=True)) == "(A [cup])\n\n*- a bird*"
 
 
-def test_remarks_on_what_marks_cannot_show():
-    assert cli.remarks(FIRST, FIRST, TRUTH) == ["missed: bird"]
-    assert cli.remarks(SECOND, FIRST, TRUTH) == [
-        "missed: bird",
-        "no longer invented: cup, traffic light",
-    ]
-    assert cli.remarks("A bird, a dog and a fork.", SECOND, TRUTH) == ["no longer invented: clock"]
-    assert cli.remarks(FIRST, FIRST, None) == []
-
-
 @pytest.mark.parametrize(
     ("environment", "has_signs"),
     [({"FORCE_COLOR": "1"}, False), ({"NO_COLOR": "1"}, True), ({}, True)],
@@ -334,15 +327,16 @@ def test_decoders_are_listed_with_all_they_say_of_themselves():
     assert result.exit_code == 0
     flat = " ".join(result.stdout.split())
     for name, kind in DECODERS.items():
-        assert f"{name} {cli.paper(kind)}" in flat
+        assert f"{name} {paper(kind)}" in flat
         assert kind.__doc__.splitlines()[0] in flat
-        assert re.fullmatch(r".+ \(arXiv:\d{4}\.\d{5}\)", cli.paper(kind))
+        assert re.fullmatch(r".+ \(arXiv:\d{4}\.\d{5}\)", paper(kind))
         for preset in presets(kind).values():
             assert re.search(rf"{name}\.{preset.name} \w+=.*?\. {re.escape(preset.meaning)}", flat)
     assert "(arXiv:2311.16922)" in flat and "(arXiv:2403.05262)" in flat
-    assert "beta 0.1 Plausibility threshold in [0, 1], a share of" in flat
-    assert "noise_step 500 Forward diffusion steps, 0 to 999;" in flat
+    assert "beta 0.1 0 to 1 Plausibility threshold in [0, 1], a share of" in flat
+    assert "noise_step 500 0 to 999 Forward diffusion steps, 0 to 999;" in flat
     assert "variant none What stands" in flat and "processor none" not in flat
+    assert "k none 1 to 30 Tokens that" in flat and "smoothing 1e-08 1e-08 to 0.001 lambda" in flat
     assert "vcd.pope_paper noise_step=999. The noise that" in flat
     assert "sid.sid_2408 beta=0.4, start=2, count=100. The code of" in flat
     assert "carve.paper_best steps=end, share=0.4, regions=2. The best cell of" in flat
@@ -359,15 +353,8 @@ def test_decoders_are_listed_with_all_they_say_of_themselves():
     assert max(map(len, narrow.splitlines())) <= 44
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_every_setting_is_documented(name):
-    kind = DECODERS[name]
-    documented = cli.read_arguments(cli.inspect.getdoc(kind))
-    assert all(documented[setting] for setting in settable(kind))
-
-
 def test_choices_are_plain_names_and_decoders():
-    choices = cli.parse_choices("Greedy, VDD:alpha=0.5,variant=both,sample,Vcd.pope_paper:beta=0")
+    choices = parse_choices("Greedy, VDD:alpha=0.5,variant=both,sample,Vcd.pope_paper:beta=0")
     assert [(c.label, c.sample) for c in choices] == [
         ("greedy", False),
         ("vdd:alpha=0.5,variant=both", None),
@@ -418,10 +405,16 @@ class Words:
         ),
         (("--decoder", "vdd", "--set", "beta=1.5"), "beta must be in [0, 1], got 1.5"),
         (("--decoder", "vcd", "--set", "noise_step=1000"), "noise_step"),
-        (("--decoder", "vdd", "--set", "variant=all"), "variant must be one of none, unk, both"),
-        (("--temperature", "0.5"), "--temperature has no effect where nothing is drawn"),
-        (("--sample", "--temperature", "0"), "--temperature must be a number > 0, got 0"),
-        (("--sample", "--temperature", "nan"), "--temperature must be a number > 0, got nan"),
+        (
+            ("--decoder", "vdd", "--set", "variant=all"),
+            "variant of vdd must be one of none, unk, both, got 'all'",
+        ),
+        (
+            ("--temperature", "0.5"),
+            "temperature has no effect where nothing is drawn: add --sample",
+        ),
+        (("--sample", "--temperature", "0"), "temperature must be a number > 0, got 0"),
+        (("--sample", "--temperature", "nan"), "temperature must be a number > 0, got nan"),
         (("--device", "abacus"), "--device abacus cannot be used here"),
         (("--model", "/no/such/folder"), "--model /no/such/folder: no such folder"),
         ((" ",), "a question or instruction in words is needed"),
@@ -495,6 +488,53 @@ def test_options_out_of_range_are_refused(option):
 # the rest
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--auth", "ada"), "--auth is written NAME:PASSWORD"),
+        (("--auth", "ada:"), "--auth is written NAME:PASSWORD"),
+        (("--max-seconds", "0"), "seconds must be above 0, got 0"),
+        (("--model", "./nowhere"), "--model ./nowhere: no such folder"),
+        (("--device", "toaster"), "--device toaster cannot be used here"),
+    ],
+)
+def test_a_page_that_cannot_be_served_is_refused(arguments, message):
+    assert message in refused("demo", *arguments)
+
+
+def test_a_text_model_serves_no_page(tmp_path):
+    LlamaConfig().save_pretrained(tmp_path)
+    assert "a vision-language (image-text-to-text) model is needed" in refused(
+        "demo", "--model", str(tmp_path)
+    )
+
+
+def test_a_port_in_use_is_refused():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert f"--port {port} cannot be listened on" in refused("demo", "--port", port)
+
+
+def test_a_page_without_gradio_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in [name for name in sys.modules if name.startswith("sightline.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert 'pip install "sightline[demo]"' in refused("demo")
+
+
+def test_the_page_is_served_as_asked(monkeypatch):
+    served = {}
+    monkeypatch.setattr(page, "launch", lambda host, **how: served.update(how, host=host) or "URL")
+    monkeypatch.setattr(cli, "wait_for_interrupt", lambda: None)
+    result = run("demo", "--auth", "ada:pass:word", "--port", "7999", "--max-tokens", "32")
+    assert result.stdout == "sightline.lab answers at URL (Ctrl+C ends it)\n"
+    assert served["auth"] == [("ada", "pass:word")] and served["port"] == 7999
+    assert not served["share"] and not served["open_browser"]
+    assert served["host"].limits.max_new_tokens == 32
+
+
 def test_version_and_help():
     assert run("--version").stdout.strip() == f"sightline {sightline.__version__}"
     listed = run("--help").stdout
@@ -506,9 +546,3 @@ def test_help_does_not_wait_for_torch():
     code = "import sys, sightline.cli; print({'torch', 'transformers', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-def test_docstrings_are_read_to_the_end_of_their_arguments():
-    text = "Head.\n\nArgs:\n    one: First,\n        second line.\n    two: Third.\n\nDiffers: no."
-    assert cli.read_arguments(text) == {"one": "First, second line.", "two": "Third."}
-    assert cli.read_arguments("Head.") == {}

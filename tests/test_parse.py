@@ -1,10 +1,11 @@
 """Decoders from text: how they are split, what their settings become, and what is refused."""
 
+import inspect
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Optional
+from typing import Annotated, Literal, Optional, get_args
 
 import pytest
 
@@ -25,8 +26,18 @@ from sightline import (
     PostHocDebias,
     VASparse,
 )
-from sightline.decoders import DECODERS
-from sightline.decoders.parse import choose, presets, settable, split_decoders, unknown
+from sightline.decoders import DECODERS, carve, mvp, outliers, posthoc, regions, vdd, vdgd
+from sightline.decoders.parse import (
+    choose,
+    paper,
+    presets,
+    read_arguments,
+    settable,
+    split_decoders,
+    unknown,
+)
+from sightline.decoders.ranges import Usual
+from sightline.logits import grounding, growing, layers
 
 
 @dataclass
@@ -55,6 +66,10 @@ class Odd:
     several: Sequence[str] = ("a", "b c.")
     weights: Sequence[float] | None = None
     silent: str = ""
+    mode: Literal["fast", "slow"] = "fast"
+    many: int | Literal["all", "7"] = 1
+    strength: Annotated[float, "a note", Usual(0, 2.5)] = 1.0
+    maybe: Annotated[int | None, Usual(1, 9)] = None
 
     @classmethod
     def small(cls) -> "Odd":
@@ -155,7 +170,87 @@ def test_what_can_be_set_is_listed_with_its_default_and_type():
         "several": ("a+b c.", "text, or several joined by +"),
         "weights": ("none", "a number, or several joined by + or none"),
         "silent": ("empty", "text"),
+        "mode": ("fast", "one of fast, slow"),
+        "many": ("1", "a whole number or one of all, 7"),
+        "strength": ("1.0", "a number"),
+        "maybe": ("none", "a whole number or none"),
     }
+
+
+def test_a_range_and_a_closed_set_are_read_off_the_annotation():
+    known = settable(Odd)
+    assert {s.name: str(s.usual) for s in known.values() if s.usual} == {
+        "strength": "0 to 2.5",
+        "maybe": "1 to 9",
+    }
+    assert {s.name: s.choices for s in known.values() if s.choices} == {"mode": ("fast", "slow")}
+    assert known["strength"].kind is float and known["strength"].value == 1.0
+    assert known["made"].value == (1, 2)
+    with pytest.raises(ValueError, match="from low to high, got 2 and 2"):
+        Usual(2, 2)
+
+
+CLOSED = {
+    ("vdd", "variant"): vdd.VARIANTS,
+    ("damro", "score"): outliers.SCORES,
+    ("damro", "layer"): outliers.LAYERS,
+    ("vaf", "mode"): ("scale", "abs"),
+    ("dola", "divergence"): layers.DIVERGENCES,
+    ("m3id", "space"): growing.SPACES,
+    ("vdgd", "truncation"): grounding.TRUNCATIONS,
+    ("vdgd", "reduction"): grounding.REDUCTIONS,
+    ("vdgd", "layout"): vdgd.LAYOUTS,
+    ("mvp", "unresolved"): mvp.UNRESOLVED,
+    ("carve", "steps"): carve.STEPS,
+    ("carve", "final"): carve.FINAL,
+    ("carve", "fill"): regions.FILLS,
+    ("posthoc", "reference"): posthoc.REFERENCES,
+    ("posthoc", "aggregate"): ("max", "sum"),
+}
+ALL = {**DECODERS, "posthoc": PostHocDebias}
+
+
+def test_closed_sets_are_those_that_the_parts_check():
+    listed = {
+        (name, setting.name): setting.choices
+        for name, kind in ALL.items()
+        for setting in settable(kind).values()
+        if setting.choices
+    }
+    assert listed == {place: tuple(names) for place, names in CLOSED.items()}
+    hint = get_args(settable(DoLa)["layers"].kind)[0]
+    assert get_args(hint) == tuple(layers.GROUPS)
+
+
+@pytest.mark.parametrize(("place", "names"), CLOSED.items(), ids=".".join)
+def test_every_value_of_a_closed_set_is_taken(place, names):
+    decoder, setting = place
+    for name in names:
+        made = asked(f"{decoder}:{setting}={name}", ALL).build(Words())
+        assert getattr(made, setting) == name
+
+
+NUMBERS = (int, float, int | None, float | None)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_number_has_a_range_whose_ends_are_taken(name):
+    # An unknown token is an id: there is no range to try.
+    numbers = {
+        key: setting
+        for key, setting in settable(ALL[name]).items()
+        if setting.kind in NUMBERS and key != "unk_token_id"
+    }
+    for key, setting in numbers.items():
+        assert setting.usual, f"{key} of {name} has no range"
+        for end in (setting.usual.low, setting.usual.high):
+            asked(f"{name}:{key}={end}", ALL).build(Words())
+
+
+class Words:
+    """Stands in for a processor."""
+
+    unk_token_id = 3
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -206,6 +301,13 @@ def test_settings_take_the_type_of_their_field():
         ("window=0.5+1", (0.5, 1.0)),
         ("mixed=3+4", (3, "4")),
         ("mixed=none", None),
+        ("mode=slow", "slow"),
+        ("many=all", "all"),
+        ("many=7", "7"),
+        ("many=8", 8),
+        ("strength=2", 2.0),
+        ("maybe=none", None),
+        ("maybe=3", 3),
     ],
 )
 def test_of_several_types_the_narrowest_that_fits_is_taken(text, value):
@@ -346,7 +448,13 @@ def test_words_for_truth(texts, value):
         ("agla:matcher=blip", "no setting of agla is called 'matcher'"),
         ("mvp:weights=1+x", "weights of mvp must be a number, or several joined by +, got '1+x'"),
         ("vdgd", "vdgd: a description needs processor="),
-        ("dola:layers=lwo", 'dola:layers=lwo: layers must be "low", "high" or a tuple'),
+        (
+            "dola:layers=lwo",
+            "layers of dola must be one of low, high or a whole number, or several joined by +",
+        ),
+        ("dola:layers=1+1", 'dola:layers=1+1: layers must be "low", "high" or a tuple'),
+        ("odd:mode=Fast", "mode of odd must be one of fast, slow, got 'Fast'"),
+        ("odd:many=2.5", "many of odd must be a whole number or one of all, 7, got '2.5'"),
         ("odd", "odd: Odd.__init__() missing 1 required positional argument: 'needed'"),
     ],
 )
@@ -359,3 +467,21 @@ def test_other_names_are_listed_too():
     with pytest.raises(ValueError, match=r"did you mean greedy\?\): there are greedy, vcd, vdd"):
         choose("gredy", [], others=["greedy"])
     assert str(unknown("setting of it", "x", [])) == "no setting of it is called 'x': there is none"
+
+
+def test_docstrings_are_read_to_the_end_of_their_arguments():
+    text = "Head.\n\nArgs:\n    one: First,\n        second line.\n    two: Third.\n\nDiffers: no."
+    assert read_arguments(text) == {"one": "First, second line.", "two": "Third."}
+    assert read_arguments("Head.") == {}
+
+
+@pytest.mark.parametrize("kind", ALL.values())
+def test_every_setting_is_documented(kind):
+    documented = read_arguments(inspect.getdoc(kind))
+    assert all(documented[setting] for setting in settable(kind))
+
+
+def test_a_decoder_names_its_paper():
+    assert paper(PAI) == (
+        "Paying More Attention to Image, Liu et al., ECCV 2024 (arXiv:2407.21771)"
+    )

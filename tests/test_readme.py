@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from sightline import VDD, cli
 from sightline.chat import prompt_inputs
 from sightline.decoders import DECODERS
+from sightline.decoders.parse import paper
 from sightline.lab import CHECKPOINT, PICTURES
 
 ROOT = Path(__file__).parent.parent
@@ -34,14 +35,14 @@ def test_snippet(number, namespace, capsys):
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_method_has_a_row_with_its_paper(name):
     kind = DECODERS[name]
-    [paper] = re.findall(r"\(arXiv:([\d.]+)\)", cli.paper(kind))
-    row = rf"^\| `{kind.__name__}` \| [^|]+ \| \[{paper}\]\(https://arxiv.org/abs/{paper}\) \|$"
+    [arxiv] = re.findall(r"\(arXiv:([\d.]+)\)", paper(kind))
+    row = rf"^\| `{kind.__name__}` \| [^|]+ \| \[{arxiv}\]\(https://arxiv.org/abs/{arxiv}\) \|$"
     assert len(re.findall(row, README, re.M)) == 1
 
 
 def test_the_readmes_commands_exist():
     commands = set(re.findall(r"^sightline (\w+)", README, re.M))
-    assert commands >= {"describe", "compare", "decoders"}
+    assert commands >= {"describe", "compare", "decoders", "demo"}
     for command in commands:
         result = CliRunner().invoke(cli.app, [command, "--help"])
         assert result.exit_code == 0, command

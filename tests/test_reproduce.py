@@ -211,7 +211,7 @@ def test_times_of_several_runs_are_not_plotted_together():
     ("more", "message"),
     [
         (["--decoders", "vdx"], "did you mean v[cd]d"),
-        (["--set", "vdgd:layout=sideways"], "layout must be one of"),
+        (["--set", "vdgd:layout=sideways"], "layout of vdgd must be one of"),
         (["--set", "vdx:alpha=1"], "no decoder is called 'vdx'"),
         (["--model", "no/such/folder"], "no such folder"),
         (["--batch-size", "0"], "batch_size must be at least 1"),

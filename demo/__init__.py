@@ -1,0 +1,1 @@
+"""The page: one picture, one question, several decoders, answers side by side."""

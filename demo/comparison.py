@@ -1,0 +1,189 @@
+"""What is put side by side, and what came of it: plain data, without model or page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from PIL import Image
+
+from sightline.choices import PLAIN
+
+State = Literal["waiting", "answering", "done", "stopped", "failed"]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """The picture asked about.
+
+    Args:
+        image: RGB.
+        source: Where it comes from: "shipped:corner.png", "scene:17" (of the lab, by its seed) or
+            "file:holiday.jpg" (somebody's own, by its bare name).
+        truth: The objects that are in it, where that is known.
+    """
+
+    image: Image.Image
+    source: str
+    truth: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to answer: a decoder with its settings.
+
+    Args:
+        name: As the command line has it: "greedy", "sample", "vdd", "vcd.pope_paper".
+        settings: Texts by setting, as the command line reads them; the others keep their defaults.
+    """
+
+    name: str
+    settings: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def assignments(self) -> list[str]:
+        """`["alpha=0.5"]`, as `parse_choice` takes them."""
+        return [f"{key}={text}" for key, text in self.settings]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}:{','.join(self.assignments)}" if self.settings else self.name
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How tokens are taken, in all answers of a comparison.
+
+    Args:
+        max_new_tokens: Longest answer.
+        temperature: Of sampling; 0 takes the best token. A way called "sample" draws at 1 then.
+        seed: Of sampling.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    seed: int = 0
+
+    def draws(self, name: str) -> bool:
+        """Whether a way of this name draws tokens."""
+        return PLAIN.get(name, self.temperature > 0)
+
+    def arguments(self, name: str) -> dict[str, Any]:
+        """For `generate`, whose `custom_generate` a way of this name is."""
+        heat = {"temperature": self.temperature or 1.0} if self.draws(name) else {}
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": self.draws(name),
+            "num_beams": 1,
+            **heat,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One picture, one question, several ways to answer."""
+
+    picture: Picture
+    question: str
+    ways: tuple[Way, ...]
+    drawing: Drawing = field(default_factory=Drawing)
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """What cannot be done, and which control it is about.
+
+    Args:
+        where: "picture", "question", "drawing", "way" or, for the whole, "page".
+        text: One sentence with the way out.
+        way: The number of the way.
+    """
+
+    where: Literal["picture", "question", "drawing", "way", "page"]
+    text: str
+    way: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one way has said so far.
+
+    Args:
+        state: Where it stands.
+        ids: Token ids, special ones included.
+        pieces: The text that each token adds, "" for special ones; joined they are the text.
+        first: Seconds that the model worked until the first token; None before it.
+        later: Seconds that it worked from there on.
+        peak: Bytes of the most memory that was held while it worked, where the device tells.
+        note: Why it stopped or failed, in one sentence.
+    """
+
+    state: State = "waiting"
+    ids: tuple[int, ...] = ()
+    pieces: tuple[str, ...] = ()
+    first: float | None = None
+    later: float = 0.0
+    peak: int | None = None
+    note: str = ""
+
+    @cached_property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def each(self) -> float | None:
+        """Seconds per token after the first; None where no second one came."""
+        return self.later / (len(self.ids) - 1) if len(self.ids) > 1 else None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in ("done", "stopped", "failed")
+
+
+def slow_down(ways: Sequence[Way], answers: Sequence[Answer], number: int) -> float | None:
+    """Time per token against the first plain way; None where one of the two is not known."""
+    plain = next((i for i, way in enumerate(ways) if way.name in PLAIN), None)
+    if plain is None or plain == number:
+        return None
+    mine, theirs = answers[number].each, answers[plain].each
+    return mine / theirs if mine and theirs else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One token that could have come.
+
+    Args:
+        token: As text, visible even where it is blank.
+        branches: Its probability under the expert, then under each amateur.
+        score: Its probability after the rule, before temperature; None where the rule left it out.
+        is_chosen: Whether it came.
+    """
+
+    token: str
+    branches: tuple[float, ...]
+    score: float | None
+    is_chosen: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """Why an answer's tokens came.
+
+    Args:
+        names: Of the branches: the expert's, then each amateur's.
+        tables: For each token of the answer its ten best rows, best first, and the one that came.
+        cuts: For each token the probability under the expert below which the rule leaves tokens
+            out; None where it leaves none out.
+        looks: For each token how much of the picture's attention fell on each place: 8-bit grey
+            in the picture's proportions, white where it is strongest; None without.
+        shares: For each token the share of attention that fell on the picture, in [0, 1].
+        note: Why there are no looks.
+    """
+
+    names: tuple[str, ...]
+    tables: tuple[tuple[Row, ...], ...]
+    cuts: tuple[float | None, ...]
+    looks: Sequence[Image.Image] | None = None
+    shares: tuple[float, ...] | None = None
+    note: str = ""

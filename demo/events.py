@@ -1,0 +1,392 @@
+"""What happens on the page: from what its controls hold to what its parts show. Knows no Gradio."""
+
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sightline.demo.comparison import Comparison, Complaint, Drawing, Explained, Picture, Way
+from sightline.demo.forms import (
+    form_of_drawing,
+    form_of_way,
+    is_shown,
+    read_drawing,
+    read_scenes,
+    read_way,
+)
+from sightline.demo.host import Host
+from sightline.demo.lab_job import LabJob
+from sightline.demo.rendering import (
+    blank_card,
+    card,
+    code,
+    error,
+    legend,
+    panel,
+    plots,
+    progress,
+    refusal,
+    shown_picture,
+)
+from sightline.demo.round import Round
+from sightline.demo.saved import from_json, to_json
+from sightline.demo.script import to_python
+from sightline.demo.uploads import read_comparison, read_picture
+
+Parts = dict[str, Any]
+"""New values of parts of the page, by name; the others stay as they are."""
+
+IDLE: Parts = {"compare": True, "stop": False}
+"""Which buttons can be pressed while no answer grows."""
+FRAME = 0.08  # seconds between two pictures of growing answers, at least
+SHORT = 300  # tokens on the page that a browser draws within a frame; more take it longer
+GLANCE = 0.25  # seconds between two looks at an evaluation
+PATIENCE = 1.0  # seconds to wait for news of them, at most
+SEEDS = 1_000_000
+UNNAMED = "the picture"  # what a file is called whose name is not known
+NO_PICTURE = "there is no picture: choose one, or draw a new scene"
+FORGOTTEN = "this answer is no longer kept here: press Compare again"
+NO_ANSWER = "there is nothing to take yet: press Compare first"
+BUSY = "too many requests are waiting: try again in a minute"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """The answer whose tokens are being explained."""
+
+    round: Round
+    number: int
+    length: int
+    explained: Explained
+
+
+class Events:
+    """What each event of the page changes.
+
+    Args:
+        host: Shared by all sessions. All that belongs to one session is passed in and out.
+    """
+
+    def __init__(self, host: Host):
+        self.host = host
+        self.places = range(host.limits.ways)
+
+    # The picture
+
+    def first_picture(self) -> Picture:
+        """What is asked about until another one is chosen."""
+        return self.host.open_shipped(self.host.shipped()[0])
+
+    def again(self, source: str) -> Picture | None:
+        """The picture that a page shows, where this session has none yet, or no longer.
+
+        None for a file of somebody's own, which is kept nowhere else.
+        """
+        kind, _, name = source.partition(":")
+        if kind == "shipped" and name in self.host.shipped():
+            return self.host.open_shipped(name)
+        return self.host.scene(int(name)) if kind == "scene" and name.isdecimal() else None
+
+    def choose_file(self, sent: Mapping[str, Any]) -> Parts:
+        """A file of somebody's own."""
+        name = UNNAMED
+        try:
+            upload = read_picture(sent)
+            name = upload.name
+            picture = self.host.open(upload.data, name)
+        except ValueError as refused:
+            text = str(refused)
+            named = name + text.removeprefix(UNNAMED) if text.startswith(UNNAMED) else text
+            return {"error-picture": error("picture", named)}
+        return self.show_picture(picture)
+
+    def choose_shipped(self, sent: Mapping[str, Any]) -> Parts:
+        """A picture that ships with the package."""
+        try:
+            return self.show_picture(self.host.open_shipped(str(sent.get("name"))))
+        except ValueError as refused:
+            return {"error-picture": error("picture", str(refused))}
+
+    def draw_scene(self, _: Mapping[str, Any]) -> Parts:
+        """A scene that nobody has seen before."""
+        return self.show_picture(self.host.scene(secrets.randbelow(SEEDS)))
+
+    def show_picture(self, picture: Picture) -> Parts:
+        return {
+            "chosen": picture,
+            "source": picture.source,
+            "picture": shown_picture(picture),
+            "error-picture": error("picture"),
+        }
+
+    # Answers
+
+    def begin(
+        self,
+        _: Any,
+        chosen: Picture | None,
+        source: str,
+        round: Round | None,
+        question: str,
+        drawing: Any,
+        *forms: Any,
+    ) -> Parts:
+        """Checks what was asked; `follow` does the rest."""
+        if round is not None and not round.is_over:
+            return {}
+        comparison, places, complaints = self.read(
+            chosen or self.again(source or ""), question, drawing, forms
+        )
+        told = self.errors(complaints)
+        if complaints:
+            return told
+        return {
+            **told,
+            **self.show_round(Round(comparison, places)),
+            "compare": False,
+            "stop": True,
+        }
+
+    def read(
+        self, chosen: Picture | None, question: str, drawing: Any, forms: Sequence[Any]
+    ) -> tuple[Comparison, tuple[int, ...], list[Complaint]]:
+        """The comparison, the column of each way, and what stands in its way.
+
+        A complaint about a way names its column. The comparison is whole if there are none.
+        """
+        ways, places, complaints = [], [], []
+        for place, form in enumerate(forms):
+            if not is_shown(form):
+                continue
+            try:
+                ways.append(read_way(form))
+                places.append(place)
+            except ValueError as refused:
+                complaints.append(Complaint("way", str(refused), place))
+        read = Drawing()
+        try:
+            read = read_drawing(drawing)
+        except ValueError as refused:
+            complaints.append(Complaint("drawing", str(refused)))
+        if chosen is None:
+            complaints.append(Complaint("picture", NO_PICTURE))
+        comparison = Comparison(chosen or self.first_picture(), question or "", tuple(ways), read)
+        # What concerns the whole, as the number of answers, may follow from what is told already.
+        complaints += [
+            found if found.way is None else replace(found, way=places[found.way])
+            for found in self.host.check(comparison)
+            if found.where != "page" or not complaints
+        ]
+        return comparison, tuple(places), complaints
+
+    def errors(self, complaints: Sequence[Complaint]) -> Parts:
+        """Every place where a complaint can stand, most of them empty."""
+        texts = dict.fromkeys(self.error_places(), "")
+        for complaint in complaints:
+            place = complaint.where if complaint.way is None else f"way-{complaint.way}"
+            texts[place] = texts[place] or complaint.text
+        return {f"error-{place}": error(place, text) for place, text in texts.items()}
+
+    def error_places(self) -> list[str]:
+        """Of what `begin` may complain about."""
+        return ["picture", "question", "drawing", "page", *(f"way-{i}" for i in self.places)]
+
+    def show_round(self, round: Round) -> Parts:
+        """A round's cards, with the script that does the same."""
+        return {
+            "round": round,
+            "opened": None,
+            "panel": "",
+            "legend": legend(round.comparison),
+            "script": code(self.script(round.comparison)),
+            "error-load": error("load"),
+            **self.cards(round),
+        }
+
+    def cards(self, round: Round) -> dict[str, str]:
+        """The cards of all columns."""
+        answers = round.answers
+        made = {f"answer-{place}": blank_card(place) for place in self.places}
+        for number, place in enumerate(round.places):
+            made[f"answer-{place}"] = card(round.comparison, answers, number, place)
+        return made
+
+    def script(self, comparison: Comparison) -> str:
+        host = self.host
+        return to_python(comparison, host.name, device=host.device, dtype=host.dtype.value)
+
+    def follow(self, _: Any, round: Round | None) -> Iterator[Parts]:
+        """Answers as they grow. When nobody looks any more they end."""
+        if round is None or round.has_begun:
+            yield {}
+            return
+        try:
+            round.begin(self.host)
+            shown: dict[str, str] = {}
+            while True:
+                start, is_over = time.monotonic(), round.is_over
+                if round.is_left:
+                    break
+                cards = self.cards(round)
+                yield {name: text for name, text in cards.items() if shown.get(name) != text}
+                if is_over:
+                    break
+                shown = cards
+                round.wait(PATIENCE)
+                time.sleep(max(0.0, frame(round) - (time.monotonic() - start)))
+        finally:
+            round.stop()
+        yield IDLE
+
+    def give_up(self, _: Any, round: Round | None) -> Parts:
+        """Where the queue was full, so that no answer has begun."""
+        if round is None or round.is_over:
+            return IDLE
+        round.stop()
+        return {**self.cards(round), **self.complain("page", BUSY), **IDLE}
+
+    def stop(self, _: Any, round: Round | None) -> Parts:
+        """Ends all answers."""
+        if round is None or round.is_over:
+            return {}
+        round.stop()
+        return {**self.cards(round), **({} if round.has_begun else IDLE)}
+
+    def halt(self, place: int, round: Round | None) -> Parts:
+        """Ends the answer in one column."""
+        if round is None or place not in round.places:
+            return {}
+        round.stop(round.places.index(place))
+        return self.cards(round)
+
+    # Why a token came
+
+    def open_token(
+        self, sent: Mapping[str, Any], round: Round | None, opened: Opened | None
+    ) -> Parts:
+        """The candidates of one token: `{"place": ..., "index": ...}`."""
+        place, index = sent.get("place"), sent.get("index")
+        if round is None:
+            return {"opened": None, "panel": refusal(FORGOTTEN)}
+        if place not in round.places or not isinstance(index, int):
+            return {}
+        number = round.places.index(place)
+        answer = round.answers[number]
+        try:
+            if not is_of(opened, round, number, len(answer.ids)):
+                explained = self.host.explain(round.comparison, number, answer)
+                opened = Opened(round, number, len(answer.ids), explained)
+        except ValueError as refused:
+            return {"opened": None, "panel": refusal(str(refused))}
+        assert opened is not None
+        if not 0 <= index < len(opened.explained.tables):
+            return {}
+        shown = panel(round.comparison, number, place, answer, opened.explained, index)
+        return {"opened": opened, "panel": shown}
+
+    # Take it with you
+
+    def copy_nothing(self, _: Any) -> Parts:
+        """The script was wanted before there is one."""
+        return self.complain("load", NO_ANSWER)
+
+    def save(self, _: Any, round: Round | None) -> Parts:
+        """The comparison with its answers as a file, which the browser makes."""
+        if round is None:
+            return self.complain("load", NO_ANSWER)
+        text = to_json(round.comparison, round.answers, self.host.name)
+        name = f"sightline-{secrets.token_hex(3)}.json"
+        return {"files": {"name": name, "text": text}, "error-load": error("load")}
+
+    def load(self, sent: Mapping[str, Any], round: Round | None) -> Parts:
+        """A comparison that was saved, with its answers."""
+        try:
+            saved = from_json(read_comparison(sent), self.host.limits.pixels)
+            comparison = saved.comparison
+            if len(comparison.ways) > len(self.places):
+                raise ValueError(
+                    f"this comparison has {len(comparison.ways)} answers, and at most "
+                    f"{len(self.places)} are shown here"
+                )
+            loaded = Round(comparison, tuple(range(len(comparison.ways))), saved.answers)
+            loaded.stop()
+            shown = self.show_round(loaded)
+        except ValueError as refused:
+            return self.complain("load", str(refused))
+        if round is not None:
+            round.leave()
+        forms = {f"way-{place}": form_of_way(Way("greedy"), False) for place in self.places}
+        for place, way in enumerate(comparison.ways):
+            forms[f"way-{place}"] = form_of_way(way)
+        return {
+            **self.errors([]),
+            **self.show_picture(comparison.picture),
+            **shown,
+            **forms,
+            "question": comparison.question,
+            "drawing": form_of_drawing(comparison.drawing),
+        }
+
+    def run_lab(self, _: Any, scenes: Any, drawing: Any, *forms: Any) -> Iterator[Parts]:
+        """The lab's evaluation of the columns' ways. When nobody looks any more it ends."""
+        try:
+            ways = [read_way(form) for form in forms if is_shown(form)]
+            job = LabJob(self.host, ways, read_scenes(scenes), read_drawing(drawing))
+        except ValueError as refused:
+            yield self.complain("lab", str(refused))
+            return
+        job.start()
+        try:
+            yield {
+                "job": job,
+                **self.complain("lab", ""),
+                "lab-table": "",
+                "lab-plots": "",
+                "lab-run": False,
+                "lab-stop": True,
+            }
+            while not job.is_over:
+                yield {"lab-progress": progress(job.done, job.total)}
+                job.wait(GLANCE)
+        finally:
+            job.stop()
+        yield {"job": None, **self.show_job(job), "lab-run": True, "lab-stop": False}
+
+    def show_job(self, job: LabJob) -> Parts:
+        """What came of an evaluation."""
+        if job.result is None:
+            return {"lab-progress": "", **self.complain("lab", job.refused)}
+        result = job.result
+        return {
+            "lab-progress": progress(result.done, result.total, is_over=True),
+            "lab-table": result.table,
+            "lab-plots": plots(result.plots),
+            **self.complain("lab", result.note),
+        }
+
+    def stop_lab(self, _: Any, job: LabJob | None) -> Parts:
+        """Ends an evaluation at its next batch."""
+        if job is not None:
+            job.stop()
+        return {}
+
+    def complain(self, place: str, text: str) -> Parts:
+        return {f"error-{place}": error(place, text)}
+
+
+def frame(round: Round) -> float:
+    """Seconds between two pictures of growing answers: long ones leave the browser its time."""
+    return FRAME * max(1.0, sum(len(answer.ids) for answer in round.answers) / SHORT)
+
+
+def is_of(opened: Opened | None, round: Round, number: int, length: int) -> bool:
+    """Whether what is open explains this answer as it is now."""
+    return opened is not None and (opened.round, opened.number, opened.length) == (
+        round,
+        number,
+        length,
+    )

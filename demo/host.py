@@ -1,0 +1,381 @@
+"""One model that answers for everybody on the page. Knows nothing of the page."""
+
+import logging
+import math
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.generation import BaseStreamer
+
+from sightline import lab
+from sightline.chat import check_question, prompt_inputs, reply
+from sightline.checkpoints import Dtype, check_device, load_model, load_processor
+from sightline.choices import Choice, parse_choice
+from sightline.decoders.parse import value_text
+from sightline.demo.comparison import (
+    Answer,
+    Comparison,
+    Complaint,
+    Explained,
+    Picture,
+    Way,
+)
+from sightline.demo.explanation import explain
+from sightline.demo.turns import Crew, Stopped, Work
+from sightline.evaluation.lab import WORDINGS
+from sightline.pictures import open_picture
+
+LAB = "sightline.lab"
+TEMPERATURES = (0.0, 5.0)
+SEEDS = 2**32
+UNEXPECTED = "this answer failed; whoever runs this page finds the reason in its log"
+NO_MEMORY = "there is not enough memory: ask for fewer tokens, or show a smaller picture"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    Args:
+        max_new_tokens: Longest answer.
+        seconds: Longest time of an answer, waiting for other users included.
+        question: Longest question, in characters.
+        pixels: Largest picture.
+        ways: Most answers side by side.
+        waiting: Most requests that wait their turn.
+    """
+
+    max_new_tokens: int = 256
+    seconds: float = 120.0
+    question: int = 2000
+    pixels: int = 50_000_000
+    ways: int = 4
+    waiting: int = 20
+
+    def __post_init__(self):
+        for name in ("max_new_tokens", "seconds", "question", "pixels", "ways", "waiting"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+class Host:
+    """A model with its processor, and all that is done with it.
+
+    Args:
+        checkpoint: A folder or a name on the hub; None: the lab's own.
+        device: Of the weights.
+        dtype: Of the weights.
+        limits: Of one request.
+
+    Raises:
+        ValueError: For what is no vision-language checkpoint, or a device that is not there.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | None = None,
+        device: str = "cpu",
+        dtype: Dtype = Dtype.float32,
+        limits: Limits | None = None,
+    ):
+        self.limits = limits or Limits()
+        self.checkpoint = checkpoint or str(lab.CHECKPOINT)
+        self.device, self.dtype = device, dtype
+        check_device(device)
+        self.processor = load_processor(self.checkpoint)
+        self.model = load_model(self.checkpoint, device, dtype)
+        self.crew = Crew(self.model)
+
+    @property
+    def is_lab(self) -> bool:
+        """Whether the model is the lab's own, which knows the lab's words alone."""
+        return Path(self.checkpoint) == lab.CHECKPOINT
+
+    @property
+    def name(self) -> str:
+        """Of the model, without the place of a folder."""
+        path = Path(self.checkpoint)
+        return LAB if self.is_lab else path.name if path.is_dir() else self.checkpoint
+
+    # Pictures
+
+    def open(self, source: Any, name: str | None = None) -> Picture:
+        """Somebody's picture.
+
+        Args:
+            source: A path, bytes or a PIL image.
+            name: Of the file.
+
+        Raises:
+            ValueError: For what is no picture, or one with too many pixels.
+        """
+        image = open_picture(source, self.limits.pixels)
+        bare = Path(name or "picture").name
+        return Picture(image, f"file:{bare}", lab.truth(image))
+
+    def scene(self, seed: int) -> Picture:
+        """A scene of the lab, drawn from its seed."""
+        scene = lab.decorrelated(np.random.default_rng(seed))
+        return Picture(lab.draw(scene), f"scene:{seed}", frozenset(scene.present))
+
+    def shipped(self) -> list[str]:
+        """Names of the lab's pictures that come with the package."""
+        return sorted(path.name for path in lab.PICTURES.glob("*.png"))
+
+    def open_shipped(self, name: str) -> Picture:
+        """One of them."""
+        if name not in self.shipped():
+            raise ValueError(f"no shipped picture is called {name!r}: {', '.join(self.shipped())}")
+        image = open_picture(lab.PICTURES / name)
+        return Picture(image, f"shipped:{name}", lab.truth(image))
+
+    # Answers
+
+    def way(self, name: str) -> Way:
+        """A decoder with what it asks this model: the lab's own is asked in words that it knows."""
+        wordings = WORDINGS.get(name.partition(".")[0], {}) if self.is_lab else {}
+        return Way(name, tuple((key, as_text(value)) for key, value in wordings.items()))
+
+    def check(self, comparison: Comparison) -> list[Complaint]:
+        """What stands in the way of this comparison; empty if nothing does."""
+        found = [
+            *self._complaints_of_question(comparison),
+            *self._complaints_of_drawing(comparison),
+        ]
+        if not 1 <= len(comparison.ways) <= self.limits.ways:
+            found.append(
+                Complaint("page", f"1 to {self.limits.ways} answers, got {len(comparison.ways)}")
+            )
+        for number, way in enumerate(comparison.ways):
+            try:
+                self._choice(way).build(self.processor)
+            except ValueError as error:
+                found.append(Complaint("way", str(error), number))
+        return found
+
+    def start(self, comparison: Comparison) -> "Running":
+        """Answers, side by side. Whoever calls looks at `Running` and stops it.
+
+        Raises:
+            ValueError: With the first complaint of `check`.
+        """
+        for complaint in self.check(comparison):
+            raise ValueError(complaint.text)
+        return Running(self, comparison)
+
+    def explain(self, comparison: Comparison, number: int, answer: Answer) -> Explained:
+        """Why the tokens of an answer came: it is given once more, and watched.
+
+        Raises:
+            ValueError: Where there is nothing to show.
+        """
+        way = comparison.ways[number]
+        if not answer.ids:
+            raise ValueError("this answer has no token yet")
+        work = self.crew.work(self.limits.seconds)
+        try:
+            with self.crew.working(work), torch.no_grad():
+                return explain(
+                    self.model,
+                    self.processor,
+                    comparison.picture.image,
+                    comparison.question,
+                    self._choice(way).build(self.processor),
+                    answer.ids,
+                )
+        except Stopped as error:
+            raise ValueError(f"the explanation was {error}") from None
+
+    def answer(
+        self, comparison: Comparison, number: int, work: Work, streamer: BaseStreamer
+    ) -> None:
+        """One answer, told to the streamer. Raises `Stopped` when the work is over before it."""
+        way, drawing = comparison.ways[number], comparison.drawing
+        with self.crew.working(work):
+            decoder = self._choice(way).build(self.processor)
+            image = comparison.picture.image
+            inputs = prompt_inputs(self.model, self.processor, image, comparison.question)
+            given = drawing.arguments(way.name)
+            reply(self.model, self.processor, inputs, decoder, image, streamer=streamer, **given)
+
+    def work(self, comparison: Comparison, number: int) -> Work:
+        drawing = comparison.drawing
+        draws = drawing.draws(comparison.ways[number].name)
+        return self.crew.work(self.limits.seconds, drawing.seed if draws else None)
+
+    def warm_up(self) -> None:
+        """Answers once, so that start-up is not charged to the first user."""
+        picture = self.open_shipped(self.shipped()[0])
+        asked = Comparison(picture, lab.dialogue.DESCRIBE[0], (Way("greedy"),))
+        running = self.start(replace(asked, drawing=replace(asked.drawing, max_new_tokens=2)))
+        while not running.is_over:
+            running.wait(1.0)
+
+    def _choice(self, way: Way) -> Choice:
+        return parse_choice(way.name, way.assignments)
+
+    def _complaints_of_question(self, comparison: Comparison) -> list[Complaint]:
+        question, most = comparison.question, self.limits.question
+        if len(question) > most:
+            return [
+                Complaint(
+                    "question",
+                    f"the question has {len(question)} characters, and at most {most} are allowed: "
+                    "make it shorter",
+                )
+            ]
+        try:
+            check_question(question)
+        except ValueError:
+            return [Complaint("question", "there is no question: write one, or an instruction")]
+        return []
+
+    def _complaints_of_drawing(self, comparison: Comparison) -> list[Complaint]:
+        drawing, most = comparison.drawing, self.limits.max_new_tokens
+        low, high = TEMPERATURES
+        found = []
+        if not whole(drawing.max_new_tokens) or not 1 <= drawing.max_new_tokens <= most:
+            found.append(f"the longest answer is 1 to {most} tokens, got {drawing.max_new_tokens}")
+        if not math.isfinite(drawing.temperature) or not low <= drawing.temperature <= high:
+            found.append(f"the temperature is {low:g} to {high:g}, got {drawing.temperature}")
+        if not whole(drawing.seed) or not 0 <= drawing.seed < SEEDS:
+            found.append(f"the seed is a whole number from 0 to {SEEDS - 1}, got {drawing.seed}")
+        return [Complaint("drawing", text) for text in found]
+
+
+def whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as the parser reads it back; nothing where it is empty."""
+    return value_text(value) if value != "" else ""
+
+
+class Running:
+    """A comparison under way. Threads answer; `answers` is what they have said so far.
+
+    Args:
+        host: Whose model answers.
+        comparison: Checked.
+    """
+
+    def __init__(self, host: Host, comparison: Comparison):
+        self.comparison = comparison
+        self._host = host
+        self._changed = threading.Condition()
+        self._version = self._seen = 0
+        self._answers = [Answer() for _ in comparison.ways]
+        self._works = [host.work(comparison, i) for i in range(len(comparison.ways))]
+        for number in range(len(comparison.ways)):
+            name = f"answer {number}"
+            threading.Thread(target=self._run, args=(number,), name=name, daemon=True).start()
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        with self._changed:
+            return tuple(self._answers)
+
+    @property
+    def is_over(self) -> bool:
+        return all(answer.is_over for answer in self.answers)
+
+    def wait(self, seconds: float) -> bool:
+        """Until something has changed since the last time, or time is up; whether it has."""
+        with self._changed:
+            changed = self._changed.wait_for(lambda: self._version > self._seen, seconds)
+            self._seen = self._version
+        return changed
+
+    def stop(self, number: int | None = None) -> None:
+        """Ends one answer, or all; what was said stays."""
+        chosen = range(len(self._works)) if number is None else [number]
+        for one in chosen:
+            self._works[one].stop()
+            self.change(one, state="stopped", note="stopped")
+
+    def change(self, number: int, **fields: Any) -> None:
+        """What is new about an answer; one that is over stays as it is."""
+        with self._changed:
+            if self._answers[number].is_over:
+                return
+            self._answers[number] = replace(self._answers[number], **fields)
+            self._version += 1
+            self._changed.notify_all()
+
+    def _run(self, number: int) -> None:
+        work = self._works[number]
+        listener = Listener(self._host.processor, work, lambda **new: self.change(number, **new))
+        try:
+            self._host.answer(self.comparison, number, work, listener)
+        except Stopped as error:
+            self.change(number, state="stopped", note=str(error))
+        except torch.OutOfMemoryError:
+            self.change(number, state="failed", note=NO_MEMORY)
+        except Exception as error:
+            self.change(number, state="failed", note=reason(error))
+        else:
+            self.change(number, state="done", peak=work.peak)
+
+
+def reason(error: Exception) -> str:
+    """What a client is told: our own sentences, and nothing of what others raise."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = Path(lab.__file__).parents[1]
+    if isinstance(error, ValueError) and frames and Path(frames[-1].filename).is_relative_to(own):
+        return str(error)
+    logger.error("an answer failed", exc_info=error)
+    return UNEXPECTED
+
+
+class Listener(BaseStreamer):
+    """Hears of each token, while its answer has the turn.
+
+    Args:
+        processor: Turns tokens into text.
+        work: Whose time is taken.
+        tell: Called with what is new of the answer.
+    """
+
+    def __init__(self, processor: Any, work: Work, tell: Callable[..., None]):
+        self._tokenizer = processor.tokenizer
+        self._work = work
+        self._tell = tell
+        self._is_prompt = True
+        self._ids: list[int] = []
+        self._pieces: list[str] = []
+        self._first: float | None = None
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._is_prompt:
+            self._is_prompt = False
+            self._tell(state="answering")
+            return
+        now = self._work.worked
+        self._first = now if self._first is None else self._first
+        for token in value.reshape(-1).tolist():
+            self._ids.append(token)
+            self._pieces.append(next_piece(self._tokenizer, self._ids, self._pieces))
+        self._tell(
+            ids=tuple(self._ids),
+            pieces=tuple(self._pieces),
+            first=self._first,
+            later=now - self._first,
+        )
+
+    def end(self) -> None:
+        """The answer is complete."""
+
+
+def next_piece(tokenizer: Any, ids: list[int], pieces: list[str]) -> str:
+    """What the last token adds to the text; "" while it is the first half of a character."""
+    text = tokenizer.decode(ids, skip_special_tokens=True).lstrip()
+    return "" if text.endswith("\N{REPLACEMENT CHARACTER}") else text[len("".join(pieces)) :]

@@ -1,0 +1,73 @@
+"""The lab's evaluation in the background, watched by one session."""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from sightline.demo.comparison import Drawing, Way
+from sightline.demo.host import Host
+from sightline.demo.lab_run import LabRun, run
+
+SECONDS = 900.0  # the longest that is allowed
+UNEXPECTED = "the evaluation failed; whoever runs this page finds the reason in its log"
+
+logger = logging.getLogger(__name__)
+
+
+class LabJob:
+    """One evaluation. It takes turns with the answers of others, and can be stopped.
+
+    Args:
+        host: Whose model is evaluated.
+        ways: As the page's columns ask for.
+        scenes: How many are drawn.
+        drawing: How tokens are taken.
+    """
+
+    def __init__(self, host: Host, ways: Sequence[Way], scenes: int, drawing: Drawing):
+        self.host, self.ways, self.scenes, self.drawing = host, tuple(ways), scenes, drawing
+        self.done, self.total = 0, 0
+        self.result: LabRun | None = None
+        self.refused = ""
+        self._deadline = time.monotonic() + SECONDS
+        self._stop = threading.Event()
+        self._over = threading.Event()
+
+    @property
+    def is_over(self) -> bool:
+        return self._over.is_set()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="lab run", daemon=True).start()
+
+    def stop(self) -> None:
+        """Ends it before its next batch; what is there by then is the result."""
+        self._stop.set()
+
+    def wait(self, seconds: float) -> None:
+        """Until it is over, or time is up."""
+        self._over.wait(seconds)
+
+    def _run(self) -> None:
+        try:
+            crew = self.host.crew
+            self.result = run(
+                self.ways,
+                self.scenes,
+                self.host,
+                self.drawing,
+                progress=self._count,
+                stopped=lambda: self._stop.is_set() or time.monotonic() > self._deadline,
+                turn=lambda: crew.working(crew.work(SECONDS)),
+            )
+        except ValueError as error:
+            self.refused = str(error)
+        except Exception:
+            logger.exception("an evaluation failed")
+            self.refused = UNEXPECTED
+        finally:
+            self._over.set()
+
+    def _count(self, done: int, total: int) -> None:
+        self.done, self.total = done, total

@@ -1,0 +1,289 @@
+"""A comparison with its answers as one JSON document, which may come back from anywhere."""
+
+import base64
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
+from typing import Any, get_args
+
+from PIL import Image
+
+from sightline.demo.comparison import Answer, Comparison, Drawing, Picture, State, Way
+from sightline.demo.script import find_origin
+from sightline.pictures import MAX_PIXELS, open_picture
+
+FORMAT = "sightline comparison"
+VERSION = 1
+PACKAGES = ("sightline", "torch", "transformers")
+UNFINISHED = "It was still being answered when the comparison was saved."
+AS_SAVED = "load a file as the demo saved it"
+PIXEL = 5  # characters of a document for a pixel at most: three bytes in base64, hardly packed
+REST = 2**24  # characters of a document besides its picture, at most
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a document holds.
+
+    Args:
+        comparison: What was asked.
+        answers: One for each way.
+        model: The checkpoint that answered.
+        versions: Of sightline, torch and transformers at that time.
+    """
+
+    comparison: Comparison
+    answers: tuple[Answer, ...]
+    model: str
+    versions: Mapping[str, str]
+
+
+def to_json(comparison: Comparison, answers: Sequence[Answer], model: str) -> str:
+    """The document that `from_json` reads; the picture is in it pixel by pixel, as PNG.
+
+    Args:
+        comparison: What was asked.
+        answers: One for each way.
+        model: The checkpoint that answered.
+    """
+    picture = comparison.picture
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "model": model,
+        "question": comparison.question,
+        "ways": [{"name": way.name, "settings": dict(way.settings)} for way in comparison.ways],
+        "drawing": asdict(comparison.drawing),
+        "answers": [asdict(answer) for answer in answers],
+        "picture": {
+            "source": picture.source,
+            "truth": None if picture.truth is None else sorted(picture.truth),
+            "png": base64.b64encode(png(picture.image)).decode(),
+        },
+    }
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+
+
+def png(image: Image.Image) -> bytes:
+    """The pixels alone, without what else an image carries."""
+    bare, file = image.copy(), BytesIO()
+    bare.info = {}
+    bare.save(file, format="PNG")
+    return file.getvalue()
+
+
+def from_json(text: str | bytes, max_pixels: int = MAX_PIXELS) -> Saved:
+    """What `to_json` wrote, each field checked; fields that it does not write are ignored.
+
+    An answer that was still coming when it was saved is a stopped one. Whether decoders, their
+    settings and limits of length are usable here is not looked at.
+
+    Args:
+        text: From anywhere.
+        max_pixels: Of the picture, which is not decoded where it has more.
+
+    Raises:
+        ValueError: It is no such document, of a newer version, or holds what cannot be.
+    """
+    content = parse(text, max_pixels)
+    check_version(content)
+    document = DOCUMENT(content, "the file")
+    picture, drawing = document["picture"], document["drawing"]
+    ways = tuple(Way(w["name"], tuple(w["settings"].items())) for w in document["ways"])
+    answers = tuple(map(finished, document["answers"]))
+    if len(answers) != len(ways):
+        raise refused("answers", f"as many as ways, which are {len(ways)}", document["answers"])
+    image = open_png(picture["png"], max_pixels)
+    truth = None if picture["truth"] is None else frozenset(picture["truth"])
+    shown = Picture(image, picture["source"], truth)
+    find_origin(shown)
+    comparison = Comparison(shown, document["question"], ways, Drawing(**drawing))
+    return Saved(comparison, answers, document["model"], document["versions"])
+
+
+def parse(text: str | bytes, max_pixels: int) -> Any:
+    """JSON of a bearable length, read; the `ValueError` of what is none says so."""
+    longest = max_pixels * PIXEL + REST
+    if len(text) > longest:
+        raise ValueError(
+            f"a saved comparison has at most {longest:,} characters here, got {len(text):,}: "
+            "save one with a smaller picture"
+        )
+    try:
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        return json.loads(decoded, parse_constant=float)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
+        raise ValueError(
+            f"a saved comparison is JSON, and this cannot be read as such ({reason}): {AS_SAVED}"
+        ) from None
+
+
+def check_version(content: Any) -> None:
+    """Raises `ValueError` for JSON that is something else, or from a later sightline."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f'this JSON is no "{FORMAT}": {AS_SAVED}')
+    version = whole(1, 10**6)(content.get("version"), "version")
+    if version > VERSION:
+        raise ValueError(
+            f"the comparison is of version {version}, and this sightline reads up to version "
+            f"{VERSION}: install a newer one"
+        )
+
+
+def finished(entry: Mapping[str, Any]) -> Answer:
+    """An answer that nobody is writing any more."""
+    if len(entry["pieces"]) != len(entry["ids"]):
+        raise refused("pieces", f"as many as ids, which are {len(entry['ids'])}", entry["pieces"])
+    answer = Answer(**entry)
+    if answer.state != "answering":
+        return answer
+    return replace(answer, state="stopped", note=answer.note or UNFINISHED)
+
+
+def open_png(content: bytes, max_pixels: int) -> Image.Image:
+    """The picture; whatever is wrong with it is a `ValueError`, and its size before its pixels."""
+    try:
+        opened = Image.open(BytesIO(content), formats=["PNG"])
+    except Exception as error:
+        raise ValueError(f"picture.png is no PNG picture ({error}): {AS_SAVED}") from None
+    with opened:
+        picture = open_picture(opened, max_pixels)
+    picture.info = {}
+    return picture
+
+
+# What a field may be
+
+Reader = Callable[[Any, str], Any]
+"""Takes a value of JSON and its place; gives it back, or raises `ValueError`."""
+
+
+def refused(place: str, wanted: str, value: Any) -> ValueError:
+    return ValueError(f"{place} must be {wanted}, got {named(value)}: {AS_SAVED}")
+
+
+def named(value: Any) -> str:
+    """A value in a few words, however large it is."""
+    if isinstance(value, dict | list | tuple):
+        return f"{len(value)} entries"
+    shown = repr(value[:50] if isinstance(value, str) else value)
+    return shown if len(shown) <= 40 else f"{shown[:40]}..."
+
+
+def words(longest: int) -> Reader:
+    def read(value: Any, place: str) -> str:
+        if not isinstance(value, str) or len(value) > longest or not is_whole(value):
+            raise refused(place, f"a text of at most {longest:,} characters", value)
+        return value
+
+    return read
+
+
+def is_whole(text: str) -> bool:
+    """Whether it has no halves of characters, which JSON can write and nothing can show."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def coded(value: Any, place: str) -> bytes:
+    """What stands in base64."""
+    try:
+        return base64.b64decode(value, validate=True)
+    except (TypeError, ValueError):
+        raise refused(place, "a picture in base64", value) from None
+
+
+def whole(low: int, high: int) -> Reader:
+    def read(value: Any, place: str) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise refused(place, f"a whole number from {low} to {high}", value)
+        return value
+
+    return read
+
+
+def number(high: float) -> Reader:
+    def read(value: Any, place: str) -> float:
+        if type(value) not in (int, float) or not 0 <= value <= high:
+            raise refused(place, f"a number from 0 to {high:g}", value)
+        return float(value)
+
+    return read
+
+
+def one_of(choices: Sequence[str]) -> Reader:
+    def read(value: Any, place: str) -> str:
+        if value not in choices:
+            raise refused(place, f"one of {', '.join(choices)}", value)
+        return value
+
+    return read
+
+
+def optional(reader: Reader) -> Reader:
+    return lambda value, place: None if value is None else reader(value, place)
+
+
+def several(reader: Reader, least: int, most: int) -> Reader:
+    def read(value: Any, place: str) -> tuple[Any, ...]:
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            raise refused(place, f"a list of {least} to {most:,} entries", value)
+        return tuple(reader(one, f"{place}[{i}]") for i, one in enumerate(value))
+
+    return read
+
+
+def by_name(reader: Reader, most: int) -> Reader:
+    def read(value: Any, place: str) -> dict[str, Any]:
+        if not isinstance(value, dict) or len(value) > most:
+            raise refused(place, f"an object of at most {most} entries", value)
+        return {NAME(key, place): reader(one, f"{place}.{key}") for key, one in value.items()}
+
+    return read
+
+
+def record(**readers: Reader) -> Reader:
+    """An object that has at least these fields."""
+
+    def read(value: Any, place: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise refused(place, "an object", value)
+        if missing := [name for name in readers if name not in value]:
+            raise ValueError(f"{place} has no {', '.join(missing)}: {AS_SAVED}")
+        prefix = "" if place == "the file" else f"{place}."
+        return {name: reader(value[name], prefix + name) for name, reader in readers.items()}
+
+    return read
+
+
+NAME, TEXT = words(300), words(20_000)
+DOCUMENT = record(
+    versions=by_name(NAME, 20),
+    model=NAME,
+    question=TEXT,
+    ways=several(record(name=NAME, settings=by_name(TEXT, 100)), 1, 4),
+    drawing=record(
+        max_new_tokens=whole(1, 10**6), temperature=number(1e6), seed=whole(0, 2**32 - 1)
+    ),
+    answers=several(
+        record(
+            state=one_of(get_args(State)),
+            ids=several(whole(0, 2**31 - 1), 0, 10**5),
+            pieces=several(TEXT, 0, 10**5),
+            first=optional(number(1e9)),
+            later=number(1e9),
+            peak=optional(whole(0, 2**60)),
+            note=TEXT,
+        ),
+        1,
+        4,
+    ),
+    picture=record(source=NAME, truth=optional(several(NAME, 0, 1_000)), png=coded),
+)

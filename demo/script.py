@@ -1,0 +1,322 @@
+"""A comparison as a Python script, which anybody with sightline can run."""
+
+import inspect
+import math
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from hashlib import sha256
+from typing import Any, Protocol
+
+from sightline.choices import Choice, parse_choice
+from sightline.decoders.parse import FILLED, STAND_IN, Request
+from sightline.demo.comparison import Comparison, Drawing, Picture
+from sightline.lab import CHECKPOINT, PICTURES
+
+LAB = ("sightline.lab", str(CHECKPOINT))
+WIDTH = 100
+INDENT = 4
+LONGEST_SEED = 20  # digits
+DRAWN = ("do_sample", "temperature")
+FOREIGN = "# ruff: noqa: RUF001, RUF100"
+"""For texts that are not ASCII: ruff takes some letters of other scripts for Latin ones."""
+OWN_FILE = "# The picture's file; edit the path where it lies elsewhere."
+SCRIPT = '''\
+"""One question about one picture, answered in several ways."""
+
+{imports}
+
+{constants}
+
+processor = AutoProcessor.from_pretrained(CHECKPOINT)
+{model}
+
+picture = {picture}
+if sha256(picture.tobytes()).hexdigest() != SHA256:
+    print("warning: this is not the picture that was compared", file=sys.stderr)
+
+{ways}
+
+for label, decoder, drawing in ways:
+    torch.manual_seed({drawing.seed})
+    said = answer(
+        model,
+        processor,
+        picture,
+        QUESTION,
+        decoder,
+        max_new_tokens={drawing.max_new_tokens},
+        num_beams=1,
+        **drawing,
+    )
+    print(f"{{label}}: {{said}}")
+'''
+
+
+def to_python(
+    comparison: Comparison, model: str, *, device: str = "cpu", dtype: str = "float32"
+) -> str:
+    """A script that asks the same question in the same ways and prints each label and answer.
+
+    It is formatted as by `ruff format`. It warns on standard error where its picture has other
+    pixels than the one that was compared.
+
+    Args:
+        comparison: Its picture is found again by its source: a shipped one by its name, a scene by
+            its seed, a file by a path at the top of the script, which the user edits.
+        model: The checkpoint; "sightline.lab" is the lab's own.
+        device: Of the weights.
+        dtype: Of the weights; "auto": as stored.
+
+    Raises:
+        ValueError: For a decoder, a setting or a source of the picture that does not exist.
+    """
+    choices = [parse_choice(way.name, way.assignments) for way in comparison.ways]
+    labels = [Text(way.label) for way in comparison.ways]
+    decoders = [construction(choice.request) for choice in choices]
+    drawings = [drawn(way.name, comparison.drawing) for way in comparison.ways]
+    ways = [group("(", row, ")") for row in zip(labels, decoders, drawings, strict=True)]
+    origin = find_origin(comparison.picture)
+    digest = sha256(comparison.picture.image.tobytes()).hexdigest()
+    checkpoint = [] if model in LAB else assigned("CHECKPOINT", Text(model))
+    loaded = call("AutoModelForImageTextToText.from_pretrained", Code("CHECKPOINT"), dtype=dtype)
+    moved = [] if device == "cpu" else call("model.to", Text(device)).lines()
+    script = SCRIPT.format(
+        imports="\n".join(imports(choices, decoders, origin, model in LAB)),
+        constants="\n".join(
+            [
+                *origin.head,
+                *assigned("SHA256", Text(digest)),
+                *checkpoint,
+                *assigned("QUESTION", Text(comparison.question)),
+            ]
+        ),
+        model="\n".join([*assigned("model", loaded), *moved]),
+        picture=origin.expression,
+        ways="\n".join(assigned("ways", group("[", ways, "]"))),
+        drawing=comparison.drawing,
+    )
+    return script if script.isascii() else f"{FOREIGN}\n{script}"
+
+
+# Parts of the script
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a script gets the picture.
+
+    Args:
+        expression: What it is.
+        lab: Names in it from `sightline.lab`.
+        own: Names in it from `sightline`.
+        others: Lines that import what others wrote.
+        head: Lines of a constant in it.
+    """
+
+    expression: str
+    lab: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+
+
+def find_origin(picture: Picture) -> Origin:
+    """Raises `ValueError` for a source that is none of those of `Picture`."""
+    kind, _, name = picture.source.partition(":")
+    if kind == "shipped" and name in {path.name for path in PICTURES.iterdir()}:
+        return Origin(
+            f"open_picture(PICTURES / {literal(name)})", lab=("PICTURES",), own=("open_picture",)
+        )
+    if kind == "scene" and name.isascii() and name.isdecimal() and len(name) <= LONGEST_SEED:
+        return Origin(
+            f"draw(decorrelated(np.random.default_rng({int(name)})))",
+            lab=("decorrelated", "draw"),
+            others=("import numpy as np",),
+        )
+    if kind == "file" and name:
+        head = (OWN_FILE, *assigned("PICTURE", Text(name)))
+        return Origin("open_picture(PICTURE)", own=("open_picture",), head=head)
+    raise ValueError(
+        "a picture's source is shipped:NAME (of the lab's pictures), scene:SEED or file:NAME, got "
+        f"{picture.source[:80]!r}"
+    )
+
+
+def construction(request: Request | None) -> "Piece":
+    """The decoder, made with the settings that differ from what it has without them."""
+    if request is None:
+        return Code("None")
+    plain = replace(request, settings={}).build(STAND_IN)
+    settings = {k: value for k, value in request.settings.items() if value != getattr(plain, k)}
+    name, preset = request.kind.__name__, request.preset
+    filled = {FILLED: Code(FILLED)} if FILLED in {f.name for f in fields(request.kind)} else {}
+    if preset is None:
+        return call(name, **filled, **settings)
+    taken = filled if FILLED in inspect.signature(preset.make).parameters else {}
+    changes = settings if taken else {**filled, **settings}
+    made = call(f"{name}.{preset.name}", **taken)
+    return call("replace", made, **changes) if changes else made
+
+
+def drawn(name: str, drawing: Drawing) -> "Piece":
+    """What differs between ways of how tokens are taken, for `generate`."""
+    given = drawing.arguments(name)
+    items = [(f'"{key}": ', piece(given[key])) for key in DRAWN if key in given]
+    return Group("{", tuple(items), "}")
+
+
+def imports(
+    choices: Sequence[Choice], decoders: Sequence["Piece"], origin: Origin, is_lab: bool
+) -> Iterator[str]:
+    """Lines in isort's order: the standard library, what others wrote, sightline."""
+    kinds = {choice.request.kind.__name__ for choice in choices if choice.request}
+    lab = [*origin.lab, *["CHECKPOINT"] * is_lab]
+    yield "import sys"
+    if any(made.flat.startswith("replace(") for made in decoders):
+        yield "from dataclasses import replace"
+    yield "from hashlib import sha256"
+    yield ""
+    yield from origin.others
+    yield "import torch"
+    yield "from transformers import AutoModelForImageTextToText, AutoProcessor"
+    yield ""
+    yield from_import("sightline", {"answer", *kinds, *origin.own})
+    if lab:
+        yield from_import("sightline.lab", lab)
+
+
+def from_import(module: str, names: Sequence[str] | set[str]) -> str:
+    """Constants come first, then classes, then functions."""
+    ordered = sorted(names, key=lambda name: (not name.isupper(), name[0].islower(), name))
+    return f"from {module} import {', '.join(ordered)}"
+
+
+# Python as ruff writes it
+
+
+class Piece(Protocol):
+    """An expression, on one line or on several."""
+
+    @property
+    def flat(self) -> str:
+        """On one line."""
+        ...
+
+    def lines(self, indent: int = 0, lead: str = "", tail: str = "") -> list[str]:
+        """With what stands before and behind it, on one line where it fits."""
+        ...
+
+
+@dataclass(frozen=True)
+class Code:
+    """A short expression, which is never broken."""
+
+    flat: str
+
+    def lines(self, indent: int = 0, lead: str = "", tail: str = "") -> list[str]:
+        return [" " * indent + lead + self.flat + tail]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A string, in parts where it is long."""
+
+    text: str
+
+    @property
+    def flat(self) -> str:
+        return literal(self.text)
+
+    def lines(self, indent: int = 0, lead: str = "", tail: str = "") -> list[str]:
+        whole = Code(self.flat).lines(indent, lead, tail)
+        if fits(whole[0]):
+            return whole
+        inner = indent + INDENT
+        parts = [" " * inner + literal(part) for part in cut(self.text, WIDTH - inner)]
+        return [" " * indent + lead + "(", *parts, " " * indent + ")" + tail]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A call or a display: where it is long, each item has a line.
+
+    Args:
+        opening: A bracket, and what it belongs to.
+        items: Each with what stands before it.
+        closing: The other bracket.
+    """
+
+    opening: str
+    items: tuple[tuple[str, Piece], ...]
+    closing: str
+
+    @property
+    def flat(self) -> str:
+        items = ", ".join(lead + item.flat for lead, item in self.items)
+        is_single = self.opening == "(" and len(self.items) == 1
+        return f"{self.opening}{items}{',' * is_single}{self.closing}"
+
+    def lines(self, indent: int = 0, lead: str = "", tail: str = "") -> list[str]:
+        whole = Code(self.flat).lines(indent, lead, tail)
+        if fits(whole[0]) or not self.items:
+            return whole
+        inner = [item.lines(indent + INDENT, name, ",") for name, item in self.items]
+        body = [line for lines in inner for line in lines]
+        return [" " * indent + lead + self.opening, *body, " " * indent + self.closing + tail]
+
+
+def group(opening: str, items: Sequence[Piece], closing: str) -> Group:
+    return Group(opening, tuple(("", item) for item in items), closing)
+
+
+def call(name: str, *given: Piece, **named: Any) -> Group:
+    """`name(given, named=...)`; what is named is a piece or a value."""
+    items = [("", item) for item in given]
+    items += [(f"{key}=", piece(value)) for key, value in named.items()]
+    return Group(f"{name}(", tuple(items), ")")
+
+
+def assigned(name: str, value: Piece) -> list[str]:
+    """`name = value`."""
+    return value.lines(lead=f"{name} = ")
+
+
+def piece(value: Any) -> Piece:
+    """A value of a setting: a text, a number, a truth, None, or a tuple of such."""
+    if isinstance(value, Code | Text | Group):
+        return value
+    if isinstance(value, str):
+        return Text(value)
+    if isinstance(value, tuple):
+        return group("(", [piece(part) for part in value], ")")
+    if isinstance(value, float) and not math.isfinite(value):
+        return Code(f'float("{value}")')
+    return Code(repr(value))
+
+
+def literal(text: str) -> str:
+    """A string literal, in the quotes that need fewer escapes."""
+    quote = "'" if text.count('"') > text.count("'") else '"'
+    signs = (f"\\{quote}" if sign == quote else repr(sign)[1:-1] for sign in text)
+    return f"{quote}{''.join(signs)}{quote}"
+
+
+def cut(text: str, width: int) -> list[str]:
+    """The text in parts whose literals are not wider, behind blanks where there are some."""
+    parts = [""]
+    for sign in text:
+        if columns(literal(parts[-1] + sign)) > width:
+            kept, blank, rest = parts[-1].rpartition(" ")
+            parts[-1:] = [kept + blank, rest] if kept.strip() else [parts[-1], ""]
+        parts[-1] += sign
+    return parts
+
+
+def fits(line: str) -> bool:
+    return columns(line) <= WIDTH
+
+
+def columns(line: str) -> int:
+    """How wide it stands on a screen, where signs of East Asia are two columns wide."""
+    return sum(1 + (unicodedata.east_asian_width(sign) in "WF") for sign in line)

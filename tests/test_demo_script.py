@@ -1,0 +1,372 @@
+"""Comparisons as scripts: they run, say what was said, and stand as ruff writes."""
+# ruff: noqa: RUF001
+
+import ast
+import os
+import subprocess
+import sys
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from sightline import CARVE, MVP, VCD, VDD, answer
+from sightline.decoders import DECODERS
+from sightline.decoders.parse import presets
+from sightline.demo.comparison import Comparison, Drawing, Picture, Way
+from sightline.demo.script import to_python
+from sightline.lab import CHECKPOINT, PICTURES, decorrelated, draw
+from sightline.pictures import open_picture
+
+ROOT = Path(__file__).parents[1]
+LAB = "sightline.lab"
+needs_weights = pytest.mark.skipif(
+    not (CHECKPOINT / "model.safetensors").exists(), reason="the lab's weights are not there"
+)
+needs_ruff = pytest.mark.skipif(find_spec("ruff") is None, reason="ruff is not installed")
+
+SQUARE = Picture(Image.new("RGB", (4, 4), "red"), "file:red.png")
+GREEDY = {"do_sample": False, "num_beams": 1}
+
+
+def shipped(name: str) -> Picture:
+    return Picture(open_picture(PICTURES / name), f"shipped:{name}")
+
+
+def scripted(*ways: Way, picture=SQUARE, question="Describe the image.", drawing=None, **further):
+    comparison = Comparison(picture, question, ways, drawing or Drawing())
+    return to_python(comparison, further.pop("model", LAB), **further)
+
+
+def run(script: str, folder: Path) -> subprocess.CompletedProcess:
+    path = folder / "script.py"
+    path.write_text(script, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(path)],
+        capture_output=True,
+        encoding="utf-8",
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def lab():
+    model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT, dtype="float32")
+    return model, AutoProcessor.from_pretrained(CHECKPOINT)
+
+
+def line(script: str, start: str) -> str:
+    [found] = [line for line in script.splitlines() if line.strip().startswith(start)]
+    return found.strip()
+
+
+# What scripts say when they run
+
+
+@needs_weights
+def test_decoders_on_a_shipped_picture_answer_as_called_directly(lab, tmp_path):
+    ways = (Way("greedy"), Way("vcd"), Way("vdd", (("alpha", "0.5"),)))
+    script = scripted(*ways, picture=shipped("corner.png"), drawing=Drawing(64))
+    done = run(script, tmp_path)
+    ask = (*lab, PICTURES / "corner.png", "Describe the image.")
+    expected = {
+        "greedy": answer(*ask, max_new_tokens=64, **GREEDY),
+        "vcd": answer(*ask, VCD(), max_new_tokens=64, **GREEDY),
+        "vdd:alpha=0.5": answer(*ask, VDD(alpha=0.5), max_new_tokens=64, **GREEDY),
+    }
+    assert done.stdout == "".join(f"{label}: {text}\n" for label, text in expected.items())
+    assert len(set(expected.values())) > 1
+    assert "warning" not in done.stderr
+
+
+@needs_weights
+def test_samples_of_a_scene_are_drawn_from_the_seed_each_time(lab, tmp_path):
+    seed, scene = 11, draw(decorrelated(np.random.default_rng(17)))
+    ways = (Way("sample"), Way("greedy"), Way("vdd"), Way("sample"))
+    picture = Picture(scene, "scene:17")
+    done = run(scripted(*ways, picture=picture, drawing=Drawing(32, 1.3, seed)), tmp_path)
+
+    def said(decoder, **how):
+        torch.manual_seed(seed)
+        return answer(*lab, scene, "Describe the image.", decoder, max_new_tokens=32, **how)
+
+    heat = {"do_sample": True, "temperature": 1.3, "num_beams": 1}
+    sample = said(None, **heat)
+    assert done.stdout.splitlines() == [
+        f"sample: {sample}",
+        f"greedy: {said(None, **GREEDY)}",
+        f"vdd: {said(VDD(), **heat)}",
+        f"sample: {sample}",
+    ]
+    assert "warning" not in done.stderr
+
+
+@needs_weights
+def test_a_preset_and_decoders_that_look_again(lab, tmp_path):
+    question = "Is there a bus in the image?"
+    ways = (
+        Way("vcd.pope_paper"),
+        Way("carve", (("general", "Describe this picture."), ("suffix", ""))),
+        Way(
+            "mvp",
+            (
+                ("requests", "Describe the image.+What is in the image?"),
+                ("weights", "0.5+0.5"),
+                ("template", "{caption} {question}"),
+                ("caption_tokens", "16"),
+                ("tokens", "8"),
+            ),
+        ),
+    )
+    script = scripted(
+        *ways, picture=shipped("table.png"), question=question, drawing=Drawing(8, 0.0, 3)
+    )
+    done = run(script, tmp_path)
+    model, processor = lab
+    decoders = [
+        VCD(alpha=1.0, beta=0.1, noise_step=999, seed=0),
+        CARVE(processor, general="Describe this picture.", suffix=""),
+        MVP(
+            processor,
+            requests=("Describe the image.", "What is in the image?"),
+            weights=(0.5, 0.5),
+            template="{caption} {question}",
+            caption_tokens=16,
+            tokens=8,
+        ),
+    ]
+    ask = (model, processor, PICTURES / "table.png", question)
+    expected = [answer(*ask, decoder, max_new_tokens=8, **GREEDY) for decoder in decoders]
+    assert done.stdout.splitlines() == [
+        f"{way.label}: {text}" for way, text in zip(ways, expected, strict=True)
+    ]
+
+
+@needs_weights
+def test_a_file_of_ones_own_is_read_from_its_path_and_checked(lab, tmp_path):
+    name = 'it\'s "mine" \\ ünï 图.png'
+    pixels = np.asarray(open_picture(PICTURES / "yard.png"))
+    Image.fromarray(pixels).save(tmp_path / name)
+    question = 'Say "what\'s" in\nthe image: \\n {label} – ok?'
+    picture = Picture(Image.fromarray(pixels), f"file:{name}")
+    script = scripted(Way("greedy"), picture=picture, question=question, drawing=Drawing(12))
+    done = run(script, tmp_path)
+    said = answer(*lab, tmp_path / name, question, max_new_tokens=12, **GREEDY)
+    assert done.stdout == f"greedy: {said}\n"
+    assert "warning" not in done.stderr
+    other = pixels.copy()
+    other[0, 0, 0] ^= 1
+    Image.fromarray(other).save(tmp_path / name)
+    assert "warning: this is not the picture that was compared" in run(script, tmp_path).stderr
+
+
+# What stands in them
+
+
+@pytest.mark.parametrize(
+    ("way", "written"),
+    [
+        (Way("vdd"), "VDD(processor=processor)"),
+        (Way("vcd"), "VCD()"),
+        (Way("vcd", (("alpha", "1"), ("beta", "0.10"))), "VCD()"),
+        (Way("vcd", (("alpha", "0.5"),)), "VCD(alpha=0.5)"),
+        (Way("vcd.pope_paper"), "VCD.pope_paper()"),
+        (Way("vcd.pope_paper", (("noise_step", "999"),)), "VCD.pope_paper()"),
+        (
+            Way("vcd.pope_paper", (("noise_step", "500"),)),
+            "replace(VCD.pope_paper(), noise_step=500)",
+        ),
+        (Way("vdd", (("markers", "7"),)), "VDD(processor=processor, markers=(7,))"),
+        (Way("vdd", (("variant", "unk"),)), 'VDD(processor=processor, variant="unk")'),
+        (Way("vdd", (("alpha", "inf"),)), 'VDD(processor=processor, alpha=float("inf"))'),
+    ],
+)
+def test_only_settings_that_differ_are_written(way, written):
+    script = scripted(way)
+    assert f", {written}, " in script or f" {written},\n" in script
+    assert ("from dataclasses import replace" in script) == written.startswith("replace(")
+
+
+def test_how_tokens_are_drawn():
+    ways = (Way("greedy"), Way("sample"), Way("vcd"))
+    cold = scripted(*ways, drawing=Drawing(5, 0.0, 6))
+    assert '("greedy", None, {"do_sample": False})' in cold
+    assert '("sample", None, {"do_sample": True, "temperature": 1.0})' in cold
+    assert '("vcd", VCD(), {"do_sample": False})' in cold
+    warm = scripted(*ways, drawing=Drawing(5, 0.25, 6))
+    assert '("greedy", None, {"do_sample": False})' in warm
+    assert '("sample", None, {"do_sample": True, "temperature": 0.25})' in warm
+    assert '("vcd", VCD(), {"do_sample": True, "temperature": 0.25})' in warm
+    assert line(warm, "max_new_tokens") == "max_new_tokens=5,"
+    assert line(warm, "torch.manual_seed") == "torch.manual_seed(6)"
+
+
+def test_the_picture_is_found_by_its_source():
+    red = sha256(bytes([255, 0, 0] * 16)).hexdigest()
+    own = scripted(Way("greedy"))
+    assert line(own, "PICTURE =") == 'PICTURE = "red.png"'
+    assert line(own, "picture =") == "picture = open_picture(PICTURE)"
+    assert line(own, "SHA256") == f'SHA256 = "{red}"'
+    lab = scripted(Way("greedy"), picture=shipped("yard.png"))
+    assert line(lab, "picture =") == 'picture = open_picture(PICTURES / "yard.png")'
+    assert "numpy" not in lab
+    scene = scripted(Way("greedy"), picture=Picture(SQUARE.image, "scene:0042"))
+    assert line(scene, "picture =") == "picture = draw(decorrelated(np.random.default_rng(42)))"
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["", "file:", "corner.png", "shipped:", "shipped:../pictures/corner.png", "scene:-1", "scene:",
+     "scene:1.5", "scene:٣", "scene:" + "9" * 21, "web:x", "scene:1)); import os; ((1"],
+)  # fmt: skip
+def test_other_sources_are_refused(source):
+    with pytest.raises(ValueError, match="source is shipped:NAME"):
+        scripted(Way("greedy"), picture=Picture(SQUARE.image, source))
+
+
+def test_model_device_and_dtype():
+    lab = scripted(Way("greedy"), picture=shipped("yard.png"))
+    assert "from sightline.lab import CHECKPOINT, PICTURES" in lab
+    assert line(lab, "model =").endswith('(CHECKPOINT, dtype="float32")')
+    assert "model.to" not in lab
+    assert scripted(Way("greedy"), picture=shipped("yard.png"), model=str(CHECKPOINT)) == lab
+    hub = scripted(Way("greedy"), model="org/it's", device="cuda:1", dtype="bfloat16")
+    assert line(hub, "CHECKPOINT") == 'CHECKPOINT = "org/it\'s"'
+    assert "sightline.lab" not in hub
+    assert line(hub, "model =").endswith('(CHECKPOINT, dtype="bfloat16")')
+    assert line(hub, "model.to") == 'model.to("cuda:1")'
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        (Way("vcf"), "no decoder is called 'vcf'"),
+        (Way("vcd.paper"), "no preset of vcd is called 'paper'"),
+        (Way("vcd", (("alpha", "much"),)), "alpha of vcd must be a number, got 'much'"),
+        (Way("greedy", (("alpha", "1"),)), "greedy has no settings"),
+    ],
+)
+def test_ways_that_do_not_exist_are_refused(way, message):
+    with pytest.raises(ValueError, match=message):
+        scripted(Way("vdd"), way)
+
+
+# How they are written
+
+ODD = (
+    "",
+    "it's",
+    'say "it"',
+    'it\'s "it"',
+    '"""',
+    "'''",
+    "\\",
+    "a\\'b\\n",
+    "{curly} {{}} %s $x",
+    "\n\r\t\0\x1b\x85\u2028",
+    "Что на картине? а",
+    "图片里有什么？" * 20,
+    "图片里有什么？" * 9,
+    "à – ’ “quoted” ﬁ ＡＢ",
+    "👩‍👩‍👧 family 🎉" * 9,
+    "\u202egnirts\u2066",
+    "\udc80 not a character",
+    "word " * 60,
+    "nobreak" * 60,
+    '"q" ' * 60,
+    "'q' \"r\" \\" * 30,
+    "\n" * 120,
+    " " * 200 + "x",
+    "#" * 98,
+    *("x" * length for length in range(76, 92)),
+)
+
+
+def check_with_ruff(scripts: dict[str, str], folder: Path) -> None:
+    for name, script in scripts.items():
+        (folder / f"{name}.py").write_text(script, encoding="utf-8")
+    for command in (["check", "--no-cache"], ["format", "--check", "--diff", "--no-cache"]):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "ruff",
+                *command,
+                "--config",
+                str(ROOT / "pyproject.toml"),
+                str(folder),
+            ],
+            capture_output=True,
+            encoding="utf-8",
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_ruff
+def test_every_decoder_and_preset_is_written_as_ruff_does(tmp_path):
+    names = [*DECODERS, *(f"{d}.{p}" for d, kind in DECODERS.items() for p in presets(kind))]
+    scripts = {name: scripted(Way("greedy"), Way(name), Way("sample")) for name in names}
+    scripts["scene"] = scripted(Way("vdd"), picture=Picture(SQUARE.image, "scene:1"), device="cuda")
+    scripts["shipped"] = scripted(
+        *map(Way, ("vcd", "deco", "dola", "m3id")), picture=shipped("yard.png")
+    )
+    scripts["changed"] = scripted(Way("vcd.pope_paper", (("alpha", "0.5"),)), model="org/name")
+    check_with_ruff(scripts, tmp_path)
+
+
+@needs_ruff
+def test_any_text_is_written_as_ruff_does_and_read_back(tmp_path):
+    scripts = {}
+    for i, text in enumerate(ODD):
+        way = Way("mvp", (("requests", text.replace("+", "-") or "x"), ("weights", "1")))
+        picture = Picture(SQUARE.image, f"file:{text or 'x'}")
+        scripts[f"text_{i}"] = script = scripted(
+            way, picture=picture, question=text, model=text or "x"
+        )
+        names: dict[str, str] = {}
+        exec("\n".join(top_assignments(script)), names)
+        assert names["QUESTION"] == text
+        assert names["PICTURE"] == (text or "x")
+        assert names["CHECKPOINT"] == (text or "x")
+    check_with_ruff(scripts, tmp_path)
+
+
+def top_assignments(script: str) -> list[str]:
+    """The source of the script's constants."""
+    tree = ast.parse(script)
+    found = [node for node in tree.body if isinstance(node, ast.Assign)]
+    return [ast.unparse(node) for node in found if node.targets[0].id.isupper()]
+
+
+def test_a_setting_is_read_back():
+    text = 'it\'s "very" long, \\ and ünusual ' * 8
+    script = scripted(Way("vdgd", (("request", text),)))
+    calls = [node for node in ast.walk(ast.parse(script)) if isinstance(node, ast.keyword)]
+    [request] = [node.value for node in calls if node.arg == "request"]
+    assert ast.literal_eval(request) == text.strip()
+
+
+def test_text_cannot_leave_its_quotes():
+    text = '"""); import os; (\'\'\' + "\\" + """'
+    script = scripted(
+        Way("vdgd", (("request", text),)),
+        picture=Picture(SQUARE.image, f"file:{text}"),
+        question=text,
+        model=text,
+    )
+    plain = scripted(Way("vdgd", (("request", "r"),)), question="q", model="m")
+    kinds = [[type(node) for node in ast.parse(s).body] for s in (script, plain)]
+    assert kinds[0] == kinds[1]
+
+
+def test_plain_scripts_carry_no_note_for_ruff():
+    assert scripted(Way("greedy")).startswith('"""One question')
+    assert scripted(Way("greedy"), question="é?").startswith("# ruff: noqa: RUF001, RUF100\n")
