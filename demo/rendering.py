@@ -160,10 +160,11 @@ def token(piece: str, start: int, marks: Sequence[Span], index: int, is_end: boo
     kinds = {kind for mark in inside for kind in mark.kinds}
     says = [word.strip() or ("blank" if word else "end" if is_end else "no text of its own")]
     says += [meaning for kind, meaning in SAYS.items() if kind in kinds]
+    label = "" if says == [word] else f' aria-label="{escape(", ".join(says))}"'
     sign = "" if word.strip() else ' data-sign="end"' if is_end and not word else ' data-sign="·"'
     return (
         f'{escape(blanks)}<span class="token" role="button" data-index="{index}" '
-        f'tabindex="{-1 if index else 0}" aria-label="{escape(", ".join(says))}"{sign}>'
+        f'tabindex="{-1 if index else 0}"{label}{sign}>'
         f"{''.join(segments(word, begin, inside))}</span>"
     )
 

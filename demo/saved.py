@@ -71,7 +71,7 @@ def png(image: Image.Image) -> bytes:
     """The pixels alone, without what else an image carries."""
     bare, file = image.copy(), BytesIO()
     bare.info = {}
-    bare.save(file, format="PNG")
+    bare.save(file, format="PNG", compress_level=1)  # a large one at the default takes long
     return file.getvalue()
 
 

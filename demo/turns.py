@@ -76,17 +76,20 @@ class Work:
         """Ends the work before its next forward."""
         self._stop.set()
 
-    def start(self) -> None:
-        """Waits for a turn."""
-        self.turns.take()
-        self._begin()
+    def begin(self) -> None:
+        """It is this work's turn."""
+        if self.device is not None:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        if self.seed is not None:
+            self._restore_random()
+        self._since = time.perf_counter()
 
     def step_back(self) -> None:
         """Lets others work; raises `Stopped` when it is over. Called before each forward."""
         self._end()
         self.turns.pass_on()
         self.turns.take()
-        self._begin()
+        self.begin()
         if self._stop.is_set():
             raise Stopped("stopped")
         if time.monotonic() > self._deadline:
@@ -94,15 +97,10 @@ class Work:
 
     def finish(self) -> None:
         """Gives up the turn for good."""
-        self._end()
-        self.turns.pass_on()
-
-    def _begin(self) -> None:
-        if self.device is not None:
-            torch.cuda.reset_peak_memory_stats(self.device)
-        if self.seed is not None:
-            self._restore_random()
-        self._since = time.perf_counter()
+        try:
+            self._end()
+        finally:
+            self.turns.pass_on()
 
     def _end(self) -> None:
         self._worked, self._since = self.worked, None
@@ -140,9 +138,10 @@ class Crew:
     @contextmanager
     def working(self, work: Work) -> Iterator[None]:
         """This thread works, from its first turn to its last."""
-        work.start()
-        self._own.work = work
+        self.turns.take()
         try:
+            work.begin()
+            self._own.work = work
             yield
         finally:
             self._own.work = None

@@ -127,10 +127,21 @@ def test_a_stopped_work_ends_before_its_next_forward():
 
 def test_a_work_ends_at_its_time():
     work = Work(Turns(), seconds=0.0)
-    work.start()
+    work.turns.take()
+    work.begin()
     time.sleep(0.01)
     with pytest.raises(Stopped, match="after 0 s"):
         work.step_back()
+
+
+def test_a_turn_is_given_back_whatever_goes_wrong(monkeypatch):
+    crew = Crew(Machine())
+    for name in ("begin", "_end"):
+        with monkeypatch.context() as broken:
+            broken.setattr(Work, name, lambda work: 1 / 0)
+            with pytest.raises(ZeroDivisionError), crew.working(crew.work(60.0)):
+                pass
+        assert crew.turns._serving == crew.turns._waiting  # nobody has the turn
 
 
 def test_threads_without_work_are_left_alone():

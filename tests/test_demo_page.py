@@ -24,7 +24,7 @@ from sightline.demo.comparison import (
     Row,
     Way,
 )
-from sightline.demo.events import Events
+from sightline.demo.events import Events, frame
 from sightline.demo.forms import (
     form_of_drawing,
     form_of_way,
@@ -75,11 +75,14 @@ def text_of(html):
 def tokens_of(html):
     """(index, tabindex, name, text) of each token of a card."""
     found = re.findall(
-        r'<span class="token" role="button" data-index="(\d+)" tabindex="(-?\d)" '
-        r'aria-label="([^"]*)"[^>]*>(.*?)</span>',
+        r'<span class="token" role="button" data-index="(\d+)" tabindex="(-?\d)"'
+        r'(?: aria-label="([^"]*)")?[^>]*>(.*?)</span>',
         html,
     )
-    return [(int(i), int(tab), unescape(name), text_of(text)) for i, tab, name, text in found]
+    return [
+        (int(index), int(tab), unescape(name) or text_of(text), text_of(text))
+        for index, tab, name, text in found
+    ]
 
 
 # Forms
@@ -347,6 +350,11 @@ def test_whatever_comes_from_outside_is_escaped():
         assert "<img src=x" not in html and 'onerror="alert' not in html
 
 
+def test_tokens_without_letters_have_a_name():
+    found = tokens_of(card(asked(), (said("A", " ", "", ""),) * 2, 0, 0))
+    assert [name for _, _, name, _ in found] == ["A", "blank", "no text of its own", "end"]
+
+
 def test_signs_around_a_mark_are_escaped():
     html = card(asked(), (said("<cup>"),) * 2, 0, 0)
     assert '>&lt;<mark class="found first last">cup</mark>&gt;</span>' in html
@@ -588,6 +596,11 @@ def test_answers_are_followed_to_their_end(events, host):
     last = list(shown)
     assert 'data-state="done"' in last[0]["answer-1"]
     assert last[-1] == {"compare": True, "stop": False}
+
+
+def test_long_answers_are_shown_less_often():
+    short, long = (Round(asked(), (0, 1), (said(*["a"] * count),) * 2) for count in (10, 450))
+    assert frame(short) == 0.08 and frame(long) == pytest.approx(3 * 0.08)
 
 
 def test_answers_end_when_nobody_looks_any_more(events, host):
