@@ -1,7 +1,7 @@
 """Pictures from anywhere, as the 8-bit RGB that processors of vision-language models expect."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,9 @@ DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 PHOTOGRAPH_FIRST = ("MPO",)  # a camera's JPEG: the photograph, then previews or depth
 
 
-def open_picture(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_picture(
+    source: Any, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None
+) -> Image.Image:
     """A picture as it is meant to be seen: mode RGB, upright, with 8 bits per channel.
 
     An orientation in EXIF is applied, transparency is laid on white, 16-bit and floating-point
@@ -27,6 +29,7 @@ def open_picture(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
         source: A path, a file's bytes, a file opened in binary mode, or a PIL image, which is left
             as it is.
         max_pixels: The most that are decoded.
+        formats: Kinds of file that are opened, as Pillow calls them; None: all that it knows.
 
     Raises:
         ValueError: The file is missing, damaged or no picture, holds several frames, or has more
@@ -37,7 +40,7 @@ def open_picture(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _checked_rgb(source, "the picture", max_pixels)
     name, file = _named(source)
     try:
-        opened = Image.open(file)
+        opened = Image.open(file, formats=formats)
     except FileNotFoundError:
         raise ValueError(f"{name}: no such file") from None
     except UnidentifiedImageError:

@@ -23,7 +23,7 @@ from typing import Any
 from machine import machine
 from playwright.sync_api import Page, sync_playwright
 
-WARM = 5  # comparisons before memory is taken for the first time
+WARM = 20  # comparisons before memory is taken for the first time
 MORE = 20
 PATIENCE = 120.0
 
@@ -51,8 +51,8 @@ def resident(process: int) -> float:
 def compare(page: Page) -> None:
     """Presses Compare and waits for all answers."""
     page.click("#compare")
-    page.wait_for_selector("#compare:not([disabled])", timeout=1000 * PATIENCE)
-    page.wait_for_selector('[data-state="done"]', timeout=1000 * PATIENCE)
+    for wanted in ("#compare[disabled]", "#compare:not([disabled])"):
+        page.wait_for_selector(wanted, timeout=1000 * PATIENCE)
     states = page.locator(".answer[data-state]:not([data-state=none])")
     got = [one.get_attribute("data-state") for one in states.all()]
     if set(got) != {"done"}:

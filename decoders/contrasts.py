@@ -42,6 +42,11 @@ class UnknownImage:
             raise ValueError(f"tokens must be one or more token ids, got {self.tokens}")
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
+        known = model.get_input_embeddings().num_embeddings
+        if max(self.tokens) >= known:
+            raise ValueError(
+                f"tokens must be below {known}, as many as there are, got {self.tokens}"
+            )
         return expert.without_pictures(model, replacement=self.tokens, markers=self.markers)
 
 

@@ -847,7 +847,8 @@ def finish(outputs: Any, ensemble: Ensemble) -> Any:
         fields["logits"] = tuple(step[0] for step in steps)
         further["branch_logits"] = steps
     if ensemble.image_attention is not None:
-        further["image_attention"] = tuple(ensemble.image_attention)
+        answered = outputs.sequences.shape[1] - ensemble.prompt_length
+        further["image_attention"] = tuple(ensemble.image_attention[:answered])
         further["image_mask"] = ensemble.image_mask
     finished = type(outputs)(**fields)
     for name, value in further.items():

@@ -16,7 +16,9 @@ class TooLarge(Exception):
 
 
 class BodyLimit:
-    """Answers 413 to a request with a larger body, as soon as that shows.
+    """Answers 413 to a request with a larger body, as soon as that shows, and to every upload.
+
+    Gradio's own route for uploads writes to the disk, and nothing on the page uses it.
 
     Args:
         app: What answers the others.
@@ -36,6 +38,9 @@ class BodyLimit:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if scope.get("path", "").rstrip("/").endswith("/upload"):
+            await refuse(send, b"this page takes no uploads")
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self.most:
@@ -63,8 +68,7 @@ class BodyLimit:
                 await refuse(send)
 
 
-async def refuse(send: Send) -> None:
-    text = b"this request is too large"
+async def refuse(send: Send, text: bytes = b"this request is too large") -> None:
     headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
     await send({"type": "http.response.start", "status": 413, "headers": headers})
     await send({"type": "http.response.body", "body": text})

@@ -132,8 +132,8 @@ class Answer:
 
     @property
     def each(self) -> float | None:
-        """Seconds per token after the first; None where no second one came."""
-        return self.later / (len(self.ids) - 1) if len(self.ids) > 1 else None
+        """Seconds per token after the first; None where none came later."""
+        return self.later / (len(self.ids) - 1) if len(self.ids) > 1 and self.later else None
 
     @property
     def is_over(self) -> bool:

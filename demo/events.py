@@ -31,7 +31,7 @@ from sightline.demo.rendering import (
     shown_picture,
 )
 from sightline.demo.round import Round
-from sightline.demo.saved import from_json, to_json
+from sightline.demo.saved import Saved, from_json, to_json
 from sightline.demo.script import to_python
 from sightline.demo.uploads import read_comparison, read_picture
 
@@ -138,6 +138,8 @@ class Events:
         """Checks what was asked; `follow` does the rest."""
         if round is not None and not round.is_over:
             return {}
+        if round is not None:
+            round.leave()
         comparison, places, complaints = self.read(
             chosen or self.again(source or ""), question, drawing, forms
         )
@@ -240,7 +242,8 @@ class Events:
                 time.sleep(max(0.0, frame(round) - (time.monotonic() - start)))
         finally:
             round.stop()
-        yield IDLE
+        if not round.is_left:
+            yield IDLE
 
     def give_up(self, _: Any, round: Round | None) -> Parts:
         """Where the queue was full, so that no answer has begun."""
@@ -312,6 +315,7 @@ class Events:
                     f"this comparison has {len(comparison.ways)} answers, and at most "
                     f"{len(self.places)} are shown here"
                 )
+            self.check_answers(saved)
             loaded = Round(comparison, tuple(range(len(comparison.ways))), saved.answers)
             loaded.stop()
             shown = self.show_round(loaded)
@@ -329,7 +333,25 @@ class Events:
             **forms,
             "question": comparison.question,
             "drawing": form_of_drawing(comparison.drawing),
+            **IDLE,
         }
+
+    def check_answers(self, saved: Saved) -> None:
+        """Raises `ValueError` for answers that this page could not have given."""
+        if saved.model != self.host.name:
+            raise ValueError(
+                f"these answers are those of {saved.model}, and {self.host.name} answers here: "
+                f"load them on a page that was started with --model {saved.model}"
+            )
+        longest, most = max(len(a.ids) for a in saved.answers), self.host.limits.max_new_tokens
+        if longest > most:
+            raise ValueError(
+                f"an answer in this file has {longest} tokens, and at most {most} are shown here"
+            )
+
+    def sent_file(self, _: Any) -> Parts:
+        """The browser has its file; nothing of it stays."""
+        return {"files": {}}
 
     def run_lab(self, _: Any, scenes: Any, drawing: Any, *forms: Any) -> Iterator[Parts]:
         """The lab's evaluation of the columns' ways. When nobody looks any more it ends."""

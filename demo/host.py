@@ -17,7 +17,7 @@ from sightline import lab
 from sightline.chat import check_question, prompt_inputs, reply
 from sightline.checkpoints import Dtype, check_device, load_model, load_processor
 from sightline.choices import Choice, parse_choice
-from sightline.decoders.parse import value_text
+from sightline.decoders.parse import settable, value_text
 from sightline.demo.comparison import (
     Answer,
     Comparison,
@@ -34,8 +34,12 @@ from sightline.pictures import open_picture
 LAB = "sightline.lab"
 TEMPERATURES = (0.0, 5.0)
 SEEDS = 2**32
-UNEXPECTED = "this answer failed; whoever runs this page finds the reason in its log"
+UNEXPECTED = "this failed; whoever runs this page finds the reason in its log"
 NO_MEMORY = "there is not enough memory: ask for fewer tokens, or show a smaller picture"
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Files of visitors that are opened: Pillow reads them itself, without another program."""
+MOST_PARTS = 8  # of a setting that has several
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ class Limits:
 
     Args:
         max_new_tokens: Longest answer.
-        seconds: Longest time of an answer, waiting for other users included.
+        seconds: Longest time of an answer from its start, others' turns included.
         question: Longest question, in characters.
         pixels: Largest picture.
         ways: Most answers side by side.
@@ -117,7 +121,7 @@ class Host:
         Raises:
             ValueError: For what is no picture, or one with too many pixels.
         """
-        image = open_picture(source, self.limits.pixels)
+        image = open_picture(source, self.limits.pixels, FORMATS)
         bare = Path(name or "picture").name
         return Picture(image, f"file:{bare}", lab.truth(image))
 
@@ -156,7 +160,9 @@ class Host:
             )
         for number, way in enumerate(comparison.ways):
             try:
-                self._choice(way).build(self.processor)
+                choice = self._choice(way)
+                choice.build(self.processor)
+                check_cost(choice, self.limits)
             except ValueError as error:
                 found.append(Complaint("way", str(error), number))
         return found
@@ -180,6 +186,9 @@ class Host:
         way = comparison.ways[number]
         if not answer.ids:
             raise ValueError("this answer has no token yet")
+        known = self.model.get_input_embeddings().num_embeddings
+        if len(answer.ids) > self.limits.max_new_tokens or max(answer.ids) >= known:
+            raise ValueError("these tokens are not this model's: press Compare for its own answer")
         work = self.crew.work(self.limits.seconds)
         try:
             with self.crew.working(work), torch.no_grad():
@@ -193,6 +202,8 @@ class Host:
                 )
         except Stopped as error:
             raise ValueError(f"the explanation was {error}") from None
+        except Exception as error:
+            raise ValueError(reason(error)) from None
 
     def answer(
         self, comparison: Comparison, number: int, work: Work, streamer: BaseStreamer
@@ -212,12 +223,20 @@ class Host:
         return self.crew.work(self.limits.seconds, drawing.seed if draws else None)
 
     def warm_up(self) -> None:
-        """Answers once, so that start-up is not charged to the first user."""
+        """Answers once, so that start-up is not charged to the first user.
+
+        Raises:
+            ValueError: Where the model cannot answer.
+        """
         picture = self.open_shipped(self.shipped()[0])
         asked = Comparison(picture, lab.dialogue.DESCRIBE[0], (Way("greedy"),))
-        running = self.start(replace(asked, drawing=replace(asked.drawing, max_new_tokens=2)))
+        short = replace(asked.drawing, max_new_tokens=min(2, self.limits.max_new_tokens))
+        running = self.start(replace(asked, drawing=short))
         while not running.is_over:
             running.wait(1.0)
+        [said] = running.answers
+        if said.state != "done":
+            raise ValueError(f"{self.name} cannot answer: {said.note}")
 
     def _choice(self, way: Way) -> Choice:
         return parse_choice(way.name, way.assignments)
@@ -234,6 +253,9 @@ class Host:
             ]
         try:
             check_question(question)
+            question.encode()
+        except UnicodeEncodeError:
+            return [Complaint("question", "the question holds half a character: write it again")]
         except ValueError:
             return [Complaint("question", "there is no question: write one, or an instruction")]
         return []
@@ -249,6 +271,27 @@ class Host:
         if not whole(drawing.seed) or not 0 <= drawing.seed < SEEDS:
             found.append(f"the seed is a whole number from 0 to {SEEDS - 1}, got {drawing.seed}")
         return [Complaint("drawing", text) for text in found]
+
+
+def check_cost(choice: Choice, limits: Limits) -> None:
+    """Raises `ValueError` for settings that a page does not offer: they cost without a bound."""
+    if choice.request is None:
+        return
+    known = settable(choice.request.kind)
+    for name, value in choice.request.settings.items():
+        usual = known[name].usual
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if usual is not None and is_number and not usual.low <= value <= usual.high:
+            raise ValueError(
+                f"{name} of {choice.request.kind.__name__} is {usual.low:g} to {usual.high:g} on "
+                f"this page, got {value}: the command line and Python take others"
+            )
+        parts = value if isinstance(value, tuple) else (value,)
+        if len(parts) > MOST_PARTS or any(len(str(part)) > limits.question for part in parts):
+            raise ValueError(
+                f"{name} of {choice.request.kind.__name__} has at most {MOST_PARTS} parts of "
+                f"{limits.question} characters on this page"
+            )
 
 
 def whole(value: Any) -> bool:
@@ -318,16 +361,18 @@ class Running:
             self._host.answer(self.comparison, number, work, listener)
         except Stopped as error:
             self.change(number, state="stopped", note=str(error))
-        except torch.OutOfMemoryError:
-            self.change(number, state="failed", note=NO_MEMORY)
         except Exception as error:
             self.change(number, state="failed", note=reason(error))
         else:
             self.change(number, state="done", peak=work.peak)
+        finally:  # a panic in a tokenizer is no Exception
+            self.change(number, state="failed", note=UNEXPECTED)
 
 
 def reason(error: Exception) -> str:
     """What a client is told: our own sentences, and nothing of what others raise."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return NO_MEMORY
     frames = traceback.extract_tb(error.__traceback__)
     own = Path(lab.__file__).parents[1]
     if isinstance(error, ValueError) and frames and Path(frames[-1].filename).is_relative_to(own):
@@ -353,6 +398,7 @@ class Listener(BaseStreamer):
         self._ids: list[int] = []
         self._pieces: list[str] = []
         self._first: float | None = None
+        self._forwards = 0
 
     def put(self, value: torch.Tensor) -> None:
         if self._is_prompt:
@@ -360,7 +406,8 @@ class Listener(BaseStreamer):
             self._tell(state="answering")
             return
         now = self._work.worked
-        self._first = now if self._first is None else self._first
+        if self._first is None:
+            self._first, self._forwards = now, self._work.forwards
         for token in value.reshape(-1).tolist():
             self._ids.append(token)
             self._pieces.append(next_piece(self._tokenizer, self._ids, self._pieces))
@@ -368,7 +415,8 @@ class Listener(BaseStreamer):
             ids=tuple(self._ids),
             pieces=tuple(self._pieces),
             first=self._first,
-            later=now - self._first,
+            # Votes are told at once, when all has been said: no token came later.
+            later=now - self._first if self._work.forwards > self._forwards else 0.0,
         )
 
     def end(self) -> None:

@@ -1,18 +1,14 @@
 """The lab's evaluation in the background, watched by one session."""
 
-import logging
 import threading
 import time
 from collections.abc import Sequence
 
 from sightline.demo.comparison import Drawing, Way
-from sightline.demo.host import Host
+from sightline.demo.host import Host, reason
 from sightline.demo.lab_run import LabRun, run
 
 SECONDS = 900.0  # the longest that is allowed
-UNEXPECTED = "the evaluation failed; whoever runs this page finds the reason in its log"
-
-logger = logging.getLogger(__name__)
 
 
 class LabJob:
@@ -59,13 +55,11 @@ class LabJob:
                 self.drawing,
                 progress=self._count,
                 stopped=lambda: self._stop.is_set() or time.monotonic() > self._deadline,
-                turn=lambda: crew.working(crew.work(SECONDS)),
+                turn=lambda: crew.working(crew.work(2 * SECONDS, self.drawing.seed)),
+                clock=crew.clock,
             )
-        except ValueError as error:
-            self.refused = str(error)
-        except Exception:
-            logger.exception("an evaluation failed")
-            self.refused = UNEXPECTED
+        except Exception as error:
+            self.refused = reason(error)
         finally:
             self._over.set()
 

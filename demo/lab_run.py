@@ -14,7 +14,7 @@ from sightline.choices import parse_choice
 from sightline.demo.comparison import Drawing, Way
 from sightline.evaluation import plots, report, runner
 from sightline.evaluation.asking import LAB, Source
-from sightline.evaluation.lab import WORDINGS, LabBenchmark
+from sightline.evaluation.lab import LabBenchmark
 
 BATCH_SIZE = 16
 PLAIN = {"greedy": "greedy", "sample": "sampling"}
@@ -66,12 +66,13 @@ def run(
     progress: Callable[[int, int], None] = lambda done, total: None,
     stopped: Callable[[], bool] = lambda: False,
     turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    clock: Callable[[], float] | None = None,
 ) -> LabRun:
     """Asks about drawn scenes in each of the ways, as `sightline evaluate lab` does.
 
-    Greedy is always there, as all differences are taken to it. Decoders are asked in the lab's
-    wordings where they ask something themselves. What is drawn is drawn from the whole vocabulary,
-    without a checkpoint's own top-k and top-p. All is written to a folder that is gone at the end.
+    Greedy is always there, as all differences are taken to it. What is drawn is drawn from the
+    whole vocabulary, without a checkpoint's own top-k and top-p. All is written to a folder that is
+    gone at the end.
 
     Args:
         ways: Equal ones are one row.
@@ -84,6 +85,7 @@ def run(
         progress: Gets how many answers there are, and how many there will be.
         stopped: Asked before each batch; where it says so, what is there is all there will be.
         turn: Entered for each way's answers to a batch, so that others can answer in between.
+        clock: Seconds that pass in these turns; None: as everywhere.
 
     Raises:
         ValueError: For a way that cannot be read or run here, named, and for too few scenes.
@@ -106,9 +108,8 @@ def run(
             Path(folder),
             Source.loaded(loaded.name, loaded.model, loaded.processor),
             controls=controls,
-            wordings=WORDINGS,
             command=command(names, scenes, loaded.name, settings, controls),
-            watch=runner.Watch(told, stopped, turn, forks=False),
+            watch=runner.Watch(told, stopped, turn, clock, forks=False),
         )
         if summary is None:
             return LabRun(*counts, "", ())

@@ -376,16 +376,19 @@ def wire(parts: Mapping[str, Any], events: Events) -> None:
         on(followed.failure, events.give_up, ["round"], [*answers, *buttons], **quick)
     on(parts["stop"].click, events.stop, ["round"], [*answers, *buttons], **quick)
 
-    seen = ["round", "opened"]
+    seen, why = ["round", "opened"], ["opened", "panel"]
+    # Each holds the scores of a whole answer.
+    one_by_one = {"concurrency_id": "why", "concurrency_limit": 1}
     for place in columns:
         answer = parts[f"answer-{place}"]
         on(answer.halt, partial(halt, events, place), ["round"], answers, **quick)
-        on(answer.token, partial(open_token, events, place), seen, ["opened", "panel"])
-    on(parts["panel"].token, events.open_token, seen, ["opened", "panel"])
+        on(answer.token, partial(open_token, events, place), seen, why, **one_by_one)
+    on(parts["panel"].token, events.open_token, seen, why, **one_by_one)
 
-    on(parts["files"].saved, events.save, ["round"], ["files", "error-load"], **quick)
+    saved = on(parts["files"].saved, events.save, ["round"], ["files", "error-load"], **quick)
+    on(saved.then, events.sent_file, [], ["files"], **quick)
     on(parts["files"].empty, events.copy_nothing, [], ["error-load"], **quick)
-    loaded = [*shown, *complaints, *picture, *ways, "question", "drawing"]
+    loaded = [*shown, *complaints, *picture, *ways, "question", "drawing", *buttons]
     on(parts["files"].loaded, events.load, ["round"], list(dict.fromkeys(loaded)), **quick)
 
     run = ["job", "error-lab", "lab-progress", "lab-table", "lab-plots", "lab-run", "lab-stop"]

@@ -60,6 +60,7 @@ class Work:
         self.seed = seed
         self.device = device if device is not None and device.type == "cuda" else None
         self.peak: int | None = None
+        self.forwards = 0
         self._deadline = time.monotonic() + seconds
         self._stop = threading.Event()
         self._worked = 0.0
@@ -76,6 +77,13 @@ class Work:
         """Ends the work before its next forward."""
         self._stop.set()
 
+    def check(self) -> None:
+        """Raises `Stopped` when it is over."""
+        if self._stop.is_set():
+            raise Stopped("stopped")
+        if time.monotonic() > self._deadline:
+            raise Stopped(f"stopped after {self.seconds:g} s, the longest that is allowed here")
+
     def begin(self) -> None:
         """It is this work's turn."""
         if self.device is not None:
@@ -90,10 +98,8 @@ class Work:
         self.turns.pass_on()
         self.turns.take()
         self.begin()
-        if self._stop.is_set():
-            raise Stopped("stopped")
-        if time.monotonic() > self._deadline:
-            raise Stopped(f"stopped after {self.seconds:g} s, the longest that is allowed here")
+        self.check()
+        self.forwards += 1
 
     def finish(self) -> None:
         """Gives up the turn for good."""
@@ -103,6 +109,8 @@ class Work:
             self.turns.pass_on()
 
     def _end(self) -> None:
+        if self.device is not None:
+            torch.cuda.synchronize(self.device)  # or its kernels run in the next one's time
         self._worked, self._since = self.worked, None
         if self.device is not None:
             self.peak = max(self.peak or 0, torch.cuda.max_memory_allocated(self.device))
@@ -141,11 +149,16 @@ class Crew:
         self.turns.take()
         try:
             work.begin()
+            work.check()
             self._own.work = work
             yield
         finally:
             self._own.work = None
             work.finish()
+
+    def clock(self) -> float:
+        """Seconds that the model has worked for the work at hand."""
+        return self._own.work.worked
 
     def leave(self) -> None:
         """Takes the hook off the model."""

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -183,16 +183,21 @@ class Preparation:
 
 
 class Clock(StoppingCriteria):
-    """Stops nothing; notes when the first tokens were there and how many steps were made."""
+    """Stops nothing; notes when the first tokens were there and how many steps were made.
 
-    def __init__(self):
+    Args:
+        now: Seconds by the clock.
+    """
+
+    def __init__(self, now: Callable[[], float]):
+        self.now = now
         self.first: float | None = None
         self.steps = 0
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         if self.first is None:
             synchronize(input_ids.device)
-            self.first = time.perf_counter()
+            self.first = self.now()
         self.steps += 1
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
@@ -205,9 +210,19 @@ class Asker:
         processor: The model's.
         temperature: Of contenders that sample.
         versions: Written with each answer.
+        clock: Seconds, where others use the model too; None: the machine's clock. With one, memory
+            is not told, as it is everybody's.
     """
 
-    def __init__(self, model: Any, processor: Any, temperature: float, versions: Mapping[str, str]):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        temperature: float,
+        versions: Mapping[str, str],
+        clock: Callable[[], float] | None = None,
+    ):
+        self.clock = clock
         self.model = model
         self.processor = processor
         self.temperature = temperature
@@ -265,10 +280,11 @@ class Asker:
             return []
         task = prepared.batch.task
         watched = contender.label == GREEDY and task.yes_no
-        clock, device = Clock(), self.model.device
+        now, device = self.clock or time.perf_counter, self.model.device
+        clock = Clock(now)
         reset_peak(device)
         synchronize(device)
-        started = time.perf_counter()
+        started = now()
         outputs = self.generate(
             contender,
             prepared,
@@ -279,13 +295,13 @@ class Asker:
             output_logits=watched,
         )
         synchronize(device)
-        ms = round((time.perf_counter() - started) * 1000, 3)
+        ms = round((now() - started) * 1000, 3)
         first = None if clock.first is None else round((clock.first - started) * 1000, 3)
         tokens = outputs.sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
         lengths = answer_lengths(tokens, self.model.generation_config.eos_token_id)
         logits = self.first_logits(outputs.logits[0]) if watched else [None] * len(texts)
-        peak = peak_mb(device)
+        peak = peak_mb(device) if self.clock is None else None
         return [
             Reply(text, length, ms, first, clock.steps, peak, three)
             for text, length, three in zip(texts, lengths, logits, strict=True)

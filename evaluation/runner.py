@@ -79,9 +79,12 @@ class Watch:
 
     Args:
         told: Gets how many answers there are, and how many there will be.
-        stopped: Asked before each batch; where it says so, the run ends with what is there.
+        stopped: Asked before each batch and at the end; where it says so, the run ends with what is
+            there.
         turn: Entered for each contender's answers to a batch, and for nothing else: where others
             use the model, this is where the run waits for them.
+        clock: Seconds that the model has worked in a turn, where others use it too; None: the
+            machine's clock. With one, memory is not told, as it is everybody's.
         forks: Whether a process of its own prepares batches; no program that has threads may be
             forked.
     """
@@ -89,6 +92,7 @@ class Watch:
     told: Callable[[int, int], None] = lambda done, total: None
     stopped: Callable[[], bool] = lambda: False
     turn: Callable[[], AbstractContextManager[Any]] = nullcontext
+    clock: Callable[[], float] | None = None
     forks: bool = True
 
 
@@ -240,7 +244,7 @@ def evaluate(
         files.check_folder(out, resume)
     plan = turns(cut(benchmark, source.processor.tokenizer, run.batch_size, run.seed), contenders)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    asker = Asker(source.model, source.processor, run.temperature, versions)
+    asker = Asker(source.model, source.processor, run.temperature, versions, watch.clock)
     if yes_shift and not all(asker.yes_no):
         if not controls:
             raise ValueError(

@@ -254,7 +254,7 @@ def truth(picture: Image.Image | str | Path) -> frozenset[str] | None:
             return truth(opened)
     try:
         names = json.loads(picture.info.get(CHUNK, ""))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None

@@ -519,8 +519,8 @@ def test_a_port_in_use_is_refused():
 
 def test_a_page_without_gradio_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    for name in [name for name in sys.modules if name.startswith("sightline.demo")]:
-        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "sightline.demo.page")
+    monkeypatch.delattr("sightline.demo.page")
     assert 'pip install "sightline[demo]"' in refused("demo")
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from sightline import VCD, VDD, Contrastive, answer
@@ -16,6 +16,7 @@ from sightline.chat import prompt_inputs
 from sightline.demo import host as hosts
 from sightline.demo.comparison import Answer, Comparison, Drawing, Way, slow_down
 from sightline.demo.host import Host, Limits, Listener
+from sightline.demo.lab_job import LabJob
 from sightline.demo.turns import Crew, Stopped, Turns, Work
 from sightline.lab import CHECKPOINT, PICTURES
 
@@ -451,3 +452,98 @@ def test_votes_have_no_tables(host):
         host.explain(comparison, 0, said)
     with pytest.raises(ValueError, match="no token yet"):
         host.explain(comparison, 0, Answer())
+
+
+def test_what_a_page_does_not_offer_is_refused(host):
+    ways = (
+        Way("mvp", (("k", "1000"),)),
+        Way("vcd", (("alpha", "1e9"),)),
+        Way("mvp", (("requests", "+".join(["Describe."] * 9)), ("weights", "+".join("1" * 9)))),
+        Way("icd", (("instruction", "x" * 5000),)),
+    )
+    found = host.check(compared(host, *ways))
+    assert [complaint.way for complaint in found] == [0, 1, 2, 3]
+    assert "k of MVP is 1 to 10 on this page, got 1000" in found[0].text
+    assert "alpha of VCD is 0 to 3 on this page" in found[1].text
+    assert all("at most 8 parts of 2000 characters" in one.text for one in found[2:])
+
+
+def test_tokens_of_another_model_are_not_explained(host):
+    for ids in ((10**6,), tuple([5] * 300)):
+        with pytest.raises(ValueError, match="are not this model's"):
+            host.explain(compared(host, "greedy"), 0, Answer(ids=ids))
+
+
+def test_a_token_that_does_not_exist_stands_for_no_picture(host):
+    unknown = Way("vdd", (("variant", "unk"), ("unk_token_id", "1000000000")))
+    [said] = finished(host.start(compared(host, unknown)))
+    assert said.state == "failed" and "tokens must be below 426" in said.note
+
+
+def test_votes_come_at_once_and_have_no_time_per_token(host):
+    comparison = compared(host, "greedy", "mvp", question="Is there a bus in the image?")
+    answers = finished(host.start(comparison))
+    assert answers[1].first > 0 and answers[1].each is None
+    assert slow_down(comparison.ways, answers, 1) is None
+
+
+def test_an_answer_that_was_stopped_in_the_queue_makes_no_forward(host):
+    host.crew.turns.take()
+    running = host.start(compared(host, "greedy"))
+    running.stop()
+    before = host.crew.turns._waiting
+    host.crew.turns.pass_on()
+    while host.crew.turns._serving < before:
+        time.sleep(0.01)
+    assert running._works[0].forwards == 0
+
+
+def test_a_panic_ends_an_answer(host, monkeypatch):
+    def panic(*args, **kwargs):
+        raise BaseException("in a tokenizer")
+
+    monkeypatch.setattr(hosts, "reply", panic)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    [said] = finished(host.start(compared(host, "greedy")))
+    assert said.state == "failed"
+
+
+def test_a_page_on_which_nothing_can_answer_does_not_start(monkeypatch):
+    host = Host(limits=Limits(max_new_tokens=1))
+    host.warm_up()
+
+    def fail(*args, **kwargs):
+        raise RuntimeError
+
+    monkeypatch.setattr(hosts, "reply", fail)
+    with pytest.raises(ValueError, match=r"sightline\.lab cannot answer"):
+        host.warm_up()
+
+
+def test_only_files_that_are_read_without_other_programs_are_opened(host, tmp_path):
+    file = tmp_path / "drawing.png"
+    Image.new("RGB", (8, 8)).save(file, format="EPS")
+    with pytest.raises(ValueError, match="not a picture that can be read"):
+        host.open(file.read_bytes(), "drawing.png")
+    camera = tmp_path / "camera.jpg"
+    Image.new("RGB", (8, 8), "red").save(camera, format="MPO")
+    assert host.open(camera).image.size == (8, 8)
+
+
+def test_samples_of_an_evaluation_are_its_own(host):
+    def table():
+        job = LabJob(host, [Way("sample")], 12, Drawing(seed=3))
+        job.start()
+        return job
+
+    def figures(job):
+        job.wait(60)
+        assert job.is_over and job.result is not None, job.refused
+        rows = [line.split(" | ") for line in job.result.table.splitlines()]
+        return [row[:6] for row in rows if row[0] == "| sampling"]
+
+    alone = figures(table())
+    job = table()
+    for seed in range(3):
+        finished(host.start(compared(host, "sample", "sample", temperature=1.5, seed=seed)))
+    assert figures(job) == alone and len(alone) == 2

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from sightline import MVP
 from sightline.demo import lab_run
 from sightline.demo.comparison import Drawing, Way
 from sightline.demo.lab_run import run
@@ -133,15 +134,16 @@ def test_without_a_temperature_only_sampling_samples(host, kept):
     assert head["temperature"] == 1.0
 
 
-def test_decoders_ask_in_words_that_the_model_knows(host, kept):
+def test_decoders_ask_in_the_words_of_their_ways(host, kept):
     three = "Describe the image.+Describe this picture.+What is in the image?"
     mvp = Way("mvp", (("requests", three), ("caption_tokens", "8"), ("tokens", "2")))
-    run((Way("carve"), mvp), 1, host)
+    asks = Way("carve", (("general", "Describe this picture."), ("suffix", "")))
+    run((asks, mvp), 1, host)
     decoders = json.loads((kept / "run.json").read_text())["fixed"]["decoders"]
-    carve, mvp_settings = decoders["carve"], decoders[mvp.label]
+    carve, mvp_settings = decoders[asks.label], decoders[mvp.label]
     assert (carve["general"], carve["suffix"]) == ("Describe this picture.", "")
     assert mvp_settings["requests"] == three.split("+")
-    assert mvp_settings["template"] == "{caption} {question}"  # not set, so the lab's
+    assert mvp_settings["template"] == MVP.template  # not set
 
 
 def test_controls_are_added_where_they_are_wanted(host):
@@ -261,18 +263,18 @@ def test_too_few_scenes_are_refused(host, temporary):
 def test_a_run_that_was_stopped_can_be_continued(host, tmp_path):
     settings = Run(seed=1, batch_size=BATCH)
     source = Source.loaded(host.name, host.model, host.processor)
-    asks = iter([False, True, True])
+    asks = iter([False])  # then it is stopped
 
     def evaluate(folder, **further):
         given = (LabBenchmark(SCENES), ["vdd"], settings, tmp_path / folder, source)
         return runner.evaluate(*given, **further)
 
-    first = evaluate("a", watch=Watch(stopped=lambda: next(asks)))
+    first = evaluate("a", watch=Watch(stopped=lambda: next(asks, True)))
     assert [task["questions"] for task in first["tasks"].values()] == [BATCH]
     # A kill takes the last answer; a stop before the batch is answered again keeps the others.
     path = tmp_path / "a" / "answers.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-    assert evaluate("a", resume=True, watch=Watch(stopped=lambda: next(asks))) is None
+    assert evaluate("a", resume=True, watch=Watch(stopped=lambda: next(asks, True))) is None
     assert len(said(tmp_path / "a")) == 2 * BATCH - 1
     evaluate("a", resume=True)
     evaluate("b")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from torch import OutOfMemoryError
 
 from sightline.demo import page as demo_page
 from sightline.demo.body_limit import BodyLimit
@@ -50,6 +51,7 @@ from sightline.demo.rendering import (
     table,
 )
 from sightline.demo.round import Round
+from sightline.demo.turns import Crew
 from sightline.demo.uploads import bare, read_comparison, read_picture
 
 STYLE = demo_page.STYLE.read_text(encoding="utf-8")
@@ -473,8 +475,8 @@ class FakeHost:
 
     name, device = "sightline.lab", "cpu"
     dtype = SimpleNamespace(value="float32")
-    limits = SimpleNamespace(ways=4, pixels=1000)
-    crew = None
+    limits = SimpleNamespace(ways=4, pixels=1000, max_new_tokens=256)
+    crew = Crew(SimpleNamespace(device=None, register_forward_pre_hook=lambda hook: None))
 
     def __init__(self):
         self.complaints = []
@@ -641,7 +643,7 @@ def test_rounds_that_were_left_are_not_shown_any_more(events, host):
     shown = events.follow({}, round)
     next(shown)
     round.leave()
-    assert list(shown) == [{"compare": True, "stop": False}]
+    assert list(shown) == []  # the buttons are another round's by now
 
 
 def test_a_full_queue_is_told(events):
@@ -682,6 +684,7 @@ def test_a_comparison_is_saved_and_comes_back(events):
     assert old.is_left and old.is_over
     assert changed["round"].answers == round.answers
     assert changed["question"] == "Describe the image."
+    assert changed["compare"] is True and changed["stop"] is False
     assert [is_shown(changed[f"way-{place}"]) for place in range(4)] == [True, True, False, False]
     assert changed["chosen"].image.tobytes() == round.comparison.picture.image.tobytes()
 
@@ -691,6 +694,17 @@ def test_answers_that_were_saved_half_way_are_over_when_they_come_back(events):
     file = events.save({}, round)["files"]
     loaded = events.load({"name": "saved.json", "data": file["text"]}, None)["round"]
     assert loaded.is_over and loaded.answers[0].pieces == ("A",)
+
+
+def test_answers_that_this_page_could_not_have_given_are_refused(events, host):
+    file = events.save({}, Round(asked(), (0, 1), (said("A", " b"), said("A"))))["files"]
+    for name, value, message in (
+        ("limits", SimpleNamespace(ways=4, pixels=1000, max_new_tokens=1), "has 2 tokens, and at"),
+        ("name", "other/model", "those of sightline.lab, and other/model answers here"),
+    ):
+        setattr(host, name, value)
+        changed = events.load({"name": "a.json", "data": file["text"]}, None)
+        assert list(changed) == ["error-load"] and message in text_of(changed["error-load"])
 
 
 def test_files_that_are_no_comparison_change_nothing(events):
@@ -763,8 +777,10 @@ def test_an_evaluation_that_cannot_be_asked_says_why(events, jobs):
 
 
 def test_a_job_runs_in_the_background_and_tells_what_came(host, monkeypatch):
-    def run(ways, scenes, loaded, drawing, *, progress, stopped, turn):
+    def run(ways, scenes, loaded, drawing, *, progress, stopped, turn, clock):
         progress(3, 4)
+        with turn():
+            assert 0 <= clock() < 1
         assert (ways, scenes, loaded) == ((Way("vdd"),), 4, host)
         while not stopped():
             pass
@@ -783,8 +799,8 @@ def test_a_job_runs_in_the_background_and_tells_what_came(host, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ValueError("no such way"), "no such way"),
-        (RuntimeError("/secret"), "the evaluation failed"),
+        (RuntimeError("/secret"), "finds the reason in its log"),
+        (OutOfMemoryError("/secret"), "not enough memory"),
     ],
 )
 def test_a_job_that_fails_says_what_a_client_may_know(host, monkeypatch, error, message):
@@ -798,6 +814,13 @@ def test_a_job_that_fails_says_what_a_client_may_know(host, monkeypatch, error, 
     assert job.is_over and job.result is None
     assert message in job.refused and "secret" not in job.refused
     assert message in Events(host).show_job(job)["error-lab"]
+
+
+def test_a_job_that_cannot_be_done_says_why(host):
+    job = LabJob(host, [Way("vdx")], 4, Drawing())
+    job.start()
+    job.wait(10)
+    assert "did you mean vdd?" in job.refused
 
 
 # The page

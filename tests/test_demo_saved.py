@@ -186,7 +186,7 @@ WRONG = {
     "empty": ("picture.png", "", "no PNG picture"),
     "no data": ("picture.png", png_of((9, 9)), "damaged"),
     "too large": ("picture.png", png_of((9000, 9000)), "81 megapixels.*at most"),
-    "bomb": ("picture.png", png_of((60_000, 60_000)), "no PNG picture.*exceeds limit"),
+    "bomb": ("picture.png", png_of((60_000, 60_000)), "no PNG picture"),
 }
 
 
