@@ -1,7 +1,7 @@
 """Pictures from anywhere, as the 8-bit RGB that processors of vision-language models expect."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +17,7 @@ PHOTOGRAPH_FIRST = ("MPO",)  # a camera's JPEG: the photograph, then previews or
 
 
 def open_picture(
-    source: Any, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None
+    source: Any, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
     """A picture as it is meant to be seen: mode RGB, upright, with 8 bits per channel.
 
