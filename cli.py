@@ -1,4 +1,4 @@
-"""The command line: `sightline describe | compare | demo | evaluate | decoders`.
+"""The command line: `sightline describe | compare | demo | evaluate | export | decoders`.
 
 Decoders, their settings, ranges, presets and papers are read off the classes and their docstrings,
 so a new decoder appears here by its name in `sightline.decoders.DECODERS` alone.
@@ -213,6 +213,37 @@ def wait_for_interrupt() -> None:
         Event().wait()
     except KeyboardInterrupt:
         typer.echo("")
+
+
+@app.command("export")
+def export_decoder(
+    decoder: Annotated[
+        str, typer.Argument(metavar="NAME", help="As `sightline decoders` lists them.")
+    ],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A new folder, or an empty one.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A decoder's setting; may be repeated."),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Write into a folder that is not empty, over its README.md."),
+    ] = False,
+) -> None:
+    """Write a decoder as a folder that `generate` takes, and that the hub can hold."""
+    with refusing():
+        from sightline.export import export
+
+        with quiet():
+            written = export(
+                parse_choice(decoder.strip().lower(), settings or []), folder, force=force
+            )
+    for path in written:
+        typer.echo(path)
+    typer.echo(
+        f"\nmodel.generate(**inputs, custom_generate={folder!r}, trust_remote_code=True) decodes "
+        "with it; README.md says more."
+    )
 
 
 @app.command("decoders")
