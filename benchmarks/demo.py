@@ -82,7 +82,7 @@ def measure(screenshot: Path | None) -> dict[str, Any]:
             compare(page)
             answered = time.perf_counter() - start
             if screenshot is not None:
-                page.locator("#answer-0 .token").nth(9).click()
+                page.locator("#answer-0 .token").nth(10).click()
                 page.wait_for_selector("#overlay")
                 page.mouse.move(0, 0)
                 page.screenshot(path=screenshot, full_page=True)

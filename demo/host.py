@@ -229,12 +229,13 @@ class Host:
             ValueError: Where the model cannot answer.
         """
         picture = self.open_shipped(self.shipped()[0])
-        asked = Comparison(picture, lab.dialogue.DESCRIBE[0], (Way("greedy"),))
+        ways = (Way("greedy"), Way("vdd"))  # one branch, and two
+        asked = Comparison(picture, lab.dialogue.DESCRIBE[0], ways)
         short = replace(asked.drawing, max_new_tokens=min(2, self.limits.max_new_tokens))
         running = self.start(replace(asked, drawing=short))
         while not running.is_over:
             running.wait(1.0)
-        [said] = running.answers
+        said = running.answers[0]
         if said.state != "done":
             raise ValueError(f"{self.name} cannot answer: {said.note}")
 
