@@ -45,8 +45,9 @@ def explain(
     recipe = strategy.recipe().simplified()
     forced = Forced(ids)
     images = {"images": image} if strategy.needs_images else {}
+    inputs = prompt_inputs(model, processor, image, question)
     output = model.generate(
-        **prompt_inputs(model, processor, image, question),
+        **inputs,
         custom_generate=strategy,
         max_new_tokens=len(ids),
         do_sample=False,
@@ -66,7 +67,9 @@ def explain(
     values = torch.stack([seen[0][output.image_mask[0]] for seen in output.image_attention])
     looks, note = None, ""
     try:
-        looks = Looks(values, place(model, processor, image))
+        # Of the prompt as asked: a preparation may have added pictures.
+        count = int((inputs["input_ids"] == model.config.image_token_id).sum())
+        looks = Looks(values, locate(processor, model.config, image, count))
     except ValueError as error:
         note = str(error)
     return Explained(
@@ -139,13 +142,6 @@ def visible(tokenizer: Any, token: int) -> str:
 def words(part: Any) -> str:
     """The words of a part's class: "no image"."""
     return re.sub(r"(?<!^)(?=[A-Z])", " ", type(part).__name__).lower()
-
-
-def place(model: Any, processor: Any, image: Image.Image) -> Layout:
-    """Where a picture's tokens lie in it. Raises `ValueError` where they have no place."""
-    ids = prompt_inputs(model, processor, image, "?")["input_ids"]
-    count = int((ids == model.config.image_token_id).sum())
-    return locate(processor, model.config, image, count)
 
 
 class Looks(Sequence[Image.Image]):

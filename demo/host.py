@@ -17,7 +17,7 @@ from sightline import lab
 from sightline.chat import check_question, prompt_inputs, reply
 from sightline.checkpoints import Dtype, check_device, load_model, load_processor
 from sightline.choices import Choice, parse_choice
-from sightline.decoders.parse import settable, value_text
+from sightline.decoders.parse import settable, written
 from sightline.demo.comparison import (
     Answer,
     Comparison,
@@ -146,7 +146,7 @@ class Host:
     def way(self, name: str) -> Way:
         """A decoder with what it asks this model: the lab's own is asked in words that it knows."""
         wordings = WORDINGS.get(name.partition(".")[0], {}) if self.is_lab else {}
-        return Way(name, tuple((key, as_text(value)) for key, value in wordings.items()))
+        return Way(name, tuple((key, written(value)) for key, value in wordings.items()))
 
     def check(self, comparison: Comparison) -> list[Complaint]:
         """What stands in the way of this comparison; empty if nothing does."""
@@ -297,11 +297,6 @@ def check_cost(choice: Choice, limits: Limits) -> None:
 
 def whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def as_text(value: Any) -> str:
-    """A setting's value as the parser reads it back; nothing where it is empty."""
-    return value_text(value) if value != "" else ""
 
 
 class Running:

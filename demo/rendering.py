@@ -8,6 +8,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
+from sightline.choices import PLAIN
 from sightline.demo.comparison import Answer, Comparison, Explained, Picture, Row, Way, slow_down
 from sightline.lab import mentioned
 from sightline.marks import Span, listed, missed, spans
@@ -53,7 +54,7 @@ def figures(
     """What was measured of an answer, by name: only what is known."""
     answer = answers[number]
     slower = slow_down(comparison.ways, answers, number)
-    plain = next((way.name for way in comparison.ways if way.name in ("greedy", "sample")), "")
+    plain = next((way.name for way in comparison.ways if way.name in PLAIN), "")
     known = {
         "first token": None if answer.first is None else duration(answer.first),
         "per token": None if answer.each is None else duration(answer.each),
