@@ -8,7 +8,8 @@ run: .venv/ready  ## compare plain decoding, VCD and VDD on a shipped picture
 	.venv/bin/sightline compare lab/pictures/corner.png --decoders greedy,vcd,vdd
 
 test: lint types  ## lint, types on the built wheel, tests
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -m "not browser" -n auto --dist worksteal
+	.venv/bin/python -m pytest -m browser
 
 reproduce: .venv/eval  ## the tables that papers print: MODEL= COCO=DIR POPE=DIR [IDS=FILE] [OPTIONS="--device cuda"]
 	@test -n "$(MODEL)" -a -n "$(COCO)" -a -n "$(POPE)" || { \

@@ -6,8 +6,8 @@ written out in `oracles.py`, over whole matrices and without a cache.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from models import IMAGE, UNK
@@ -21,13 +21,15 @@ from sightline.decoders.decoder import Strategy
 @dataclass(frozen=True)
 class Prompt:
     """What a branch is conditioned on: tokens, an edit of the pictures (None: there are none),
-    an oracle of the text model's attention (None: the model's own), and one of the tokens that are
-    left of the picture, `(model, inputs) -> places in it, in order` (None: all of them)."""
+    an oracle of the text model's attention (None: the model's own), one of the tokens that are
+    left of each picture, `(model, inputs) -> [places in it, in order]` (None: all of them), and
+    inputs that stand in for the row's own."""
 
     tokens: list[int]
     pixels: Callable | None = None
     attention: Callable | None = None
     chosen: Callable | None = None
+    given: Mapping = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ def attention(module, query, key, value, attention_mask, scaling=None, oracle=No
     key, value = (x.repeat_interleave(groups, dim=1)[0].double() for x in (key, value))
     scores = query[0].double() @ key.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5)
     hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
+    if attention_mask is not None:  # windows, and text that sees what follows it
+        hidden = attention_mask[0, 0, :, : scores.shape[2]] < 0
     if oracle.needs_shorter:
         short = key[:: len(key) // module.config.num_key_value_heads]
         few = value[:: len(value) // module.config.num_key_value_heads]
@@ -48,14 +50,17 @@ def attention(module, query, key, value, attention_mask, scaling=None, oracle=No
 
 @contextmanager
 def oracle_attention(model):
+    """The text model's attention is the oracle's, inside."""
     AttentionMaskInterface.register(NAME, eager_mask)
     AttentionInterface.register(NAME, attention)
-    before = model.config.text_config._attn_implementation
-    model.set_attn_implementation({"text_config": NAME})
+    config = model.config.get_text_config(decoder=True)
+    key = next(key for key in model.config.sub_configs if getattr(model.config, key) is config)
+    before = config._attn_implementation
+    model.set_attn_implementation({key: NAME})
     try:
         yield
     finally:
-        model.set_attn_implementation({"text_config": before})
+        model.set_attn_implementation({key: before})
 
 
 def softmax(scores, hidden):

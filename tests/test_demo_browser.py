@@ -29,6 +29,7 @@ except ImportError:  # then all is skipped
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
+    pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
     pytest.mark.skipif(
         importlib.util.find_spec("playwright") is None, reason="Playwright is not installed"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from idle import ExpertOnly
 from models import (
     BOS,
     EOS,
@@ -33,16 +34,10 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer, CompileConfig
 
-from sightline import VCD, VDD, NoImage, NoisyImage, Plausibility, Recipe, Rule
+from sightline import VCD, VDD, NoImage, NoisyImage, Plausibility, Recipe
 from sightline.decoders.branch import ENCODER_INPUTS, MARKERS, PIXELS, image_mask, token_ids
 
 VDD_STRONG = VDD(alpha=1.5, beta=0.05)
-
-
-@dataclass(frozen=True)
-class ExpertOnly(Rule):
-    def combine(self, logits, state):
-        return logits[0]
 
 
 EVERY_BRANCH = Recipe(contrasts=(NoImage(), NoisyImage()), rule=ExpertOnly())

@@ -1,18 +1,13 @@
 """What must hold for every method, in every mode, for every family (style.md, "Tests")."""
 
 import math
-from dataclasses import dataclass, replace
 
+import forwards
 import pytest
 import torch
+from idle import with_all_branches
 from methods import METHODS
 from models import FAMILIES, IMAGE, PROMPTS, VIDEO, VISION_END, VISION_START
-from oracles import Seen, oracle_attention
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-from sightline import Rule
-from sightline.attention.parts import Recalibration, Selection
-from sightline.attention.reference import KeyWeights
 
 MODES = {
     "greedy": {},
@@ -32,56 +27,14 @@ PICTURE_TOKENS = [IMAGE, VIDEO, VISION_START, VISION_END]
 TOLERANCE = dict(atol=2e-4, rtol=1e-4)  # float32, N x B rows against one row
 
 
-@dataclass(frozen=True)
-class ExpertOnly(Rule):
-    """Every branch and early layer runs and none but the expert's last counts."""
-
-    layers: tuple[int, ...] = ()
-
-    def early_layers(self, blocks, tied):
-        return self.layers
-
-    def combine(self, logits, state):
-        return logits[0]
-
-
 def generate(model, inputs, seed=1, **kwargs):
     torch.manual_seed(seed)
     return model.generate(**inputs, max_new_tokens=STEPS, **kwargs)
 
 
-@dataclass(frozen=True)
-class NeutralWeights(Recalibration):
-    """Every score of every layer is edited, by nothing."""
-
-    def __call__(self, layer, ledger):
-        ones = torch.ones(len(ledger.mask), 1, ledger.prompt)
-        return KeyWeights(scale=ones, gain=0 * ones, bias=0 * ones)
-
-
-@dataclass(frozen=True)
-class KeepAll(Selection):
-    """Chooses after every step, and lets nothing go."""
-
-    def __call__(self, layer, ledger):
-        rows = len(ledger.mask)
-        return torch.ones(rows, ledger.kv_heads, ledger.total, dtype=torch.bool)
-
-
 def skip_cut_static_caches(method, mode):
     if method.cuts_cache and "cache_implementation" in mode:
         pytest.skip("keys cannot leave a static cache; test_selections.py sees it refused")
-
-
-def with_all_branches(method):
-    """All that runs under a method and none of what it changes."""
-    recipe = method.strong.recipe()
-    return replace(
-        recipe,
-        rule=ExpertOnly(method.layers),
-        recalibrations=(NeutralWeights(),) if recipe.recalibrations else (),
-        selections=(KeepAll(),) if recipe.selections else (),
-    )
 
 
 @mode
@@ -242,62 +195,11 @@ def test_nothing_remains(family, method):
     assert torch.equal(generate(model, inputs, custom_generate=method.strong), first)
 
 
-@torch.no_grad()
 def full_branches(family, method, prompt, answer):
-    """Last logits `[V]` of the expert and of what it is compared with: amateurs, each from one
-    forward of one row, then early layers of the expert's."""
+    """As `forwards.full_branches`, for a family of `models.py`."""
     name, model, make_inputs = family
     prompts = [method.expert(prompt), *method.amateurs(name, prompt)]
-    outputs = [full_forward(model, make_inputs, prompt, p, answer) for p in prompts]
-    states = [outputs[0].hidden_states[layer][0, -1] for layer in method.layers]
-    if method.normed:
-        states = [model.get_decoder().norm(state) for state in states]
-    return [o.logits[0, -1] for o in outputs], [model.lm_head(state) for state in states]
-
-
-@torch.no_grad()
-def full_forward(model, make_inputs, row, prompt, answer):
-    """Outputs for `prompt` and `answer`; the pictures are those of the caller's `row`."""
-    tokens = prompt.tokens + answer
-    inputs = make_inputs([tokens])
-    if prompt.pixels is None:
-        assert IMAGE not in tokens
-        inputs = {k: inputs[k] for k in ("input_ids", "attention_mask")}
-    else:
-        # `make_inputs` draws a picture from its row's tokens: the answer must not change it
-        inputs["pixel_values"] = prompt.pixels(make_inputs([row])["pixel_values"])
-    if prompt.chosen is not None:
-        inputs = shortened(model, inputs, prompt.chosen(model, inputs))
-    if prompt.attention is None:
-        return model(**inputs, output_hidden_states=True)
-    length = make_inputs([prompt.tokens])["input_ids"].shape[1]
-    seen = Seen(inputs["input_ids"][0] == IMAGE, length, prompt.attention)
-    with oracle_attention(model):
-        shorter = range(length, inputs["input_ids"].shape[1]) if seen.needs_shorter else ()
-        for end in shorter:
-            model(**{**inputs, **cut(inputs, end)}, oracle=seen)
-        return model(**inputs, oracle=seen, output_hidden_states=True)
-
-
-def cut(inputs, end):
-    return {k: v[:, :end] for k, v in inputs.items() if v.shape == inputs["input_ids"].shape}
-
-
-def shortened(model, inputs, chosen):
-    """Inputs of one row whose picture is the chosen tokens alone, positions counted like text."""
-    ids = inputs["input_ids"][0]
-    first, *_, last = torch.nonzero(ids == IMAGE).flatten().tolist()
-    ids = torch.cat([ids[: first + len(chosen)], ids[last + 1 :]])[None]
-    given = {k: v for k, v in inputs.items() if k in ("pixel_values", "image_grid_thw")}
-    (picture,) = model.model.get_image_features(**given, return_dict=True).pooler_output
-    encoded = BaseModelOutputWithPooling(pooler_output=[picture[chosen]])
-    positions = torch.arange(ids.shape[1])[None]
-    return dict(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        position_ids=positions.expand(3, 1, -1) if "image_grid_thw" in inputs else positions,
-        mm_encoder_outputs={"image": encoded},
-    )
+    return forwards.full_branches(model, make_inputs, method, prompts, prompt, answer)
 
 
 def snapshot(model):

@@ -264,9 +264,9 @@ def test_components_of_a_megapixel_take_less_than_half_a_second(name):
     }[name]
     seconds = []
     for _ in range(3):
-        begin = time.perf_counter()
+        begin = time.process_time()  # of one core, whatever else the machine does
         components(mask)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.process_time() - begin)
     assert min(seconds) < 0.5
 
 

@@ -5,12 +5,12 @@ from torch import tensor
 
 
 def most_attended(k):
-    """`(model, inputs of one picture) -> places of the k tokens, most attended first`."""
+    """`(model, inputs of one picture) -> [places of its k tokens, most attended first]`."""
 
     def places(model, inputs):
         by_windows = "image_grid_thw" in inputs
         scores = by_pooled_query(model, inputs) if by_windows else by_class_token(model, inputs)
-        return scores.topk(k).indices.tolist()
+        return [scores.topk(k).indices.tolist()]
 
     return places
 
