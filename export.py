@@ -13,8 +13,8 @@ import sightline
 from sightline.checkpoints import load_processor
 from sightline.choices import Choice
 from sightline.decoders.parse import Request, paper, read_arguments, settable
-from sightline.demo.script import Code, Group, call, literal, piece
 from sightline.lab import CHECKPOINT
+from sightline.python_source import Code, Group, call, literal, piece
 
 CODE = '''\
 """{paper}.
@@ -22,7 +22,20 @@ CODE = '''\
 Written by sightline {version}; transformers calls it, as README.md shows.
 """
 
-from sightline import {kind}
+from packaging.version import Version
+
+NEEDED = (
+    "{kind} needs sightline, {version} or newer and below {end}: `pip install .` "
+    "in a clone of its repository, not `pip install sightline`, which on PyPI is another project"
+)
+
+# Under `try`, where transformers does not look: it would ask for `pip install sightline`.
+try:
+    from sightline import {kind}, __version__
+except ImportError as error:
+    raise ImportError(f"{{NEEDED}}. Here: {{error}}") from error
+if not Version("{version}") <= Version(__version__) < Version("{end}"):
+    raise ImportError(f"{{NEEDED}}. Here: {{__version__}}")
 
 
 {signature}
@@ -34,6 +47,11 @@ from sightline import {kind}
     # Of the class: a model that was loaded from this folder has this function in its place.
     return type(model).generate(model, custom_generate=decoder, **arguments)
 '''
+REQUIREMENTS = """\
+# sightline, {version} or newer and below {end}: `pip install .` in a clone of its repository.
+# It is not named here, because the package of that name on PyPI is another project, and nothing
+# else is needed. generate.py checks it.
+"""
 README = """\
 ---
 library_name: transformers
@@ -53,8 +71,9 @@ pictures stand in the prompt as placeholder tokens.
 
 ## Use
 
-`custom_generate/requirements.txt` names the versions of sightline that run this: `pip install .`
-in a clone of it. The package called sightline on PyPI is another project.
+It needs sightline, {version} or newer and below {end}: `pip install .` in a clone of its
+repository. The package of that name on PyPI is another project, so `requirements.txt` does not
+name it.
 
 ```python
 {snippet}
@@ -141,7 +160,7 @@ def export(choice: Choice, folder: str | Path, *, force: bool = False) -> list[P
     texts = {
         "README.md": readme(request, decoder, arguments, folder.resolve().name),
         "custom_generate/generate.py": code(type(decoder), arguments),
-        "custom_generate/requirements.txt": requirements(sightline.__version__),
+        "custom_generate/requirements.txt": REQUIREMENTS.format(**versions()),
     }
     try:
         return [write(folder / name, text) for name, text in texts.items()]
@@ -213,21 +232,22 @@ def code(kind: type, arguments: Sequence[Argument]) -> str:
     given = {each.name: each.value if each.is_fixed else Code(each.name) for each in arguments}
     return CODE.format(
         paper=paper(kind),
-        version=sightline.__version__,
+        **versions(),
         kind=kind.__name__,
         signature="\n".join(Group("generate(", tuple(taken), ")").lines(lead="def ", tail=":")),
         decoder="\n".join(call(kind.__name__, **given).lines(indent=4, lead="decoder = ")),
     )
 
 
-def requirements(version: str) -> str:
-    """From a version to before the next that may break it.
+def versions() -> dict[str, str]:
+    """Of sightline: that which writes, and the next that may break what it wrote."""
+    return {"version": sightline.__version__, "end": breaking(sightline.__version__)}
 
-    Two lines: of a range on one line transformers 5 reads the first half alone.
-    """
+
+def breaking(version: str) -> str:
+    """ "0.1.2" -> "0.2", "1.2.3" -> "2"."""
     major, minor = (int(part) for part in version.split(".")[:2])
-    end = f"{major + 1}" if major else f"0.{minor + 1}"
-    return f"sightline>={version}\nsightline<{end}\n"
+    return f"{major + 1}" if major else f"0.{minor + 1}"
 
 
 def readme(request: Request, decoder: Any, arguments: Sequence[Argument], folder: str) -> str:
@@ -243,7 +263,7 @@ def readme(request: Request, decoder: Any, arguments: Sequence[Argument], folder
         kind=kind.__name__,
         about=about(kind),
         paper=re.sub(r"arXiv:([\d.]+\d)", r"[arXiv:\1](https://arxiv.org/abs/\1)", paper(kind)),
-        version=sightline.__version__,
+        **versions(),
         snippet=SNIPPET.format(
             folder=literal(folder),
             further="".join(f"\n    {argument}," for argument in passed),

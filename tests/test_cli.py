@@ -32,6 +32,7 @@ from sightline.demo import page
 SCRIPT = Path(sys.executable).with_name("sightline")
 TABLE = str(lab.PICTURES / "table.png")
 SHORT = ("--max-new-tokens", "8")
+COMMANDS = {"describe", "compare", "demo", "evaluate", "export", "decoders"}
 
 
 def run(*arguments, **environment):
@@ -537,8 +538,9 @@ def test_the_page_is_served_as_asked(monkeypatch):
 
 def test_version_and_help():
     assert run("--version").stdout.strip() == f"sightline {sightline.__version__}"
-    listed = run("--help").stdout
-    assert all(command in listed for command in ("describe", "compare", "decoders"))
+    listed = re.findall(r"^  (\w+)  ", run("--help").stdout, re.M)
+    summary = cli.__doc__.partition("`sightline ")[2].partition("`")[0]
+    assert set(listed) == set(summary.split(" | ")) == COMMANDS
     assert "--max-new-tokens" in run("describe", "--help").stdout
 
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ from sightline import (
 from sightline.choices import parse_choice
 from sightline.decoders import DECODERS
 from sightline.decoders.parse import presets
-from sightline.export import export, quoted, requirements
+from sightline.export import export, quoted
 
 ROOT = Path(__file__).parents[1]
 NAMES = [*DECODERS, *(f"{d}.{p}" for d, kind in DECODERS.items() for p in presets(kind))]
@@ -329,28 +330,57 @@ def test_cells_of_the_table_stay_cells(exported):
     assert quoted("a `b` ``c``") == "``` a `b` ``c`` ```"
 
 
+# What it needs
+
+NEEDED = "VDD needs sightline, 0.1.0 or newer and below 0.2: `pip install .` in a clone of its"
+
+
+def test_nobody_is_told_to_install_what_is_called_sightline_on_pypi(exported):
+    """By transformers, which reads both files, or by pip."""
+    folder = Path(exported("vdd"), "custom_generate")
+    required = (folder / "requirements.txt").read_text().splitlines()
+    assert [line for line in required if not line.startswith("#")] == []
+    assert "0.1.0 or newer and below 0.2: `pip install .` in a clone" in required[0]
+    assert dynamic_module_utils.get_imports(folder / "generate.py") == ["packaging"]
+
+
 @pytest.mark.parametrize(
-    ("version", "lines"),
+    ("installed", "said"),
     [
-        ("0.1.0", ["sightline>=0.1.0", "sightline<0.2"]),
-        ("0.12.3", ["sightline>=0.12.3", "sightline<0.13"]),
-        ("2.4.1", ["sightline>=2.4.1", "sightline<3"]),
+        (None, r"\. Here: .*sightline"),
+        (ModuleType("sightline"), r"\. Here: cannot import name 'VDD' from 'sightline'"),
+    ],
+    ids=["nothing", "the other project"],
+)
+def test_without_sightline_it_says_where_to_get_it(llava, exported, monkeypatch, installed, said):
+    model, make_inputs = llava
+    folder = exported("vdd", "alpha=1.25")  # so that no other test has had it loaded
+    monkeypatch.setitem(sys.modules, "sightline", installed)
+    with pytest.raises(ImportError, match=f"{NEEDED} repository, not .*another project{said}"):
+        generated(model, make_inputs(PROMPTS), folder)
+
+
+@pytest.mark.parametrize(
+    ("written", "works", "refused"),
+    [
+        ("0.1.3", ["0.1.3", "0.1.10"], ["0.1.2", "0.2", "0.2.1", "1.0"]),
+        ("0.12.3", ["0.12.3", "0.12.20"], ["0.12.0", "0.2.9", "0.13.0"]),
+        ("2.4.1", ["2.4.1", "2.10.0"], ["2.4.0", "3.0.0", "0.9.0"]),
     ],
 )
-def test_versions_that_may_break_it_are_shut_out(version, lines):
-    assert requirements(version).splitlines() == lines
-
-
-@pytest.mark.parametrize("line", [">=99.0", "<0.0.1"])
-def test_transformers_reads_both_ends_of_the_range(llava, exported, line):
-    model, make_inputs = llava
+def test_versions_that_may_break_it_are_shut_out(exported, monkeypatch, written, works, refused):
+    monkeypatch.setattr(sightline, "__version__", written)
     folder = exported("vdd")
-    path = Path(folder, "custom_generate", "requirements.txt")
-    assert len(path.read_text().splitlines()) == 2
-    bound = next(each for each in path.read_text().splitlines() if each[9] == line[0])
-    path.write_text(path.read_text().replace(bound, f"sightline{line}"))
-    with pytest.raises(ImportError, match=f"sightline{line}"):
-        generated(model, make_inputs(PROMPTS), folder)
+    for version in works:
+        monkeypatch.setattr(sightline, "__version__", version)
+        assert namespace(folder)["generate"](Taker())["custom_generate"] == VDD()
+    for version in refused:
+        monkeypatch.setattr(sightline, "__version__", version)
+        with pytest.raises(ImportError, match=rf"sightline, {written} or .*\. Here: {version}$"):
+            namespace(folder)
+
+
+# What it shows
 
 
 @pytest.mark.parametrize("name", ["vdd", "agla"])
