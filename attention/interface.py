@@ -27,7 +27,10 @@ from sightline.attention.reference import KeyWeights
 
 KEYWORD = "sightline_streams"
 STANDS_IN_FOR = ("sdpa", "eager")
-UNKNOWN_TO_US = ("softcap", "s_aux", "position_bias", "cache")  # keywords that change the result
+UNKNOWN_TO_US = ("softcap", "s_aux", "sinks", "position_bias", "cache")  # change the result
+# Keys that an indexer chose. Models make a mask of them, but only for attention that is called by
+# transformers' own names; under ours they would be lost (5.23).
+CHOSEN_KEYS = ("indices", "block_indices")
 
 # The switch is shared by all calls on a model, so somebody must know who still needs it.
 _users: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
@@ -62,7 +65,7 @@ class Streams:
 
     def __init__(self, blocks: Sequence[Stream]):
         self.blocks = tuple(blocks)
-        self.was_reached = False
+        self.reached: set[int] = set()
 
     def weights(self, layer: int, queries: int, keys: int, device: torch.device) -> Any:
         """`KeyWeights` of all rows, or None where every block leaves the layer alone."""
@@ -193,8 +196,9 @@ def recalibrated(
 ) -> tuple[Tensor, Tensor | None]:
     """An attention function of transformers'. `original` None stands for the model's own eager."""
     streams: Streams | None = kwargs.pop(KEYWORD, None)
+    check_mask(kwargs)
     if streams is not None:
-        streams.was_reached = True
+        streams.reached.add(module.layer_idx)
         layer, queries, keys = module.layer_idx, query.shape[2], key.shape[2]
         weights = streams.weights(layer, queries, keys, query.device)
         asked = streams.records(layer)
@@ -210,7 +214,7 @@ def recalibrated(
             given: dict[str, Any] = {
                 "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
                 "mask": attention_mask,
-                "causal": attention_mask is None and queries > 1,
+                "causal": attention_mask is None and queries > 1 and is_causal(module, kwargs),
                 "weights": weights,
             }
             output, recorded = attend_for(query.device)(query, key, value, record=record, **given)
@@ -247,6 +251,23 @@ def attend_for(device: torch.device) -> Callable:
     except ImportError:
         return reference.attend
     return kernel.attend
+
+
+def is_causal(module: Any, kwargs: Mapping[str, Any]) -> bool:
+    """What no mask means."""
+    given = kwargs.get("is_causal")
+    return getattr(module, "is_causal", True) if given is None else given
+
+
+def check_mask(kwargs: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if the mask does not say which keys are attended to."""
+    chosen = [name for name in CHOSEN_KEYS if kwargs.get(name) is not None]
+    if chosen:
+        raise ValueError(
+            f"this model's attention chooses its keys by {', '.join(chosen)} and not by its mask, "
+            "which recalibrated attention does not reproduce: use a decoder without recalibration "
+            "(VCD, VDD)"
+        )
 
 
 def check_keywords(kwargs: dict[str, Any]) -> None:
@@ -297,15 +318,21 @@ def _replaced(ours: str) -> str:
 
 def _switch(model: Any, config: Any, name: str) -> None:
     """Sets the text model's attention, by the name of its config within the model's."""
-    key = next((k for k in model.config.sub_configs if getattr(model.config, k) is config), None)
-    if key is None:
-        raise ValueError(
-            f"recalibration changes the attention of the text model alone, and the config of "
-            f"{type(model).__name__} does not name one"
-        )
+    key = "" if config is model.config else _name_of(config, model)
     model.set_attn_implementation({key: name})
     if config._attn_implementation != name:
         raise ValueError(
             f"{type(model).__name__} cannot switch its attention: use a decoder without "
             "recalibration (VCD, VDD)"
         )
+
+
+def _name_of(config: Any, model: Any) -> str:
+    """What the model's config calls that of its text model."""
+    for name in model.config.sub_configs:
+        if getattr(model.config, name) is config:
+            return name
+    raise ValueError(
+        f"recalibration changes the attention of the text model alone, and the config of "
+        f"{type(model).__name__} does not name one"
+    )

@@ -20,8 +20,10 @@ class Ledger:
         image_mask: `[R, P]` bool, true on the prompt's image tokens.
         mask: `[R, P]` bool, false on the prompt's padding.
         layers: Number of decoder layers.
-        heads, kv_heads: H and Hkv, numbers of query heads and key-value heads.
+        heads, kv_heads: H and Hkv, numbers of query heads and of heads in the cache; None where
+            layers differ in them.
         partial: Layers that do not see every key: those with a window, or without attention.
+        blind: Layers without attention.
         step: Tokens answered so far: 0 while the prompt is read.
         queries: Q, the queries of this forward: P in the prompt, then 1.
         removed: Keys that selections have taken out of every layer.
@@ -30,7 +32,8 @@ class Ledger:
         mass: By layer, of the same query, the mass on the image by head, `[R, H]`.
         columns: By layer, the sums over all queries before this layer's turn, `[R, H, K]`.
         looks: By layer, for each key after the prompt, the mass on the image (of the layer
-            `look_layer`, mean over heads) when it was the query, `[R, Hkv, G]`.
+            `look_layer`, mean over heads) when it was the query, `[R, Hkv, G]`; of the layers
+            whose `groups` are kept.
         look_layer: None, unless `looks` are to be kept.
         queried: `[R, Q]` bool, queries of this forward that `chosen` is the mean of.
         chosen: By layer, the mean over heads and those queries, `[R, K]`.
@@ -39,9 +42,10 @@ class Ledger:
     image_mask: Tensor
     mask: Tensor
     layers: int
-    heads: int = 1
-    kv_heads: int = 1
+    heads: int | None = 1
+    kv_heads: int | None = 1
     partial: frozenset[int] = frozenset()
+    blind: frozenset[int] = frozenset()
     step: int = 0
     queries: int = 0
     removed: int = 0
@@ -101,7 +105,13 @@ class Ledger:
             records.clear()
 
     def write(self, layer: int, recorded: Mapping[str, Tensor]) -> None:
-        """After a layer's attention: what was recorded, by name."""
+        """After a layer's attention: what was recorded, by name.
+
+        Where keys are cached compressed, attention has more key-value heads than the cache.
+        """
+        if "groups" in recorded and self.kv_heads not in (None, recorded["groups"].shape[1]):
+            groups = recorded["groups"].unflatten(1, (self.kv_heads, -1)).mean(dim=2)
+            recorded = {**recorded, "groups": groups}
         for name in ("row", "groups", "mass", "chosen"):
             if name in recorded:
                 getattr(self, name)[layer] = recorded[name]
@@ -117,10 +127,10 @@ class Ledger:
         if self.look_layer is None or self.reads_prompt:
             return
         look = self.mass[self.look_layer].mean(dim=1)
-        look = look[:, None, None].expand(-1, self.kv_heads, 1)
-        for layer in range(self.layers):
+        for layer, groups in self.groups.items():
+            own = look[:, None, None].expand(-1, groups.shape[1], 1)
             looks = self.looks.get(layer)
-            self.looks[layer] = look if looks is None else torch.cat([looks, look], dim=-1)
+            self.looks[layer] = own if looks is None else torch.cat([looks, own], dim=-1)
 
     def widen(self, width: int, copies: int) -> None:
         """The prompt is read: pads it on the left to `width`, repeats each row `copies` times."""

@@ -31,6 +31,16 @@ def check_within(layers: Layers, ledger: Ledger) -> None:
         )
 
 
+def check_attends(layers: Layers, ledger: Ledger) -> None:
+    """Raises `ValueError` if no layer of a range has attention to edit."""
+    if ledger.blind.issuperset(range(*layers)):
+        attending = [n for n in range(ledger.layers) if n not in ledger.blind]
+        raise ValueError(
+            f"layers {layers} of this model have no attention to edit (they keep a state, or mix "
+            f"no tokens): give a range with one of {attending}"
+        )
+
+
 def check_finite(name: str, value: float) -> None:
     if not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value}")
@@ -65,9 +75,13 @@ class ImageGain(Recalibration):
     def check(self, ledger: Ledger) -> None:
         if self.layers is not None:
             check_within(self.layers, ledger)
+        check_attends(self._range(ledger), ledger)
+
+    def _range(self, ledger: Ledger) -> Layers:
+        return self.layers or (min(2, ledger.layers - 1), ledger.layers)
 
     def __call__(self, layer: int, ledger: Ledger) -> KeyWeights | None:
-        first, after = self.layers or (min(2, ledger.layers - 1), ledger.layers)
+        first, after = self._range(ledger)
         if not first <= layer < after:
             return None
         gain = ledger.once(self, lambda: self.alpha * ledger.image_mask[:, None].float())
@@ -115,6 +129,12 @@ class ImageScale(Recalibration):
     def check(self, ledger: Ledger) -> None:
         if self.layers is not None:
             check_within(self.layers, ledger)
+        check_attends(self.layers or middle_layers(ledger.layers), ledger)
+        if self.heads is not None and ledger.heads is None:
+            raise ValueError(
+                f"heads {self.heads} would mean another share of each layer, as this model's "
+                "layers differ in number of heads: leave heads=None"
+            )
         if self.heads is not None and max(self.heads) >= ledger.heads:
             raise ValueError(
                 f"heads {self.heads} name one outside the model, which has {ledger.heads} query "
@@ -185,6 +205,7 @@ class LeastAttended(Recalibration):
                 f"start={self.start} is outside the model, which has {ledger.layers} decoder "
                 f"layers: give 1 to {ledger.layers - 1}"
             )
+        check_attends((self.start, ledger.layers), ledger)
         if self.start - 1 in ledger.partial:
             whole = [n + 1 for n in range(ledger.layers - 1) if n not in ledger.partial]
             raise ValueError(

@@ -60,6 +60,9 @@ ENCODER_INPUTS = (
     "vision_feature_select_strategy",
 )
 
+# What a video's positions are made of, besides its grid: seconds from one step to the next.
+POSITION_INPUTS = ("second_per_grid_ts", "video_second_per_grid")
+
 PLACEHOLDERS = ("image_token_id", "video_token_id")
 
 # Where a text config names the tokens that open and close a picture.
@@ -283,11 +286,12 @@ class Branch:
 
         Args:
             model: Names the tokens that pictures fill in its config.
-            encoded: An encoder's output for the same pictures; `pooler_output` holds `[k, D]` of
-                each, with k at most the tokens that the picture fills now.
+            encoded: An encoder's output for the same pictures, `[k, D]` of each, with k at most the
+                tokens that the picture fills now.
         """
         places = is_one_of(self.input_ids, token_ids(model.config, ("image_token_id",)))
         lengths = picture_lengths(self.features, "image")
+        left_of = picture_lengths({"image": encoded}, "image")
         by_row = pictures_by_row(places.sum(dim=1).tolist(), lengths)
         rows: list[list[tuple[int, int | None]]] = []
         for row, pictures in enumerate(by_row):
@@ -300,7 +304,7 @@ class Branch:
                         "a picture can be shortened only where its tokens stand side by side, and "
                         "here other tokens stand between them: use a contrast that keeps its length"
                     )
-                kept[run[len(encoded.pooler_output[picture]) :]] = False
+                kept[run[left_of[picture] :]] = False
             rows.append([(int(place), None) for place in torch.nonzero(kept, as_tuple=True)[0]])
         shorter = self.gathered(rows)
         return replace(

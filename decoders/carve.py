@@ -1,6 +1,7 @@
 """Contrastive Attention Refinement for Visual Enhancement, Ge et al. (arXiv:2509.06461)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -12,9 +13,10 @@ from transformers import StoppingCriteria
 from sightline.attention.recalibrations import Layers, check_layers
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch, side_by_side
+from sightline.decoders.caches import layers_with_every_key
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ensemble import Ensemble, ends, read_pictures, say
-from sightline.decoders.features import alternating
+from sightline.decoders.features import alternating, pictures_of
 from sightline.decoders.looking import encoded, layouts_by_row, picture_inputs
 from sightline.decoders.ranges import Usual
 from sightline.decoders.regions import FILLS, contrasted, kept_regions, refined
@@ -40,7 +42,7 @@ class Contrasted(StoppingCriteria):
         eos: Token ids that end an answer.
     """
 
-    def __init__(self, layers: range, steps: str, smoothing: float, eos: list[int]):
+    def __init__(self, layers: Sequence[int], steps: str, smoothing: float, eos: list[int]):
         self.layers = layers
         self.steps = steps
         self.smoothing = smoothing
@@ -140,14 +142,29 @@ class RefinedPicture:
             return instead(expert, smaller, self.processor, model)
         return beside(expert, smaller, chat)
 
-    def _contrast(self, chat: Chat, expert: Branch, model: Any) -> list[Tensor]:
-        """For each row, the contrast of each token of its picture, `[N]`."""
-        depth = model.config.get_text_config(decoder=True).num_hidden_layers
-        layers = range(*(self.layers or middle(depth)))
-        if layers.stop > depth:
+    def _compared(self, config: Any) -> tuple[int, ...]:
+        """Those of the asked layers that see the whole picture."""
+        depth = config.num_hidden_layers
+        asked = range(*(self.layers or middle(depth)))
+        if asked.stop > depth:
             raise ValueError(
                 f"layers {self.layers} end outside the model, which has {depth} decoder layers"
             )
+        whole = layers_with_every_key(config)
+        compared = tuple(layer for layer in whole if layer in asked)
+        if not compared:
+            raise ValueError(
+                f"none of the layers {asked.start} to {asked.stop - 1}, whose attention CARVE "
+                f"compares, sees the whole picture: choose layers= among {whole}"
+                if whole
+                else "CARVE compares attention to the whole picture, and no layer of this model "
+                "sees it: use a method without attention (VCD, VDD)"
+            )
+        return compared
+
+    def _contrast(self, chat: Chat, expert: Branch, model: Any) -> list[Tensor]:
+        """For each row, the contrast of each token of its picture, `[N]`."""
+        layers = self._compared(model.config.get_text_config(decoder=True))
         texts, rows = [], []
         for row, asked in enumerate(chat.asked(expert)):
             texts += [f"{asked.question} {self.suffix}", f"{self.general} {self.suffix}"]
@@ -184,7 +201,7 @@ def beside(expert: Branch, pictures: list[Image.Image], chat: Chat) -> Branch:
     """Each row with one more picture after its own; what was read of the first is kept."""
     model, processor = chat.model, chat.processor
     features = encoded(pictures, expert, processor, model)
-    lengths = [len(picture) for picture in features["image"].pooler_output]
+    lengths = [len(picture) for picture in pictures_of(features["image"])]
     between = chat.between_pictures()
     heads, tails = [], []
     for row, mask in enumerate(expert.image_mask):
@@ -212,7 +229,7 @@ def instead(expert: Branch, pictures: list[Image.Image], processor: Any, model: 
     features = encoded(pictures, expert, processor, model)
     rows = []
     for row, (mask, picture) in enumerate(
-        zip(expert.image_mask, features["image"].pooler_output, strict=True)
+        zip(expert.image_mask, pictures_of(features["image"]), strict=True)
     ):
         tokens = torch.nonzero(expert.attention_mask[row])[:, 0].tolist()
         places = torch.nonzero(mask)[:, 0].tolist()

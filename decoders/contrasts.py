@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sightline.decoders.branch import Branch
+from sightline.decoders.noise import noise_like
 
 LAST_NOISE_STEP = 999
 
@@ -55,7 +56,8 @@ class NoisyImage:
     """The same prompt, the pictures under Gaussian noise (arXiv:2311.16922, section 3.2).
 
     The noise acts on the processor's normalised pixels, is drawn once per call and depends on
-    nothing but the seed and the shape of the picture: not on its neighbours in a batch.
+    nothing but the seed and the shape of the picture: not on its neighbours in a batch. None falls
+    on padding.
 
     Args:
         noise_step: Steps of forward diffusion, 0 (a trace of noise) to 999 (close to pure noise).
@@ -79,73 +81,12 @@ class NoisyImage:
         vision = getattr(model.config, "vision_config", None)
 
         def noised(name: str, pixels: Tensor) -> Tensor:
-            noise = self._noise(name, pixels, expert, vision)
+            noise = noise_like(pixels, name, expert.pixels, vision, self.seed)
             return diffuse(pixels.float(), noise.to(pixels.device), self.noise_step).to(
                 pixels.dtype
             )
 
         return expert.with_pixels(noised)
-
-    def _noise(self, name: str, pixels: Tensor, expert: Branch, vision: Any) -> Tensor:
-        """Standard normal noise of the shape of `pixels`, float32, on the CPU."""
-        is_video = name == "pixel_values_videos"
-        if pixels.ndim == 2:  # Qwen: [patches, channels * frames * height * width of a patch]
-            grids = expert.pixels.get("video_grid_thw" if is_video else "image_grid_thw")
-            if grids is None:
-                raise ValueError(
-                    f"noise must know where a picture ends: {name} has shape "
-                    f"{tuple(pixels.shape)} and came without its grid"
-                )
-            frames = getattr(vision, "temporal_patch_size", 1)
-            channels = getattr(vision, "in_channels", 3)
-            counts = grids.prod(dim=-1).tolist()
-            return torch.cat([self._patches(n, pixels, channels, frames, is_video) for n in counts])
-        sizes = _sizes_within(pixels, expert.pixels.get("image_sizes"))
-        if sizes:
-            noise = torch.zeros(pixels.shape)
-            for i, (height, width) in enumerate(sizes):
-                noise[i, :, :height, :width] = self._draw((pixels.shape[1], height, width))
-            return noise
-        frame = pixels.shape[1:][-3:]
-        return torch.stack(
-            [torch.stack(self._frames(picture, frame)).view(picture.shape) for picture in pixels]
-        )
-
-    def _frames(self, picture: Tensor, frame: torch.Size) -> list[Tensor]:
-        """Independent noise for each tile or video frame, the same however many follow."""
-        generator = self._generator()
-        count = picture.numel() // frame.numel()
-        return [torch.randn(frame, generator=generator) for _ in range(count)]
-
-    def _patches(
-        self, count: int, pixels: Tensor, channels: int, frames: int, is_video: bool
-    ) -> Tensor:
-        """Noise for one flattened picture, the same in every copy of a still image's frame.
-
-        A still image is repeated over the temporal patch; independent noise would be averaged
-        away there by the patch convolution.
-        """
-        area = pixels.shape[1] // (channels * frames)
-        drawn = self._draw((count, channels, frames if is_video else 1, area))
-        return drawn.expand(count, channels, frames, area).reshape(count, -1)
-
-    def _draw(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=self._generator())
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed)
-
-
-def _sizes_within(pixels: Tensor, sizes: Any) -> list[list[int]]:
-    """Height and width of pictures padded to the batch's largest (Pixtral); empty if not padded.
-
-    Other families give the size of the original file under the same name.
-    """
-    if sizes is None or pixels.ndim != 4 or len(sizes) != len(pixels):
-        return []
-    sizes = torch.as_tensor(sizes).tolist()
-    fits = all(h <= pixels.shape[2] and w <= pixels.shape[3] for h, w in sizes)
-    return sizes if fits else []
 
 
 def diffuse(pixels: Tensor, noise: Tensor, noise_step: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sightline.attention.parts import Recalibration, Selection
-from sightline.decoders.branch import ENCODER_INPUTS, Branch
+from sightline.decoders.branch import ENCODER_INPUTS, POSITION_INPUTS, Branch
 from sightline.decoders.contrasts import needs_images, needs_pixels
 from sightline.decoders.ensemble import decode
 from sightline.logits.rules import Rule
@@ -34,7 +34,7 @@ class _Signature:
         if strategy.needs_pixels:
             named = [
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
-                for name in ENCODER_INPUTS
+                for name in (*ENCODER_INPUTS, *POSITION_INPUTS)
             ]
             parameters = [*parameters[:-1], *named, parameters[-1]]
         return signature.replace(parameters=parameters)
@@ -86,7 +86,7 @@ class Strategy(ABC):
         Streaming goes by `generate(..., token_streamer=TextStreamer(...))`: transformers drops
         `streamer=` when a strategy decodes. It drops `assistant_model` too, unseen by us.
         """
-        named = ENCODER_INPUTS if self.needs_pixels else ()
+        named = (*ENCODER_INPUTS, *POSITION_INPUTS) if self.needs_pixels else ()
         pixels = {name: model_kwargs.pop(name) for name in named if name in model_kwargs}
         return decode(
             self.recipe().simplified(),

@@ -18,11 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
-from transformers.cache_utils import (
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers.cache_utils import DynamicLayer
 from transformers.generation import (
     EosTokenCriteria,
     GenerationMode,
@@ -38,7 +34,23 @@ from sightline.attention.ledger import Ledger
 from sightline.attention.parts import Selection
 from sightline.attention.selections import cut_cache
 from sightline.decoders.branch import Branch, Call, Prefix, image_mask
-from sightline.decoders.features import Features, picture_rows, select_from, select_rows, token_ids
+from sightline.decoders.caches import (
+    cached_heads,
+    check_layers,
+    fill,
+    layers_with_every_key,
+    layers_without_attention,
+    scratch_cache,
+)
+from sightline.decoders.features import (
+    Features,
+    is_one_of,
+    picture_lengths,
+    picture_rows,
+    select_from,
+    select_rows,
+    token_ids,
+)
 from sightline.decoders.head import EarlyLogits
 from sightline.logits.rules import Plausibility, Rule, State
 from sightline.pictures import listed, open_picture
@@ -173,7 +185,7 @@ class Ensemble:
         """The loop's `input_ids` `[R, T + t]` -> model inputs of N*R rows: t is the same answer."""
         answer = input_ids[:, self.prompt_length :].repeat(len(self.branches), 1)
         ids = torch.cat([self.prompts, answer], dim=1)
-        return self.model.prepare_inputs_for_generation(ids, **kwargs)
+        return prepare_inputs(self.model, ids, kwargs)
 
     def _reorder_cache(self, cache: Any, beam_index: Tensor) -> Any:
         index = torch.cat([beam_index + len(beam_index) * i for i in range(len(self.branches))])
@@ -216,8 +228,10 @@ class Ensemble:
         if not shared.get("output_hidden_states"):
             prompts[0].hidden_states = None
         target = model_kwargs["past_key_values"]
-        self._fill(target, caches)
+        heads = cached_heads(caches[0])
+        fill(target, caches, self.stack, self.copies)
         for block in self.blocks:
+            block.ledger.kv_heads = heads
             block.ledger.widen(self.width, self.copies)
         outputs = prompts[0]
         outputs.past_key_values = target
@@ -229,32 +243,6 @@ class Ensemble:
                 layers = tuple(x.repeat_interleave(self.copies, dim=0) for x in outputs[name])
                 setattr(outputs, name, layers)
         return self._combine(outputs)
-
-    def _fill(self, target: Any, caches: list[Any]) -> None:
-        """Writes the branches' prompt caches into the target, layer by layer, freeing them."""
-        for index, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
-            if isinstance(layers[0], LinearAttentionCacheLayerMixin):
-                self._fill_states(target.layers[index], layers)
-            if getattr(layers[0], "keys", None) is not None:
-                keys = self.stack([layer.keys for layer in layers], prompt_dim=2)
-                values = self.stack([layer.values for layer in layers], prompt_dim=2)
-                for layer in layers:
-                    layer.keys = layer.values = None
-                target.update(keys, values, index)
-
-    def _fill_states(self, target: Any, layers: tuple[Any, ...]) -> None:
-        """Linear-attention states have no prompt dimension: rows are stacked as they are."""
-
-        def rows(states: list[Tensor]) -> Tensor:
-            return torch.cat([s.repeat_interleave(self.copies, dim=0) for s in states])
-
-        for i in range(layers[0].number_of_states):
-            if layers[0].is_conv_states_initialized[i]:
-                target.update_conv_state(rows([layer.conv_states[i] for layer in layers]), i)
-            if layers[0].is_recurrent_states_initialized[i]:
-                target.update_recurrent_state(
-                    rows([layer.recurrent_states[i] for layer in layers]), i
-                )
 
     def _combine(self, outputs: Any) -> Any:
         """Replaces the logits of N*R rows by the rule's scores `[R, 1, V]`, in float32."""
@@ -380,6 +368,7 @@ def decode(
 
     copies = max(generation_config.num_beams, generation_config.num_return_sequences)
     check_vision_language(model)
+    scratch_cache(model)  # raises for layers that branches cannot share
     expert = expert_branch(model, input_ids, copies, pixels, model_kwargs, generation_config)
     expert = complete(expert, model, generation_config)
     if recipe.contrasts or recipe.preparations or looks:
@@ -433,14 +422,16 @@ def stream(
 ) -> Stream:
     """A branch's keys, edits and records, checked against the model and the prompt."""
     config = model.config.get_text_config(decoder=True)
-    layers = DynamicCache(config=config).layers
+    depth = config.num_hidden_layers
+    heads = shared_number(config, "num_attention_heads")
     ledger = Ledger(
         image_mask=branch.image_mask,
         mask=branch.attention_mask.bool(),
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        partial=frozenset(n for n, layer in enumerate(layers) if type(layer) is not DynamicLayer),
+        layers=depth,
+        heads=heads,
+        kv_heads=shared_number(config, "num_key_value_heads", heads),
+        partial=frozenset(range(depth)) - set(layers_with_every_key(config)),
+        blind=layers_without_attention(config),
     )
     asked = dict(records)
     for part in (*branch.recalibrations, *selections):
@@ -451,6 +442,13 @@ def stream(
                 names = names - {"looks"} | {"mass"}
             asked[layer] = asked.get(layer, frozenset()) | names
     return Stream(ledger, branch.recalibrations, asked)
+
+
+def shared_number(config: Any, name: str, otherwise: int | None = None) -> int | None:
+    """What all layers of a text model have of `name`; None where they differ."""
+    layers = getattr(config, "per_layer_config", None) or [config]
+    numbers = {getattr(layer, name, None) or otherwise for layer in layers}
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def recording(block: Stream, layers: Iterable[int], name: str) -> Stream:
@@ -492,10 +490,13 @@ def middle_layers(depth: int) -> tuple[int, int]:
 
 def check_reached(model: Any, streams: Streams) -> None:
     """Raises `ValueError` if a forward's attention never saw what was to be edited."""
-    if not streams.was_reached:
+    ledger = streams.blocks[0].ledger
+    missed = sorted(set(range(ledger.layers)) - ledger.blind - streams.reached)
+    if missed:
         raise ValueError(
-            f"{type(model).__name__} does not hand forward keywords down to its attention, so "
-            "nothing was recalibrated: use a decoder without recalibration (VCD, VDD)"
+            f"{type(model).__name__} does not hand forward keywords down to the attention of "
+            f"layers {missed}, so nothing would be recalibrated there: use a decoder without "
+            "recalibration (VCD, VDD)"
         )
 
 
@@ -543,18 +544,30 @@ def forward_prompt(model: Any, branch: Branch, cache: Any, shared: Mapping[str, 
         features = select_from(features, branch.input_ids, model.config, start)
         for index, (keys, values) in enumerate(branch.prefix.layers):
             cache.update(keys, values, index)
-    inputs = model.prepare_inputs_for_generation(
-        branch.input_ids,
-        next_sequence_length=branch.length - start,
-        is_first_iteration=True,
-        past_key_values=cache,
-        attention_mask=None if mask.all() else mask,
-        position_ids=branch.position_ids,
+    given = {
+        "next_sequence_length": branch.length - start,
+        "is_first_iteration": True,
+        "past_key_values": cache,
+        "attention_mask": None if mask.all() else mask,
+        "position_ids": branch.position_ids,
         **{name: values[:, start:] for name, values in branch.aligned.items()},
         **({"mm_encoder_outputs": dict(features)} if features else {}),
         **shared,
-    )
-    return model(**inputs, return_dict=True)
+    }
+    return model(**prepare_inputs(model, branch.input_ids, given), return_dict=True)
+
+
+def prepare_inputs(model: Any, input_ids: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model makes of the loop's keywords, with the positions that are in them.
+
+    Some models drop them and count the padding along, which differs from branch to branch.
+    """
+    inputs = model.prepare_inputs_for_generation(input_ids, **given)
+    positions = given.get("position_ids")
+    if positions is not None and inputs.get("position_ids") is None:
+        latest = given.get("next_sequence_length") or input_ids.shape[1]
+        inputs["position_ids"] = positions[..., -latest:]
+    return inputs
 
 
 def read_pictures(branch: Branch, model: Any) -> Branch:
@@ -786,9 +799,22 @@ def encoded_pictures(
         for modality, encoded in (model_kwargs.get("mm_encoder_outputs") or {}).items()
         if encoded is not None
     }
-    if copies == 1:
+    if copies == 1 or is_unrepeated(features, input_ids[::copies], config):
         return features
     return select_rows(features, input_ids, config, range(0, len(input_ids), copies))
+
+
+def is_unrepeated(features: Features, prompts: Tensor, config: Any) -> bool:
+    """Whether pictures fill the prompts once: `generate` repeats only what has a `pooler_output`.
+
+    (5.23. Without a decoder, such models cannot be asked for beams.)
+    """
+    fills = [
+        int(is_one_of(prompts, token_ids(config, (f"{modality}_token_id",))).sum())
+        == sum(picture_lengths(features, modality))
+        for modality in features
+    ]
+    return all(fills)
 
 
 def loop_kwargs(
@@ -803,13 +829,14 @@ def loop_kwargs(
             kwargs[name] = ensemble.stack([branch.aligned[name] for branch in branches])
         elif is_row_tensor(value, ensemble.prompts[: ensemble.rows]):
             kwargs[name] = value.repeat(len(branches), *[1] * (value.ndim - 1))
-    positions = [branch.position_ids for branch in branches if branch.position_ids is not None]
+    positions = in_as_many_parts([b.position_ids for b in branches if b.position_ids is not None])
     kwargs["position_ids"] = ensemble.stack(positions, rows_dim=-2, prompt_dim=-1)
     mask = ensemble.stack([branch.attention_mask for branch in branches])
     kwargs["attention_mask"] = None if mask.all() else mask
     given = model_kwargs.get("past_key_values")
     longest = generation_config.max_length - 1 + ensemble.width - ensemble.prompt_length
     if getattr(given, "_is_user_defined", False):
+        check_layers(given, ensemble.model)
         check_capacity(given, longest)
     else:
         kwargs.pop("past_key_values", None)
@@ -819,19 +846,18 @@ def loop_kwargs(
     return kwargs
 
 
+def in_as_many_parts(positions: list[Tensor]) -> list[Tensor]:
+    """Positions of each branch, all `[B, T]` or all `[P, B, T]`.
+
+    A model may count text in one row and only pictures in P parts: text has the same in each.
+    """
+    parts = max((p.shape[:-2] for p in positions), key=len)
+    return [p.expand(*parts, *p.shape[-2:]) for p in positions]
+
+
 def is_row_tensor(value: Any, rows: Tensor) -> bool:
     """Whether a keyword holds one entry for each row, as `generate` expands it."""
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(rows)
-
-
-def scratch_cache(model: Any) -> DynamicCache:
-    """An empty cache that keeps every key of a prompt: a sliding target cuts its own window."""
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    cache.layers = [
-        DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer
-        for layer in cache.layers
-    ]
-    return cache
 
 
 def finish(outputs: Any, ensemble: Ensemble) -> Any:
@@ -879,7 +905,8 @@ def check_call(
     if model_kwargs.get("inputs_embeds") is not None:
         raise ValueError(
             "decoders find pictures by their tokens and need input_ids, got inputs_embeds: pass "
-            "the processor's output to generate unchanged"
+            "the processor's output to generate unchanged. A model whose own generate makes "
+            "inputs_embeds of it (BLIP-2, InstructBLIP) cannot be decoded with branches"
         )
     cache = model_kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:

@@ -41,19 +41,39 @@ class EarlyLogits:
         if not self.layers:
             return ()
         states = [state[:rows, -1] for state in outputs.hidden_states]
+        logits = outputs.logits[:rows, -1]
+        check_shapes(self.model, [states[layer] for layer in self.layers], states[-1])
         if self.head is None:
-            self.head = Head.fit(self.model, states[-1], outputs.logits[:rows, -1])
+            self.head = Head.fit(self.model, states[-1], logits)
         chosen = torch.stack([states[layer] for layer in self.layers])  # one read of the head
-        return self.head(chosen if self.norm is None else self.norm(chosen)).unbind(0)
+        read = self.head(chosen if self.norm is None else self.norm(chosen))
+        # Some models ban tokens in their forward, by the lowest number there is.
+        banned = logits <= torch.finfo(logits.dtype).min
+        return read.masked_fill(banned, torch.finfo(read.dtype).min).unbind(0)
+
+
+def check_shapes(model: Any, early: list[Tensor], last: Tensor) -> None:
+    """Raises `ValueError` unless earlier layers' states are what the head reads."""
+    if any(state.shape != last.shape for state in early):
+        raise ValueError(
+            f"between its layers {type(model).__name__} holds states of shape "
+            f"{list(early[0].shape)}, and its head reads {list(last.shape)}: several streams run "
+            "side by side, so earlier layers cannot be read. Use a method that compares inputs "
+            "instead of layers (VCD, VDD)"
+        )
 
 
 def last_norm(model: Any) -> nn.Module:
     """The norm between the last block and the head."""
     decoder = model.get_decoder()
+    decoder = getattr(decoder, "model", decoder)  # Llama 4's has a head of its own
     for name in NORMS:
         norm = getattr(decoder, name, None)
         if isinstance(norm, nn.Module):
             return norm
+    norms = [child for child in decoder.children() if "Norm" in type(child).__name__]
+    if len(norms) == 1:
+        return norms[0]
     raise ValueError(
         f"found no last norm in {type(decoder).__name__} (looked for {', '.join(NORMS)}), which "
         "this rule applies to earlier layers: use a rule without it (LayerContrast)"

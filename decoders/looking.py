@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sightline.chat import input_device
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import ENCODER_INPUTS, Branch
 from sightline.decoders.ensemble import encode, middle_layers, watch
@@ -71,7 +72,7 @@ def picture_inputs(pictures: Sequence[Image.Image], processor: Any, model: Any) 
     """What the model's encoder takes, for pictures in the order of their prompts."""
     prepared = processor.image_processor(images=list(pictures), return_tensors="pt")
     return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        name: value.to(input_device(model), model.dtype if value.is_floating_point() else None)
         for name, value in prepared.items()
         if name in ENCODER_INPUTS
     }
@@ -80,5 +81,13 @@ def picture_inputs(pictures: Sequence[Image.Image], processor: Any, model: Any) 
 def encoded(
     pictures: Sequence[Image.Image], branch: Branch, processor: Any, model: Any
 ) -> Features:
-    """Pictures through the model's encoder."""
-    return encode(branch, picture_inputs(pictures, processor, model), model)
+    """Pictures through the model's encoder; `ValueError` unless they come out one by one."""
+    features = encode(branch, picture_inputs(pictures, processor, model), model)
+    came = len(picture_lengths(features, "image"))
+    if came != len(pictures):
+        raise ValueError(
+            f"{len(pictures)} pictures of as many prompts were prepared, and the processor made "
+            f"{came} of them: this model's takes pictures as those of one prompt, so ask one "
+            "prompt at a time"
+        )
+    return features

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.vision_utils import get_vision_window_index
 
 from sightline.decoders.branch import Branch
+from sightline.decoders.features import edited, pictures_of
 
 CLS_SCORES = ("concat", "head_mean")
 PATCH_SCORES = ("pooled_query", "received")
@@ -92,7 +93,7 @@ class OutlierImage:
 
     def scores(self, expert: Branch, model: Any) -> list[Tensor]:
         """Scores `[N]` of each picture's tokens; of a picture in tiles, of the whole's tokens."""
-        pictures = (expert.features or {})["image"].pooler_output
+        pictures = pictures_of((expert.features or {})["image"])
         if self.score == "norm":
             return [norm(picture) for picture in pictures]
         tower = vision_tower(model)
@@ -219,12 +220,8 @@ def only(encoded: Any, chosen: list[Tensor], closing: Tensor | None = None) -> A
         short = [torch.cat([picture[index], *after]) for picture, index in pairs]
         return torch.stack(short) if isinstance(pictures, Tensor) else short
 
-    after = () if closing is None else (closing[None].to(encoded.pooler_output[0]),)
-    output = {"pooler_output": choose(encoded.pooler_output, *after)}
-    deepstack = getattr(encoded, "deepstack_features", None)
-    if deepstack is not None:
-        output["deepstack_features"] = [choose(layer) for layer in deepstack]
-    return type(encoded)(**output)
+    after = () if closing is None else (closing[None].to(pictures_of(encoded)[0]),)
+    return edited(lambda pictures: choose(pictures, *after), encoded)
 
 
 def vision_tower(model: Any) -> Any:

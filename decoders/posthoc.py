@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sightline.decoders.branch import Branch
+from sightline.decoders.caches import scratch_cache
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
 from sightline.decoders.contrasts import NoImage, UnknownImage
 from sightline.decoders.ensemble import (
@@ -20,7 +21,6 @@ from sightline.decoders.ensemble import (
     expert_branch,
     forward_prompt,
     position_offset_kept,
-    scratch_cache,
 )
 from sightline.decoders.memory import Memory
 from sightline.decoders.ranges import Usual

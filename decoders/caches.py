@@ -1,0 +1,145 @@
+"""Each branch's prompt is read into a cache of its own; here they become one cache of all rows."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
+
+# By what a layer remembers along the prompt to choose keys by (`[B, ..., T, D]`), the method that
+# adds to it. Some families bring a layer class of their own.
+INDICES = {"indexer_keys": "update_indexer", "idx_keys": "update_index"}
+STATES = frozenset(vars(LinearAttentionLayer()))
+WINDOW = frozenset(vars(DynamicSlidingWindowLayer(sliding_window=1))) | {
+    "prefill_cumulative_length",
+    "prefill_keys",
+    "prefill_length",
+    "prefill_values",
+}
+KNOWN = STATES | WINDOW | frozenset(vars(DynamicIndexedLayer())) | frozenset(INDICES)
+
+
+def scratch_cache(model: Any) -> DynamicCache:
+    """An empty cache that keeps every key of a prompt: a sliding target cuts its own window.
+
+    Raises `ValueError` for layers that keep what is not known how to put together.
+    """
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    for layer in cache.layers:
+        unknown = sorted(set(vars(layer)) - KNOWN)
+        if unknown:
+            raise ValueError(
+                f"the cache of {type(model).__name__} has layers of {type(layer).__name__}, which "
+                f"keep {', '.join(unknown)}: it is not known how those of several branches are put "
+                "together, so decode without a decoder"
+            )
+    cache.layers = [without_window(layer) for layer in cache.layers]
+    return cache
+
+
+def layers_with_every_key(config: Any) -> tuple[int, ...]:
+    """Layers of a text model that see a whole prompt: no window, no state in place of keys."""
+    layers = enumerate(DynamicCache(config=config).layers)
+    return tuple(n for n, layer in layers if type(layer) is DynamicLayer)
+
+
+def layers_without_attention(config: Any) -> frozenset[int]:
+    """Layers of a text model that keep a state in place of keys, or nothing at all.
+
+    A layer that attends to another's keys keeps nothing either, and is none of these.
+    """
+    sharing = getattr(config, "kv_sharing_modes", None) or {}
+    reusing = {n for n, mode in enumerate(sharing) if mode == "reuse"}
+    layers = enumerate(DynamicCache(config=config).layers)
+    keyless = {
+        n for n, layer in layers if isinstance(layer, DummyLayer) or not hasattr(layer, "keys")
+    }
+    return frozenset(keyless - reusing)
+
+
+def without_window(layer: Any) -> Any:
+    """The same layer, or one that keeps the same of every token in place of a window."""
+    if isinstance(layer, LinearAttentionAndSlidingWindowAttentionLayer):
+        return LinearAttentionAndFullAttentionLayer(number_of_states=layer.number_of_states)
+    return DynamicLayer() if isinstance(layer, DynamicSlidingWindowLayer) else layer
+
+
+def check_layers(cache: Any, model: Any) -> None:
+    """Raises `ValueError` if a caller's own cache cannot keep what the model's layers keep."""
+    methods = (*INDICES.values(), "update_conv_state", "update_recurrent_state")
+    for index, layer in enumerate(scratch_cache(model).layers):
+        given = cache.layers[index] if index < len(cache.layers) else DynamicLayer()
+        if any(hasattr(layer, method) and not hasattr(given, method) for method in methods):
+            raise ValueError(
+                f"layer {index} of {type(model).__name__} needs a {type(layer).__name__}, and "
+                f"past_key_values has a {type(given).__name__} for it: make it with "
+                "config=model.config"
+            )
+
+
+def cached_heads(cache: Any) -> int | None:
+    """Heads that a filled cache has keys of, fewer than a config says where keys are compressed.
+
+    None where layers differ in it.
+    """
+    filled = [layer.keys for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    heads = {keys.shape[1] for keys in filled}
+    return heads.pop() if len(heads) == 1 else None
+
+
+def fill(target: Any, caches: Sequence[Any], stack: Callable[..., Tensor], copies: int) -> None:
+    """Writes the branches' prompt caches into the target, layer by layer, freeing them.
+
+    Args:
+        target: An empty cache of all rows.
+        caches: Of each branch, B rows.
+        stack: `(values, rows_dim, prompt_dim) -> values`, of all branches and of all copies.
+        copies: Rows per prompt.
+    """
+    for index, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        if isinstance(layers[0], LinearAttentionCacheLayerMixin):
+            fill_states(target.layers[index], layers, copies)
+        if getattr(layers[0], "keys", None) is not None:
+            keys = stack([layer.keys for layer in layers], prompt_dim=2)
+            values = stack([layer.values for layer in layers], prompt_dim=2)
+            for layer in layers:
+                layer.keys = layer.values = None
+            target.update(keys, values, index)
+        fill_indices(target, index, layers, stack)
+
+
+def fill_indices(
+    target: Any, index: int, layers: tuple[Any, ...], stack: Callable[..., Tensor]
+) -> None:
+    """What a sparse layer chooses keys by: indexer keys, and the positions that turn them."""
+    for name, method in INDICES.items():
+        if getattr(layers[0], name, None) is not None:
+            update = getattr(target.layers[index], method)
+            update(stack([getattr(layer, name) for layer in layers], prompt_dim=-2))
+    positions = [getattr(layer, "indexer_position_ids", None) for layer in layers]
+    if positions[0] is not None:  # [P, B, T]
+        target.layers[index].indexer_position_ids = stack(positions, rows_dim=1, prompt_dim=2)
+
+
+def fill_states(into: Any, layers: tuple[Any, ...], copies: int) -> None:
+    """Linear-attention states have no prompt dimension: rows are stacked as they are."""
+
+    def rows(states: list[Tensor]) -> Tensor:
+        return torch.cat([s.repeat_interleave(copies, dim=0) for s in states])
+
+    for i in range(layers[0].number_of_states):
+        if layers[0].is_conv_states_initialized[i]:
+            into.update_conv_state(rows([layer.conv_states[i] for layer in layers]), i)
+        if layers[0].is_recurrent_states_initialized[i]:
+            into.update_recurrent_state(rows([layer.recurrent_states[i] for layer in layers]), i)
