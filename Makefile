@@ -1,15 +1,31 @@
 # Targets do all the set-up on a fresh machine.
 PYTHON ?= python3
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet -c constraints.txt
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
-.PHONY: run test reproduce lint types clean
+LOADED = build/loaded
+
+define pytest
+	$(1)/bin/python -m pytest -m "not browser and not slow" -n auto --dist worksteal --ignore tests/test_wrapped.py
+	$(1)/bin/pip --disable-pip-version-check install --quiet --no-deps --upgrade --target $(LOADED) \
+		$(shell grep -E '^(bitsandbytes|peft|torchao)==' constraints.txt)
+	PYTHONPATH=$(LOADED) $(1)/bin/python -m pytest -n auto --dist worksteal tests/test_wrapped.py
+	$(1)/bin/python -m pytest -m browser
+endef
+
+.PHONY: run test families oldest reproduce lint types clean
 
 run: .venv/ready  ## compare plain decoding, VCD and VDD on a shipped picture
 	.venv/bin/sightline compare lab/pictures/corner.png --decoders greedy,vcd,vdd
 
 test: lint types  ## lint, types on the built wheel, tests
-	.venv/bin/python -m pytest -m "not browser" -n auto --dist worksteal
-	.venv/bin/python -m pytest -m browser
+	$(call pytest,.venv)
+
+families: .venv/dev  ## docs/families.md, whole, against the code
+	.venv/bin/python -m pytest -m slow -n auto --dist worksteal tests/test_families.py
+
+oldest: .venv-oldest/dev  ## tests on the oldest transformers of the range, in a .venv-oldest of its own
+	$(call pytest,.venv-oldest)
 
 reproduce: .venv/eval  ## the tables that papers print: MODEL= COCO=DIR POPE=DIR [IDS=FILE] [OPTIONS="--device cuda"]
 	@test -n "$(MODEL)" -a -n "$(COCO)" -a -n "$(POPE)" || { \
@@ -43,5 +59,12 @@ types: .venv/dev
 	$(PIP) -e ".[dev]"
 	touch $@ .venv/ready
 
+# The tested set with one line changed.
+.venv-oldest/dev: pyproject.toml constraints.txt
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	sed 's/^transformers==.*/transformers==$(OLDEST)/' constraints.txt > .venv-oldest/constraints.txt
+	.venv-oldest/bin/pip --disable-pip-version-check install --quiet -c .venv-oldest/constraints.txt -e ".[dev]"
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-oldest build dist *.egg-info

@@ -38,7 +38,7 @@ def answer(
 def prompt_inputs(model: Any, processor: Any, images: Any, text: str) -> dict[str, Any]:
     """The inputs of `generate` for a user's turn: pictures first, then text.
 
-    Tensors are on the model's device, and pixels in its dtype.
+    Tensors are on the model's device (`input_device`), and pixels in its dtype.
     """
     check_question(text)
     check_processor(processor)
@@ -50,7 +50,21 @@ def prompt_inputs(model: Any, processor: Any, images: Any, text: str) -> dict[st
         return_dict=True,
         return_tensors="pt",
     )
-    return dict(inputs.to(model.device, model.dtype))
+    return dict(inputs.to(input_device(model), model.dtype))
+
+
+def input_device(model: Any) -> Any:
+    """The device on which a model takes its inputs.
+
+    `model.device` is where its first weights are, and that is "meta" if they are offloaded: then
+    the device of the first that are not, or the CPU, from where they are fetched.
+    """
+    import torch
+
+    if model.device.type != "meta":
+        return model.device
+    devices = (weights.device for weights in model.parameters())
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
 def user_turn(pictures: Sequence[Any], text: str) -> list[dict[str, Any]]:

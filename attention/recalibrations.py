@@ -130,12 +130,14 @@ class ImageScale(Recalibration):
         if self.layers is not None:
             check_within(self.layers, ledger)
         check_attends(self.layers or middle_layers(ledger.layers), ledger)
-        if self.heads is not None and ledger.heads is None:
+        if self.heads is None:
+            return
+        if ledger.heads is None:
             raise ValueError(
                 f"heads {self.heads} would mean another share of each layer, as this model's "
                 "layers differ in number of heads: leave heads=None"
             )
-        if self.heads is not None and max(self.heads) >= ledger.heads:
+        if max(self.heads) >= ledger.heads:
             raise ValueError(
                 f"heads {self.heads} name one outside the model, which has {ledger.heads} query "
                 "heads, counted from 0"
@@ -157,6 +159,7 @@ class ImageScale(Recalibration):
         factor[ledger.before_image] = self.system
         if self.heads is None:
             return factor[:, None]
+        assert ledger.heads is not None, "checked before the first forward"
         by_head = torch.ones(len(factor), ledger.heads, factor.shape[1], device=factor.device)
         by_head[:, list(self.heads)] = factor[:, None]
         return by_head

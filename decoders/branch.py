@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sightline.attention.parts import Recalibration
+from sightline.decoders.caches import has_windows
 from sightline.decoders.features import (
     is_one_of,
     picture_lengths,
@@ -199,11 +200,16 @@ class Branch:
             config: The model's.
 
         The first new token has the positions of the first that is left out, a text's too. A prefix
-        stays where the cut is not within it.
+        stays where the cut is not within it, and where no padding behind it takes up a window.
         """
         branch = self.rows(index, config)
         shared = 0 if branch.prefix is None else branch.prefix.length
-        if any(start < shared for start in starts):
+        own = [
+            int(branch.attention_mask[row, shared:start].sum()) + len(text)
+            for row, (start, text) in enumerate(zip(starts, texts, strict=True))
+        ]
+        is_padded = len(set(own)) > 1
+        if any(start < shared for start in starts) or (is_padded and has_windows(config)):
             branch, shared = replace(branch, prefix=None), 0
         heads, tails, bases = [], [], []
         assert branch.position_ids is not None, "a completed branch has positions"

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import (
-    DummyLayer,
     DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -48,6 +47,12 @@ def scratch_cache(model: Any) -> DynamicCache:
     return cache
 
 
+def has_windows(config: Any) -> bool:
+    """Whether some layers of a model's text model see only so many columns back."""
+    layers = DynamicCache(config=config.get_text_config(decoder=True)).layers
+    return any(without_window(layer) is not layer for layer in layers)
+
+
 def layers_with_every_key(config: Any) -> tuple[int, ...]:
     """Layers of a text model that see a whole prompt: no window, no state in place of keys."""
     layers = enumerate(DynamicCache(config=config).layers)
@@ -61,10 +66,10 @@ def layers_without_attention(config: Any) -> frozenset[int]:
     """
     sharing = getattr(config, "kv_sharing_modes", None) or {}
     reusing = {n for n, mode in enumerate(sharing) if mode == "reuse"}
-    layers = enumerate(DynamicCache(config=config).layers)
-    keyless = {
-        n for n, layer in layers if isinstance(layer, DummyLayer) or not hasattr(layer, "keys")
-    }
+    made: Any = DynamicCache(config=config).layers
+    layers = enumerate(made)
+    # Of a new cache's layers only those that never keep anything need no first token.
+    keyless = {n for n, layer in layers if not hasattr(layer, "keys") or layer.is_initialized}
     return frozenset(keyless - reusing)
 
 

@@ -210,12 +210,15 @@ def beside(expert: Branch, pictures: list[Image.Image], chat: Chat) -> Branch:
         heads.append([(column, None) for column in tokens if column <= place])
         new = [(place, token) for token in between] + [(place, None)] * lengths[row]
         tails.append([*new, *((column, None) for column in tokens if column > place)])
-    width = 0 if expert.prefix is None else expert.prefix.length
+    if expert.prefix is None:  # then nothing need stand in the same columns
+        rows = [[*head, *tail] for head, tail in zip(heads, tails, strict=True)]
+    else:
+        rows = side_by_side(heads, tails, expert.prefix.length)
     both = [
         p for pair in zip((p for (p,) in expert.call.pictures), pictures, strict=True) for p in pair
     ]
     return replace(
-        expert.gathered(side_by_side(heads, tails, width), keeps_pictures=True),
+        expert.gathered(rows, keeps_pictures=True),
         position_ids=None,
         features={"image": alternating((expert.features or {})["image"], features["image"])},
         pixels=picture_inputs(both, processor, model),

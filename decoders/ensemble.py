@@ -38,6 +38,7 @@ from sightline.decoders.caches import (
     cached_heads,
     check_layers,
     fill,
+    has_windows,
     layers_with_every_key,
     layers_without_attention,
     scratch_cache,
@@ -602,9 +603,7 @@ def can_share(branch: Branch, model: Any) -> bool:
         return False
     if set(branch.aligned) - HARMLESS:
         return False
-    config = model.config.get_text_config(decoder=True)
-    windows = getattr(config, "layer_types", None) or []
-    if "sliding_attention" in windows and len(branch.input_ids) > 1:
+    if has_windows(model.config) and len(branch.input_ids) > 1:
         return False
     return all(type(layer) is DynamicLayer for layer in scratch_cache(model).layers)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from sightline.chat import input_device
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import ENCODER_INPUTS, Branch
+from sightline.decoders.caches import layers_without_attention
 from sightline.decoders.ensemble import encode, middle_layers, watch
 from sightline.decoders.features import Features, picture_lengths, picture_rows
 from sightline.decoders.geometry import Layout, locate
@@ -42,8 +43,15 @@ def question_looks(
     first, after = layers or middle_layers(depth)
     if not 0 <= first < after <= depth:
         raise ValueError(f"layers must be within (0, {depth}), got {(first, after)}")
-    seen = watch(model, branch, range(first, after), Chat(processor, model).question_tokens(branch))
-    mean = torch.stack([seen[layer] for layer in range(first, after)]).mean(dim=0)
+    blind = layers_without_attention(model.config.get_text_config(decoder=True))
+    looking = [layer for layer in range(first, after) if layer not in blind]
+    if not looking:
+        raise ValueError(
+            f"none of the layers {first} to {after - 1} attends to the picture (they keep a state "
+            "in place of keys): ask others with layers=, or use another matcher"
+        )
+    seen = watch(model, branch, looking, Chat(processor, model).question_tokens(branch))
+    mean = torch.stack([seen[layer] for layer in looking]).mean(dim=0)
     return [
         Look(values, layout)
         for row, layouts in enumerate(layouts_by_row(branch, model, processor))

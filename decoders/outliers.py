@@ -23,6 +23,7 @@ CLS_SCORES = ("concat", "head_mean")
 PATCH_SCORES = ("pooled_query", "received")
 SCORES = ("auto", *CLS_SCORES, *PATCH_SCORES, "norm")
 LAYERS = ("features", "last")
+EVEN = 0.01  # of a length: half precision rounds features that a norm made equal to so much
 SHARE = 10 / 576
 """Outliers per token: the paper's 10 of CLIP ViT-L/14-336's 576, and its 4 of EVA's 256."""
 
@@ -95,7 +96,7 @@ class OutlierImage:
         """Scores `[N]` of each picture's tokens; of a picture in tiles, of the whole's tokens."""
         pictures = pictures_of((expert.features or {})["image"])
         if self.score == "norm":
-            return [norm(picture) for picture in pictures]
+            return [told_apart(norm(picture)) for picture in pictures]
         tower = vision_tower(model)
         layers = attention_layers(tower)
         if not layers:
@@ -178,6 +179,17 @@ def received(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
 def norm(features: Tensor) -> Tensor:
     """Length of each feature: `[N, D]` -> `[N]`."""
     return features.float().norm(dim=-1)
+
+
+def told_apart(lengths: Tensor) -> Tensor:
+    """The same `[N]`; `ValueError` where features of several tokens are all of one length."""
+    if len(lengths) > 1 and lengths.max() - lengths.min() <= EVEN * lengths.max():
+        raise ValueError(
+            'score="norm" chooses the longest features, and those of this model are all of one '
+            "length (a norm comes last): choose by the vision tower's attention, or use another "
+            "contrast (VCD, VDD)"
+        )
+    return lengths
 
 
 def attention_of(queries: Tensor, keys: Tensor, heads: int) -> Tensor:

@@ -20,7 +20,9 @@ from sightline.decoders.ensemble import (
     complete,
     expert_branch,
     forward_prompt,
+    last_logits,
     position_offset_kept,
+    prepare_inputs,
 )
 from sightline.decoders.memory import Memory
 from sightline.decoders.ranges import Usual
@@ -49,6 +51,7 @@ class PostHocDebias:
             "sum" of its forms ("Yes", "yes", " yes").
         smoothing: Added to each label's reference probability.
         unk_token_id: The unknown token's id, in place of the tokenizer's own.
+        markers: Ids of tokens around a picture that the model's config does not name.
 
     A label that is no single token is scored by the geometric mean of its tokens' probabilities,
     in the answer and in the reference alike (ours; the paper's options are single tokens).
@@ -64,6 +67,7 @@ class PostHocDebias:
     aggregate: Literal["max", "sum"] = "max"
     smoothing: Annotated[float, Usual(1e-5, 1e-3)] = 1e-4
     unk_token_id: int | None = None
+    markers: tuple[int, ...] = ()
 
     def __post_init__(self):
         labels = [label.strip().lower() for label in self.labels]
@@ -83,7 +87,8 @@ class PostHocDebias:
     @property
     def contrasts(self) -> tuple[NoImage | UnknownImage, ...]:
         """What the reference is asked of."""
-        return image_free(REFERENCES[self.reference], self.processor, self.unk_token_id)
+        variant = REFERENCES[self.reference]
+        return image_free(variant, self.processor, self.unk_token_id, tuple(self.markers))
 
     def probabilities(self, model: Any, **inputs: Any) -> Tensor:
         """Calibrated probability of each label, `[B, C]` float32, for the processor's output."""
@@ -124,7 +129,7 @@ class PostHocDebias:
         check_vision_language(model)
         expert = expert_branch(model, input_ids, 1, {}, model_kwargs, generation_config)
         check_pictures(expert, needs_pixels=False)
-        shared = {"use_cache": True, "logits_to_keep": 1}
+        shared = last_logits(model)
         with position_offset_kept(model):
             amateurs = [
                 complete(c(expert, model), model, generation_config) for c in self.contrasts
@@ -224,15 +229,16 @@ def sequence_score(
     assert prompt is not None, "a completed branch has positions"
     positions = prompt[..., -1:] + torch.arange(1, follow + 1, device=first.device)
     mask = torch.cat([branch.attention_mask, branch.attention_mask.new_ones(rows, follow)], dim=1)
-    inputs = model.prepare_inputs_for_generation(
-        torch.cat([branch.input_ids, answer[:-1].expand(rows, -1)], dim=1),
-        next_sequence_length=follow,
-        past_key_values=copy.deepcopy(cache),
-        attention_mask=mask,
-        position_ids=torch.cat([prompt, positions], dim=-1),
-        **{**shared, "logits_to_keep": follow},
-    )
-    later = model(**inputs, return_dict=True).logits.float().log_softmax(dim=-1)
+    given = {
+        **{name: follow if name == "logits_to_keep" else value for name, value in shared.items()},
+        "next_sequence_length": follow,
+        "past_key_values": copy.deepcopy(cache),
+        "attention_mask": mask,
+        "position_ids": torch.cat([prompt, positions], dim=-1),
+    }
+    ids = torch.cat([branch.input_ids, answer[:-1].expand(rows, -1)], dim=1)
+    logits = model(**prepare_inputs(model, ids, given), return_dict=True).logits[:, -follow:]
+    later = logits.float().log_softmax(dim=-1)
     steps = later.gather(2, answer[1:].expand(rows, -1)[..., None]).squeeze(-1)
     return (score + steps.sum(dim=1)) / len(tokens)
 

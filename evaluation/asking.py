@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from sightline.chat import user_turn
+from sightline.chat import input_device, user_turn
 from sightline.checkpoints import Dtype, check_device, load_model, load_processor, refused_as
 from sightline.evaluation.answers import Answer
 from sightline.evaluation.batches import Batch
@@ -235,7 +235,7 @@ class Asker:
 
     def tensors(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """Inputs on the model's device, pixels in its dtype."""
-        device, dtype = self.model.device, self.model.dtype
+        device, dtype = input_device(self.model), self.model.dtype
         found = {name: torch.from_numpy(value) for name, value in inputs.items()}
         return {
             name: value.to(device, dtype if value.is_floating_point() else None)
@@ -280,7 +280,7 @@ class Asker:
             return []
         task = prepared.batch.task
         watched = contender.label == GREEDY and task.yes_no
-        now, device = self.clock or time.perf_counter, self.model.device
+        now, device = self.clock or time.perf_counter, input_device(self.model)
         clock = Clock(now)
         reset_peak(device)
         synchronize(device)
@@ -316,7 +316,7 @@ class Asker:
     ) -> Any:
         """One call of the model's `generate`, its samples drawn from the batch's seed."""
         looked_at = {"images": list(prepared.pictures)} if contender.needs_images else {}
-        cards = range(torch.cuda.device_count()) if self.model.device.type == "cuda" else ()
+        cards = range(torch.cuda.device_count()) if input_device(self.model).type == "cuda" else ()
         with torch.random.fork_rng(devices=cards):
             torch.manual_seed(prepared.batch.seed)
             return self.model.generate(

@@ -30,6 +30,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from sightline.chat import input_device
 from sightline.evaluation import answers as files
 from sightline.evaluation import report
 from sightline.evaluation.answers import Answer, Key
@@ -386,12 +387,12 @@ def header(
     return {
         "command": command,
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(source.model.device),
+        "machine": machine(input_device(source.model)),
         "fixed": {
             "benchmark": benchmark.name,
             "model": source.name,
             "weights": source.fingerprint,
-            "device": source.model.device.type,
+            "device": input_device(source.model).type,
             "dtype": str(source.model.dtype).removeprefix("torch."),
             "batch_size": run.batch_size,
             "seed": run.seed,

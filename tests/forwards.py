@@ -40,7 +40,7 @@ def full_forward(model, make_inputs, row, prompt, answer):
         # `make_inputs` draws a picture from its row's tokens: the answer must not change it
         own = make_inputs([row])
         for name in inputs:
-            if name.endswith("pixel_values"):
+            if "pixel_values" in name:
                 inputs[name] = prompt.pixels(own[name])
     inputs.update(prompt.given)
     if prompt.chosen is not None:
@@ -67,6 +67,7 @@ def shortened(model, inputs, chosen):
     """
     encoder = {k: v for k, v in inputs.items() if k not in ALONG_THE_PROMPT}
     encoded = model.base_model.get_image_features(**encoder, return_dict=True)
+    name, pictures = held(encoded)
 
     def picked(pictures):
         left = [picture[places] for picture, places in zip(pictures, chosen, strict=True)]
@@ -74,21 +75,34 @@ def shortened(model, inputs, chosen):
 
     tokens = inputs["input_ids"][0].tolist()
     start, kept = 0, []
-    for picture, places in zip(encoded.pooler_output, chosen, strict=True):
+    for picture, places in zip(pictures, chosen, strict=True):
         first = tokens.index(IMAGE, start)
         kept += tokens[start : first + len(places)]
         start = first + len(picture)
     ids = torch.tensor([[*kept, *tokens[start:]]])
-    fields = {"pooler_output": picked(encoded.pooler_output)}
+    fields = {} if name == "deepstack_features" else {name: picked(pictures)}
     if "deepstack_features" in encoded:  # what layers of the text model add to the tokens
-        fields["deepstack_features"] = [picked(layer) for layer in encoded.deepstack_features]
-    positions = torch.arange(ids.shape[1])[None]
+        fields["deepstack_features"] = [
+            (entry[0], picked(entry[1])) if isinstance(entry[0], int) else picked(entry)
+            for entry in encoded.deepstack_features
+        ]
+    types = {name: (ids == IMAGE).long() for name in inputs if name.endswith("token_type_ids")}
     return dict(
+        **types,
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        position_ids=positions.expand(3, 1, -1) if "image_grid_thw" in inputs else positions,
+        position_ids=torch.arange(ids.shape[1])[None],
         mm_encoder_outputs={"image": type(encoded)(**fields)},
     )
+
+
+def held(encoded):
+    """The field of an encoder's output that holds its pictures, and they."""
+    for name in ("pooler_output", "last_hidden_state"):
+        if encoded.get(name) is not None:
+            return name, encoded[name]
+    (_, pictures), *_ = encoded.deepstack_features
+    return "deepstack_features", pictures
 
 
 ALONG_THE_PROMPT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
@@ -97,8 +111,9 @@ ALONG_THE_PROMPT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_t
 def last_norm(model):
     """What stands between the last layer and the head."""
     text = model.get_decoder()
-    found = [m for n, m in text.named_children() if n in ("norm", "final_layernorm")]
-    return found[0]
+    text = getattr(text, "model", text)
+    norms = {n: m for n, m in text.named_children() if "norm" in n}
+    return norms["norm"] if "norm" in norms else next(iter(norms.values()))
 
 
 @contextmanager

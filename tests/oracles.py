@@ -39,10 +39,12 @@ def attention(module, query, key, value, attention_mask, scaling=None, oracle=No
     if attention_mask is not None:  # windows, and text that sees what follows it
         hidden = attention_mask[0, 0, :, : scores.shape[2]] < 0
     if oracle.needs_shorter:
-        short = key[:: len(key) // module.config.num_key_value_heads]
-        few = value[:: len(value) // module.config.num_key_value_heads]
+        heads = getattr(module.config, "num_key_value_heads", None) or len(key)
+        short, few = key[:: len(key) // heads], value[:: len(value) // heads]
         place = (module.layer_idx, module.config.num_hidden_layers - 1)
-        output = oracle.oracle.attend(query[0].double(), short, few, scaling, *place, oracle)
+        output = oracle.oracle.attend(
+            query[0].double(), short, few, hidden, scaling, *place, oracle
+        )
     else:
         output = oracle.oracle(scores, hidden, module.layer_idx, oracle) @ value
     return output.to(query.dtype).transpose(0, 1)[None], None
@@ -54,7 +56,8 @@ def oracle_attention(model):
     AttentionMaskInterface.register(NAME, eager_mask)
     AttentionInterface.register(NAME, attention)
     config = model.config.get_text_config(decoder=True)
-    key = next(key for key in model.config.sub_configs if getattr(model.config, key) is config)
+    names = [key for key in model.config.sub_configs if getattr(model.config, key) is config]
+    key = names[0] if names else ""  # the whole config is the text model's
     before = config._attn_implementation
     model.set_attn_implementation({key: NAME})
     try:
@@ -119,17 +122,17 @@ class sparse:  # called like the other oracles
     weight: float
     sink: float
 
-    def attend(self, query, key, value, scaling, layer, last, seen):
+    def attend(self, query, key, value, hidden, scaling, layer, last, seen):
         """`[H, Q, D]`, `[Hkv, Q, D]` float64 -> `[H, Q, D]`."""
         heads, queries, _ = query.shape
         groups, prompt = len(key), seen.prompt
         share = heads // groups
         places = seen.image.nonzero().flatten().tolist()
-        output = torch.zeros_like(query)
+        output = query.new_zeros(heads, queries, value.shape[-1])
         drawn = []
         for h in range(heads):
             scores = query[h, :prompt] @ key[h // share, :prompt].T * scaling
-            p = softmax(scores, torch.ones(prompt, prompt, dtype=torch.bool).triu(1))
+            p = softmax(scores, hidden[:prompt, :prompt])
             output[h, :prompt] = p @ value[h // share, :prompt]
             drawn.append(p.sum(dim=0).tolist())
         kept = [[(key[g, k], value[g, k]) for k in range(prompt)] for g in range(groups)]

@@ -1,5 +1,6 @@
 """Models that can be talked to: each with a processor, a chat template and pictures."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from sightline import Recipe, lab
+from sightline.decoders.matching import Matcher, Relevance
 from sightline.lab.dialogue import world_text
 
 SPECIAL = (
@@ -238,3 +240,34 @@ def own_positions(talker, inputs):
     positions = positions.expand(*positions.shape[:-2], *inputs["input_ids"].shape)
     positions = positions[None] if positions.ndim == 2 else positions
     return [positions[:, r, kept.bool()] for r, kept in enumerate(inputs["attention_mask"])]
+
+
+@dataclass(frozen=True)
+class Fixed(Matcher):
+    """A map that grows from left to right, more of it masked the longer the question is."""
+
+    flat: float | None = None
+
+    def __call__(self, pictures, questions, looks=()):
+        return [
+            Relevance(self.values(picture), self.masked(question))
+            for picture, question in zip(pictures, questions, strict=True)
+        ]
+
+    def values(self, picture):
+        if self.flat is not None:
+            return torch.full((picture.height, picture.width), self.flat)
+        ramp = torch.linspace(0, 1, picture.width * picture.height)
+        return ramp.view(picture.width, picture.height).T.contiguous()
+
+    def masked(self, question):
+        return min(0.9, len(question) / 50)
+
+
+def blacked_out(picture, values, share):
+    """All but the pixels that no more than `share` of all are below: sorted, by hand."""
+    pixels = np.asarray(picture.convert("RGB")).copy()
+    order = np.sort(values.numpy().ravel())[::-1]
+    index = min(math.floor(order.size * (1 - share)), order.size - 1)
+    pixels[values.numpy() < order[index]] = 0
+    return Image.fromarray(pixels)

@@ -4,11 +4,9 @@ import copy
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from talkers import TALKERS, scene, unpadded, within
+from talkers import TALKERS, Fixed, blacked_out, scene, unpadded, within
 from test_invariants import snapshot
 from torch.nn.functional import interpolate
 from transformers.generation import BaseStreamer
@@ -19,7 +17,7 @@ from sightline.decoders.asking import Chat
 from sightline.decoders.carve import GENERAL, SUFFIX, middle
 from sightline.decoders.ensemble import read_pictures
 from sightline.decoders.icd import INSTRUCTION
-from sightline.decoders.matching import Matcher, Relevance
+from sightline.decoders.matching import Matcher
 from sightline.decoders.regions import kept_regions, refined
 from sightline.decoders.vdgd import REQUEST, STATEMENT
 
@@ -276,37 +274,6 @@ def test_m3id_adds_what_the_picture_adds_the_more_the_later(talker):
 
 
 # AGLA
-
-
-@dataclass(frozen=True)
-class Fixed(Matcher):
-    """A map that grows from left to right, more of it masked the longer the question is."""
-
-    flat: float | None = None
-
-    def __call__(self, pictures, questions, looks=()):
-        return [
-            Relevance(self.values(picture), self.masked(question))
-            for picture, question in zip(pictures, questions, strict=True)
-        ]
-
-    def values(self, picture):
-        if self.flat is not None:
-            return torch.full((picture.height, picture.width), self.flat)
-        ramp = torch.linspace(0, 1, picture.width * picture.height)
-        return ramp.view(picture.width, picture.height).T.contiguous()
-
-    def masked(self, question):
-        return min(0.9, len(question) / 50)
-
-
-def blacked_out(picture, values, share):
-    """All but the pixels that no more than `share` of all are below: sorted, by hand."""
-    pixels = np.asarray(picture.convert("RGB")).copy()
-    order = np.sort(values.numpy().ravel())[::-1]
-    index = min(math.floor(order.size * (1 - share)), order.size - 1)
-    pixels[values.numpy() < order[index]] = 0
-    return Image.fromarray(pixels)
 
 
 def test_agla_adds_the_answer_about_the_masked_picture_at_every_step(talker):

@@ -58,7 +58,7 @@ SIZES = dict(
     image_text_hidden_size=32,
     index_head_dim=8,
     index_n_heads=2,
-    index_topk=64,
+    index_topk=128,
     intermediate_size=64,
     kv_lora_rank=16,
     layers=2,
@@ -486,7 +486,9 @@ RECORDS: dict[str, Family] = {
     "aya_vision": Family(squares),
     "blip": Family(squares, tokens=0, single=OF_ROW, every=NEEDED),
     "blip-2": Family(squares, every=NEEDED),
-    "chameleon": Family(squares, {"vocabulary_map": VISUAL_TOKENS, **CODEBOOK}, seed=1),
+    "chameleon": Family(
+        squares, {"vocabulary_map": VISUAL_TOKENS, "num_hidden_layers": 3, **CODEBOOK}, seed=1
+    ),
     "cohere2_vision": Family(squares),
     "cohere_compass": Family(
         grouped,

@@ -1,0 +1,444 @@
+"""One tiny model against every decoder, in every way to generate: what works, and why not.
+
+A cell is tested twice: with all of a method's branches running and none counting, the answer is
+`generate`'s own, token for token; and with strong settings, the branches' logits of the first two
+tokens are those of full forwards of one row, and the scores are the method's formula of them.
+"""
+
+import math
+import re
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from forwards import ALONG_THE_PROMPT, full_branches, held
+from idle import ExpertOnly, with_all_branches
+from methods import METHODS, Method, Prompt
+from models import BOS, EOS, IMAGE, PAD, PROMPTS, VIDEO, VISION_END, VISION_START
+from oracles import least_attended
+from talkers import Fixed, Talker, blacked_out, scene
+from tiny import OTHER as OTHER_SPECIAL
+from tiny import Tiny
+
+import sightline
+from sightline import AGLA, CARVE, DAMRO, ICD, MVP, SID, VDGD, NoisyImage, Recipe
+from sightline.decoders.icd import INSTRUCTION
+
+STEPS = 4
+TWO_PICTURES = [BOS, IMAGE, 12, 9, IMAGE, 13]
+# Of such an answer a full forward would end early, hide a token, or ask for a picture.
+UNSAID = [PAD, BOS, EOS, VISION_START, VISION_END, IMAGE, VIDEO, OTHER_SPECIAL]
+UNFORCED = dict(suppress_tokens=UNSAID, forced_eos_token_id=None)
+TOLERANCE = dict(atol=3e-3, rtol=1e-3)  # float32, N x B rows and a cache against one row without
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to generate: prompts and what `generate` is asked for.
+
+    Args:
+        rows: Prompts, as `Tiny.inputs` takes them.
+        asked: Keywords of `generate`.
+        copies: Rows of scores for each prompt.
+    """
+
+    rows: Sequence[list[int]] = (PROMPTS[0],)
+    asked: Mapping = field(default_factory=dict)
+    copies: int = 1
+
+
+MODES = {
+    "greedy": Mode(),
+    "sampling": Mode(asked=dict(do_sample=True, top_k=0, temperature=1.0)),
+    "3 beams": Mode(asked=dict(num_beams=3), copies=3),
+    "padded batch": Mode(rows=PROMPTS),
+    "two pictures": Mode(rows=[TWO_PICTURES]),
+    "static cache": Mode(asked=dict(cache_implementation="static")),
+}
+
+
+def generate(tiny, rows, steps, **kwargs):
+    torch.manual_seed(1)
+    asked = {"max_new_tokens": steps, "do_sample": False, **UNFORCED, **kwargs}
+    return tiny.model.generate(**tiny.inputs(rows), **asked)
+
+
+def longest_features(model, inputs):
+    """Of each picture the places of the 3 tokens whose features are longest, by falling length."""
+    given = {k: v for k, v in inputs.items() if k not in ALONG_THE_PROMPT}
+    encoded = model.base_model.get_image_features(**given, return_dict=True)
+    lengths = [picture.norm(dim=-1) for picture in held(encoded)[1]]
+    return [length.topk(min(3, len(length))).indices.tolist() for length in lengths]
+
+
+def by_norm(family, row):
+    return [Prompt(row, lambda pixels: pixels, chosen=longest_features)]
+
+
+def unattended(family, row):
+    """Chosen in the second layer: where windows and whole prompts alternate, the first has one."""
+    return [Prompt(row, lambda pixels: pixels, least_attended(start=2, ratio=0.3))]
+
+
+@dataclass
+class Kept:
+    """A contrast, and the pixels of the latest amateur that it made."""
+
+    contrast: NoisyImage
+    pixels: Mapping = field(default_factory=dict)
+
+    needs_pixels = True
+
+    def __call__(self, expert, model):
+        amateur = self.contrast(expert, model)
+        self.pixels = amateur.pixels
+        return amateur
+
+
+def noised(tiny, row):
+    """The row's own pictures under noise, as they are where it is asked alone."""
+    kept = Kept(NoisyImage(noise_step=700, seed=3))
+    generate(tiny, [row], 1, custom_generate=Recipe(contrasts=(kept,), rule=ExpertOnly()))
+    return [Prompt(row, lambda pixels: pixels, given=dict(kept.pixels))]
+
+
+BY_FAMILY = {  # where an entry of methods.py is made for its own two families
+    "vcd": replace(METHODS["vcd"], amateurs=noised),
+    "damro": replace(METHODS["damro"], amateurs=lambda family, row: []),
+    "damro, norm": replace(
+        METHODS["damro"], strong=DAMRO(alpha=1.5, beta=0.05, k=3, score="norm"), amateurs=by_norm
+    ),
+    "sid": replace(
+        METHODS["sid"],
+        strong=SID(alpha=1.5, beta=0.05, start=2, ratio=0.3),
+        neutral=SID(alpha=0, beta=0, start=2),
+        amateurs=unattended,
+    ),
+}
+VARIANTS = ("vdd-unk", "vdd-both")
+METHODS_SHOWN = {name: m for name, m in (METHODS | BY_FAMILY).items() if name not in VARIANTS}
+GREEDY = Method(Recipe(), None)
+EVERYTHING = dict(output_scores=True, output_logits=True, return_dict_in_generate=True)
+CHOOSES_BY_TOWER = "damro"  # its amateur is compared with the rule's formula alone
+
+
+@dataclass
+class Conformance:
+    """One family against every method.
+
+    Args:
+        tiny: Its model.
+    """
+
+    tiny: Tiny
+    plain: dict = field(default_factory=dict)
+    full: dict = field(default_factory=dict)
+    prompts: dict = field(default_factory=dict)
+    steps: dict = field(default_factory=dict)
+
+    def outcome(self, name, mode):
+        """ "" where the cell holds; why it does not apply, is refused, or fails."""
+        plain, fault = self.generated(mode)
+        if plain is None:
+            return f"generate itself does not: {fault}"
+        try:
+            self.check_neutral(name, mode, plain)
+            self.check_steps(name, mode)
+        except Exception as error:
+            if is_refusal(error):
+                return f"refused: {clause(error)}"
+            if fault:
+                return f"generate itself does not: {fault}"
+            return f"FAILS: {type(error).__name__}: {clause(error)}"
+        return ""
+
+    def generated(self, mode):
+        """`generate`'s own answer, None if there is none, and what is wrong with it."""
+        if mode not in self.plain:
+            plain, fault = None, ""
+            try:
+                plain = self.ask(mode)
+                self.check_itself(mode)
+            except Exception as error:
+                fault = clause(error)
+            self.plain[mode] = plain, fault
+        return self.plain[mode]
+
+    def check_itself(self, mode):
+        """What a decoder is compared with: `generate`'s own logits are those of one row."""
+        out = self.ask(mode, 2, **EVERYTHING)
+        answers = out.sequences[:, -len(out.logits) :].tolist()
+        copies = MODES[mode].copies
+        self.steps[mode] = 1
+        for number, row in enumerate(MODES[mode].rows):
+            place = number * copies
+            (whole,), _ = self.branches("greedy", row)
+            got = out.logits[0][place]
+            assert_close(got, whole, "its logits are not those of one row in a full forward")
+            (second,), _ = self.branches("greedy", row, answers[place][:1])
+            if copies > 1 or not torch.allclose(out.logits[1][place], second, **TOLERANCE):
+                return  # some models read a prompt otherwise than its continuation
+        self.steps[mode] = 2
+
+    def ask(self, mode, steps=STEPS, **kwargs):
+        asked = MODES[mode]
+        return generate(self.tiny, asked.rows, steps, **asked.asked, **kwargs)
+
+    def check_neutral(self, name, mode, plain):
+        """Every branch runs, none counts: `generate`'s own tokens."""
+        method = self.method(name)
+        idle = self.ask(mode, custom_generate=with_all_branches(method))
+        assert torch.equal(idle, plain), "other tokens than generate, with nothing changed"
+        if mode == "greedy" and method.neutral is not None:
+            neutral = self.ask(mode, custom_generate=method.neutral)
+            assert torch.equal(neutral, plain), "other tokens than generate, at neutral settings"
+
+    def check_steps(self, name, mode):
+        """The branches' logits against full forwards, and the scores against the formula.
+
+        At the first token, and at the second where a row of scores is one of one answer.
+        """
+        method, asked = self.method(name), MODES[mode]
+        out = self.ask(mode, steps=2, custom_generate=method.strong, **EVERYTHING)
+        answers = out.sequences[:, -len(out.scores) :].tolist()
+        for number, row in enumerate(asked.rows):
+            place = number * asked.copies
+            for step in range(self.steps[mode]):
+                answer = answers[place][:step]
+                branches = out.branch_logits[step][:, place]
+                whole, early = self.branches(name, row, answer)
+                for got, logits in zip(branches, whole, strict=name != CHOOSES_BY_TOWER):
+                    assert_close(got, logits, "the logits are not those of a full forward")
+                others = [*(whole[1:] or branches[1:]), *early]
+                expected = method.scores(whole[0], others, step)
+                near = near_the_cut(whole[0], getattr(method.strong, "beta", 0))
+                check_scores(out.scores[step][place], expected, asked.copies, near)
+
+    def method(self, name):
+        """With the markers of pictures that the model's config does not name."""
+        method = METHODS_SHOWN.get(name, GREEDY)
+        if not self.tiny.is_marked or not hasattr(method.strong, "markers"):
+            return method
+        return replace(method, strong=replace(method.strong, markers=(VISION_START, VISION_END)))
+
+    def branches(self, name, row, answer=()):
+        """(logits of whole branches, logits of early layers), each `[V]`."""
+        key = name, *row, -1, *answer
+        if key not in self.full:
+            method, tiny = self.method(name), self.tiny
+            prompts = [method.expert(row), *self.amateurs(name, row)]
+            self.full[key] = full_branches(tiny.model, tiny.inputs, method, prompts, row, answer)
+        return self.full[key]
+
+    def amateurs(self, name, row):
+        key = name, *row
+        if key not in self.prompts:
+            self.prompts[key] = self.method(name).amateurs(self.tiny, row)
+        return self.prompts[key]
+
+
+def near_the_cut(expert, beta):
+    """`[V]` bool: tokens that rounding puts on either side of the plausibility cut."""
+    if not beta:
+        return torch.zeros_like(expert, dtype=torch.bool)
+    return (expert - expert.max() - math.log(beta)).abs() < 2 * TOLERANCE["atol"]
+
+
+def check_scores(scores, expected, copies, near):
+    """`[V]` all; `expected` float64. A beam's scores are log-probabilities."""
+    if copies > 1:
+        expected = expected.log_softmax(dim=-1)
+    expected[UNSAID] = -math.inf
+    kept = expected.isfinite()
+    if not kept.any():
+        return  # what is plausible is not to be said: scored without the cut, see test_engine.py
+    assert torch.equal(scores.isfinite() | near, kept | near), "other tokens are plausible"
+    both = kept & scores.isfinite()
+    assert_close(scores[both], expected[both].float(), "the scores are not the formula's")
+
+
+def assert_close(got, expected, message):
+    apart = float((got - expected).abs().max())
+    assert torch.allclose(got, expected, **TOLERANCE), f"{message}: {apart:.2g} apart"
+
+
+def is_refusal(error):
+    """Whether the library itself says no, in words."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = Path(frame.filename)
+    is_ours = PACKAGE in place.parents and TESTS not in place.parents
+    return isinstance(error, ValueError) and is_ours and (frame.line or "").startswith("raise ")
+
+
+PACKAGE, TESTS = Path(sightline.__file__).parent, Path(__file__).parent
+
+
+def clause(error):
+    """The first clause of a message, its numbers left out."""
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return re.sub(r"\b\d+\b", "N", first.split(": ")[0].split("; ")[0])
+
+
+# Decoders that ask in words, and so need a processor.
+
+QUESTION, OTHER = "Is it red?", "What is it, and where?"
+TALKS = {  # the user's turn of each row: None stands for a picture
+    "padded batch": [[None, QUESTION], [None, OTHER]],
+    "two pictures": [[None, None, QUESTION]],
+}
+ICD_STRONG = dict(alpha=1.5, beta=0.05)
+AGLA_STRONG = dict(alpha=1.5, beta=0.2)
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A decoder that asks in words.
+
+    Args:
+        strong: `processor -> strategy`.
+        neutral: As `strong`; None where a method has no neutral settings.
+        prompts: `(talker, turn, pictures) -> (prompt, pictures)` of each branch; None where the
+            arithmetic is tested elsewhere, and a row must only be what it is alone.
+        formula: Of the branches' logits `[V]` in float64.
+    """
+
+    strong: Callable
+    neutral: Callable | None = None
+    prompts: Callable | None = None
+    formula: Callable | None = None
+
+
+def told_to_be_careless(talker, turn, pictures):
+    *seen, words = turn
+    return [
+        (talker.chat(turn), pictures),
+        (talker.chat([*seen, f"{INSTRUCTION} {words}"]), pictures),
+    ]
+
+
+def masked(talker, turn, pictures):
+    fixed = Fixed()
+    local = [blacked_out(p, fixed.values(p), fixed.masked(turn[-1])) for p in pictures]
+    return [(talker.chat(turn), pictures), (talker.chat(turn), local)]
+
+
+def contrasted(alpha, beta):
+    def formula(expert, amateur):
+        scores = (1 + alpha) * expert - alpha * amateur
+        return torch.where(expert.exp() >= beta * expert.exp().max(), scores, -math.inf)
+
+    return formula
+
+
+def added(alpha, beta):
+    def formula(expert, local):
+        plausible = expert.exp() >= beta * expert.exp().max()
+        return torch.where(plausible, expert + alpha * local, -math.inf)
+
+    return formula
+
+
+SPOKEN = {
+    "icd": Spoken(
+        lambda p: ICD(p, **ICD_STRONG),
+        lambda p: ICD(p, alpha=0, beta=0),
+        told_to_be_careless,
+        contrasted(**ICD_STRONG),
+    ),
+    "agla": Spoken(
+        lambda p: AGLA(p, Fixed(), **AGLA_STRONG),
+        lambda p: AGLA(p, Fixed(), alpha=0, beta=0),
+        masked,
+        added(**AGLA_STRONG),
+    ),
+    "agla, own": Spoken(lambda p: AGLA(p)),
+    "vdgd": Spoken(lambda p: VDGD(p, tokens=6, request="Describe. {question}")),
+    "mvp": Spoken(lambda p: MVP(p, k=2, tokens=4, caption_tokens=4)),
+    "carve": Spoken(
+        lambda p: CARVE(p, tokens=3), lambda p: CARVE(p, tokens=3, share=1, final="refined")
+    ),
+}
+
+
+class SpokenConformance(Conformance):
+    """One family against the decoders that ask in words."""
+
+    @cached_property
+    def talker(self):
+        pictures = tuple(scene(20 + n, 64) for n in range(2))
+        return Talker(self.tiny.name, self.tiny.model, self.tiny.processor, pictures)
+
+    @staticmethod
+    def turns(mode):
+        return TALKS.get(mode, [[None, QUESTION]])
+
+    def pictures(self, turns):
+        """Of each row, as many as its turn shows."""
+        return [list(self.talker.pictures[: turn.count(None)]) for turn in turns]
+
+    def ask(self, mode, steps=STEPS, turns=None, custom_generate=None, **kwargs):
+        turns = turns or self.turns(mode)
+        shown = [picture for row in self.pictures(turns) for picture in row]
+        given = {"images": shown} if getattr(custom_generate, "needs_images", False) else {}
+        asked = {"max_new_tokens": steps, "do_sample": False, **UNFORCED, **MODES[mode].asked}
+        torch.manual_seed(1)
+        return self.talker.model.generate(
+            **self.talker.inputs([self.talker.chat(turn) for turn in turns], shown),
+            **{**asked, **given, **kwargs},
+            custom_generate=custom_generate,
+        )
+
+    def check_itself(self, mode):
+        out = self.ask(mode, 1, **EVERYTHING)
+        turns = self.turns(mode)
+        for row, turn in enumerate(turns):
+            whole = self.whole(self.talker.chat(turn), self.pictures(turns)[row])
+            got = out.logits[0][row * MODES[mode].copies]
+            assert_close(got, whole, "its logits are not those of one row in a full forward")
+
+    def check_neutral(self, name, mode, plain):
+        neutral = SPOKEN[name].neutral
+        if neutral is not None:
+            tokens = self.ask(mode, custom_generate=neutral(self.talker.processor))
+            assert torch.equal(tokens, plain), "other tokens than generate, at neutral settings"
+        if SPOKEN[name].prompts is not None:
+            idle = with_all_branches(Method(SPOKEN[name].strong(self.talker.processor), None))
+            tokens = self.ask(mode, custom_generate=idle)
+            assert torch.equal(tokens, plain), "other tokens than generate, with nothing changed"
+
+    def check_steps(self, name, mode):
+        method, turns = SPOKEN[name], self.turns(mode)
+        decoder = method.strong(self.talker.processor)
+        if method.prompts is None:
+            self.check_rows(decoder, mode)
+            return
+        copies = MODES[mode].copies
+        out = self.ask(mode, 1, custom_generate=decoder, **EVERYTHING)
+        for row, turn in enumerate(turns):
+            prompts = method.prompts(self.talker, turn, self.pictures(turns)[row])
+            logits = [self.whole(*prompt) for prompt in prompts]
+            for got, whole in zip(out.branch_logits[0][:, row * copies], logits, strict=True):
+                assert_close(got, whole, "the first logits are not those of a full forward")
+            expected = method.formula(*(whole.double() for whole in logits))
+            near = near_the_cut(logits[0], decoder.beta)
+            check_scores(out.scores[0][row * copies], expected, copies, near)
+
+    def check_rows(self, decoder, mode):
+        """It runs, and a row is what it is alone."""
+        turns = self.turns(mode)
+        together = self.ask(mode, custom_generate=decoder)
+        assert together.shape[1] > 0
+        if len(turns) == 1:
+            return
+        for row, turn in enumerate(turns):
+            alone = self.ask(mode, turns=[turn], custom_generate=decoder)[0]
+            said = alone[-STEPS:].tolist()
+            assert together[row, -STEPS:].tolist() == said, "a row depends on its neighbours"
+
+    @torch.no_grad()
+    def whole(self, prompt, pictures):
+        """`[V]`: the last logits of one prompt, without a cache."""
+        return self.talker.model(**self.talker.inputs([prompt], pictures)).logits[0, -1]
