@@ -37,24 +37,24 @@ def row_of(name: str, modes: Sequence[str] = tuple(MODES)) -> Row:
     }
 
 
-def cell(outcomes: Mapping[str, str]) -> tuple[str, str]:
+def cell(found: Mapping[str, str]) -> tuple[str, str]:
     """What stands in the table, and the note to it: which modes do not work, and why."""
-    works = [mode for mode, outcome in outcomes.items() if not outcome]
+    works = [mode for mode, outcome in found.items() if not outcome]
     if len(works) == len(MODES):
         return "yes", ""
+    text = f"{len(works)} of {len(MODES)}" if works else "no"
     reasons: dict[str, list[str]] = {}
-    for mode, outcome in outcomes.items():
+    for mode, outcome in found.items():
         if outcome:
             reasons.setdefault(outcome, []).append(mode)
     if len(reasons) == 1 and not works:
-        return "no", next(iter(reasons))
-    note = "; ".join(f"{', '.join(modes)}: {reason}" for reason, modes in reasons.items())
-    return f"{len(works)} of {len(MODES)}", note
+        return text, next(iter(reasons))
+    return text, "; ".join(f"{', '.join(modes)}: {reason}" for reason, modes in reasons.items())
 
 
 def outcomes(text: str, note: str) -> dict[str, str]:
     """Back from a cell and its note: by way to generate, "" or why not."""
-    if text == "no":
+    if text == "no" and note.split(", ")[0].split(": ")[0] not in MODES:
         return dict.fromkeys(MODES, note)
     found = dict.fromkeys(MODES, "")
     for part in note.split("; ") if note else ():

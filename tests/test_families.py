@@ -94,5 +94,7 @@ def test_cells():
     assert cell(dict.fromkeys(MODES, "refused: no picture")) == ("no", "refused: no picture")
     some = {**works, "3 beams": "refused: a", "two pictures": "refused: a", "static cache": "b"}
     assert cell(some) == ("3 of 6", "3 beams, two pictures: refused: a; static cache: b")
-    for row in (works, dict.fromkeys(MODES, "refused: no picture"), some):
+    none = {**dict.fromkeys(MODES, "refused: a"), "greedy": "refused: b"}
+    assert cell(none)[0] == "no" and cell(none)[1].startswith("greedy: refused: b; sampling, ")
+    for row in (works, none, dict.fromkeys(MODES, "refused: no picture"), some):
         assert outcomes(*cell(row)) == row
