@@ -33,6 +33,7 @@ _HOMES = {
     "DAMRO": "decoders.damro",
     "DeCo": "decoders.deco",
     "Decoder": "decoders.decoder",
+    "Gated": "decoders.decoder",
     "Recipe": "decoders.decoder",
     "DoLa": "decoders.dola",
     "ICD": "decoders.icd",
@@ -54,6 +55,10 @@ _HOMES = {
     "VDGD": "decoders.vdgd",
     "EmbeddingContrast": "logits.embedding",
     "EmbeddingContrastive": "logits.embedding",
+    "Gate": "logits.gates",
+    "Spread": "logits.gates",
+    "Undecided": "logits.gates",
+    "Unsure": "logits.gates",
     "Grounded": "logits.grounding",
     "GrowingGuidance": "logits.growing",
     "LayerContrast": "logits.layers",
@@ -93,6 +98,8 @@ __all__ = [
     "DoLa",
     "EmbeddingContrast",
     "EmbeddingContrastive",
+    "Gate",
+    "Gated",
     "Grounded",
     "GrowingGuidance",
     "Guidance",
@@ -118,9 +125,12 @@ __all__ = [
     "Selection",
     "SelfMatcher",
     "SinkPenalty",
+    "Spread",
     "State",
     "Unattended",
+    "Undecided",
     "UnknownImage",
+    "Unsure",
     "VASparse",
     "WeakAnswerKeys",
     "__version__",
@@ -140,7 +150,7 @@ if TYPE_CHECKING:
     from sightline.decoders.contrasts import NoImage, NoisyImage, UnknownImage
     from sightline.decoders.damro import DAMRO
     from sightline.decoders.deco import DeCo
-    from sightline.decoders.decoder import Decoder, Recipe
+    from sightline.decoders.decoder import Decoder, Gated, Recipe
     from sightline.decoders.dola import DoLa
     from sightline.decoders.icd import ICD, OtherInstruction
     from sightline.decoders.m3id import M3ID
@@ -155,6 +165,7 @@ if TYPE_CHECKING:
     from sightline.decoders.vdd import VDD
     from sightline.decoders.vdgd import VDGD, Described, PrefixOnly
     from sightline.logits.embedding import EmbeddingContrast, EmbeddingContrastive
+    from sightline.logits.gates import Gate, Spread, Undecided, Unsure
     from sightline.logits.grounding import Grounded
     from sightline.logits.growing import GrowingGuidance
     from sightline.logits.layers import LayerContrast, LayerCorrection

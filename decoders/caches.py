@@ -59,6 +59,12 @@ def layers_with_every_key(config: Any) -> tuple[int, ...]:
     return tuple(n for n, layer in layers if type(layer) is DynamicLayer)
 
 
+def layers_that_keep_keys(model: Any) -> bool:
+    """Whether all layers keep keys and values alone, so that many tokens can be read at once."""
+    layers = scratch_cache(model).layers
+    return all(type(layer) is DynamicLayer for layer in layers)
+
+
 def layers_without_attention(config: Any) -> frozenset[int]:
     """Layers of a text model that keep a state in place of keys, or nothing at all.
 

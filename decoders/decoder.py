@@ -3,7 +3,8 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,9 @@ from torch import Tensor
 from sightline.attention.parts import Recalibration, Selection
 from sightline.decoders.branch import ENCODER_INPUTS, POSITION_INPUTS, Branch
 from sightline.decoders.contrasts import needs_images, needs_pixels
-from sightline.decoders.ensemble import decode
+from sightline.decoders.ensemble import Ensemble, decode
+from sightline.decoders.gated import GatedEnsemble
+from sightline.logits.gates import Gate, Undecided
 from sightline.logits.rules import Rule
 
 Contrast = Callable[[Branch, Any], Branch]
@@ -113,6 +116,7 @@ class Recipe(Strategy):
         rule: How the branches' logits become scores.
         recalibrations: What the expert's attention weighs more or less.
         selections: Which keys leave the cache between steps.
+        gate: When the contrasts are asked; None: at every token.
     """
 
     preparations: tuple[Preparation, ...] = ()
@@ -120,6 +124,7 @@ class Recipe(Strategy):
     rule: Rule | None = None
     recalibrations: tuple[Recalibration, ...] = ()
     selections: tuple[Selection, ...] = ()
+    gate: Gate | None = None
 
     def __post_init__(self):
         if self.rule is not None and not isinstance(self.rule, Rule):
@@ -137,6 +142,12 @@ class Recipe(Strategy):
             (self.preparations, self.recalibrations, self.selections)
         )
 
+    def ensemble(self, branches: list[Branch]) -> Callable[..., Ensemble]:
+        """What holds these branches, the expert first."""
+        if self.gate is None or len(branches) == 1:
+            return Ensemble
+        return partial(GatedEnsemble, gate=self.gate)
+
     def simplified(self) -> "Recipe":
         """Without branches that the rule gives no weight, and without parts that do nothing."""
         recipe = replace(
@@ -150,9 +161,11 @@ class Recipe(Strategy):
         return replace(recipe, contrasts=(), rule=None if rule.is_identity else rule)
 
     def __add__(self, other: "Recipe") -> "Recipe":
-        """Both recipes' parts; their rules must be equal, or one of them missing."""
+        """Both recipes' parts; rules and gates must be equal, or one of them missing."""
         if not isinstance(other, Recipe):
             return NotImplemented
+        if self.gate and other.gate and self.gate != other.gate:
+            raise ValueError(f"two gates cannot both decide: {self.gate} and {other.gate}")
         if self.rule and other.rule and self.rule != other.rule:
             raise ValueError(
                 f"two rules cannot both score: {self.rule} and {other.rule}. Choose one with "
@@ -164,7 +177,30 @@ class Recipe(Strategy):
             self.rule or other.rule,
             self.recalibrations + other.recalibrations,
             self.selections + other.selections,
+            self.gate or other.gate,
         )
+
+
+@dataclass(frozen=True)
+class Gated(Strategy):
+    """A decoder whose contrasts are asked only where a gate opens.
+
+    A closed gate leaves the other branches behind; when it opens they read the tokens they missed
+    in one forward. With `Undecided()`, the default, answers are those of the decoder itself,
+    token for token: where one token is plausible no contrast can change it. Worth it where a
+    second row of a forward costs as much as a second forward (float32 on a CPU); it costs a look
+    at the scores at every token.
+
+    Args:
+        decoder: Whose contrasts are gated.
+        gate: When they are asked: `Undecided`, `Unsure` or `Spread`, of `sightline.logits.gates`.
+    """
+
+    decoder: Strategy
+    gate: Gate = field(default_factory=Undecided)
+
+    def recipe(self) -> Recipe:
+        return replace(self.decoder.recipe(), gate=self.gate)
 
 
 @dataclass
@@ -181,4 +217,4 @@ class Decoder(Strategy):
     @classmethod
     def settings(cls) -> dict[str, Any]:
         """Names of the settings with their defaults."""
-        return {field.name: field.default for field in fields(cls)}
+        return {each.name: each.default for each in fields(cls)}

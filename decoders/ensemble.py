@@ -251,7 +251,7 @@ class Ensemble:
         self.latest = logits.chunk(len(self.branches))
         if self.image_attention is not None:
             self.image_attention.append(self._look())
-        outputs.logits = self.rule(self.latest, self.state)[:, None]
+        outputs.logits = self._scores()[:, None]
         if self.selections:
             cut_cache(outputs.past_key_values, self.selections, self.blocks)
         self.state.step += 1
@@ -261,6 +261,14 @@ class Ensemble:
             if outputs.get(name) is not None:
                 setattr(outputs, name, tuple(layer[: self.rows] for layer in outputs[name]))
         return outputs
+
+    def _scores(self) -> Tensor:
+        """The rule's, of the latest logits: `[R, V]`."""
+        return self.rule(self.latest, self.state)
+
+    def all_latest(self) -> tuple[Tensor, ...]:
+        """The latest logits of every branch, `[R, V]` each."""
+        return self.latest
 
     def _look(self) -> Tensor:
         """What the expert's latest query gave to image tokens, `[R, T]` over its own prompt."""
@@ -317,7 +325,7 @@ class RescuedProcessors:
 
     def _scores(self) -> Tensor:
         state = replace(self.ensemble.state, step=self.ensemble.state.step - 1)
-        return self.ensemble.rule.combine(self.ensemble.latest, state)
+        return self.ensemble.rule.combine(self.ensemble.all_latest(), state)
 
     def _prepared(self, scores: Tensor) -> Tensor:
         """Beam search processes log-probabilities, the other loops logits."""
@@ -390,7 +398,7 @@ def decode(
     del expert
     keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
     rule = recipe.rule or Plausibility(beta=0)
-    ensemble = Ensemble(
+    ensemble = recipe.ensemble(branches)(
         model,
         branches,
         rule,

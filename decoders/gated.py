@@ -1,0 +1,158 @@
+"""An ensemble whose amateurs stay behind while they are not needed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from sightline.attention.parts import Selection
+from sightline.decoders.branch import Branch
+from sightline.decoders.caches import layers_that_keep_keys
+from sightline.decoders.ensemble import (
+    Ensemble,
+    in_as_many_parts,
+    is_row_tensor,
+    last_logits,
+    prepare_inputs,
+)
+from sightline.logits.gates import Gate
+from sightline.logits.rules import Plausibility, Rule
+
+
+class GatedEnsemble(Ensemble):
+    """The expert decodes alone; the others catch up, in one forward, when the gate opens.
+
+    Where it is closed for a row, that row's scores are those of branches that agree with the
+    expert. One look at the scores by the host for each token.
+
+    Args:
+        branches: The expert, and at least one more.
+        gate: Says of which rows the others are asked.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        branches: list[Branch],
+        rule: Rule,
+        prompt_length: int,
+        copies: int,
+        keep_logits: bool,
+        selections: tuple[Selection, ...] = (),
+        looks: bool | tuple[int, int] = False,
+        *,
+        gate: Gate,
+    ):
+        check_gated(model, branches)
+        expert, *others = branches
+        super().__init__(
+            model, [expert], rule, prompt_length, copies, keep_logits, selections, looks=looks
+        )
+        self.state.image_masks = tuple(branch.image_mask for branch in branches)
+        self.gate = gate
+        self.others = Ensemble(model, others, Plausibility(beta=0), prompt_length, copies, False)
+        self.cache: Any = None  # the others', once they have read anything
+        self.read = -1  # tokens of the answer that are in it; -1: not even the prompt
+        self.starting: tuple[Any, dict[str, Any]] = (None, {})
+        self.answer = self.prompts[:, :0]
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Any:
+        self.answer = input_ids[:, self.prompt_length :]
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
+    def _prefill(
+        self,
+        input_ids: Tensor,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        is_first_iteration: bool = True,
+    ) -> Any:
+        # What the expert's loop keeps for it alone is not the others'.
+        self.starting = (
+            generation_config,
+            {
+                name: value
+                for name, value in model_kwargs.items()
+                if name not in ("attention_mask", "position_ids", "past_key_values")
+            },
+        )
+        return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
+
+    def _reorder_cache(self, cache: Any, beam_index: Tensor) -> Any:
+        if self.cache is not None:
+            self.cache = self.others._reorder_cache(self.cache, beam_index)
+        return super()._reorder_cache(cache, beam_index)
+
+    def _scores(self) -> Tensor:
+        (expert,) = self.latest
+        count = len(self.others.branches)
+        opens = self.gate.opens(expert, self.rule)
+        scores = self.rule((expert,) * (1 + count), self.state)
+        if not opens.any():
+            self.latest = (expert, *[torch.full_like(expert, torch.nan)] * count)
+            return scores
+        self.latest = (expert, *self._caught_up())
+        return torch.where(opens[:, None], self.rule(self.latest, self.state), scores)
+
+    def all_latest(self) -> tuple[Tensor, ...]:
+        """As the ensemble's, asked of the others now if they were not."""
+        return (self.latest[0], *self._caught_up())
+
+    def _caught_up(self) -> tuple[Tensor, ...]:
+        """The others' logits after the whole answer so far, `[R, V]` each."""
+        if self.cache is None:
+            self._read_prompts()
+        if missed := self.answer.shape[1] - self.read:
+            self._read_on(missed)
+        return self.others.latest
+
+    def _read_prompts(self) -> None:
+        others = self.others
+        config, given = self.starting
+        kwargs = {
+            name: value.repeat(len(others.branches), *[1] * (value.ndim - 1))
+            if is_row_tensor(value, self.prompts)
+            else value
+            for name, value in given.items()
+        }
+        self.cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        others._prefill(others.prompts, config, {**kwargs, "past_key_values": self.cache})
+        self.read = 0
+
+    def _read_on(self, missed: int) -> None:
+        others = self.others
+        count = self.answer.shape[1]
+        mask = others.stack([branch.attention_mask for branch in others.branches])
+        known = [b.position_ids for b in others.branches if b.position_ids is not None]
+        positions = others.stack(in_as_many_parts(known), rows_dim=-2, prompt_dim=-1)
+        later = torch.arange(1, count + 1, device=positions.device)
+        inputs = prepare_inputs(
+            self.model,
+            torch.cat([others.prompts, self.answer.repeat(len(others.branches), 1)], dim=1),
+            {
+                **last_logits(self.model),
+                "next_sequence_length": missed,
+                "past_key_values": self.cache,
+                "attention_mask": torch.cat([mask, mask.new_ones(len(mask), count)], dim=1),
+                "position_ids": torch.cat([positions, positions[..., -1:] + later], dim=-1),
+                "is_first_iteration": False,
+            },
+        )
+        others._combine(others._forward(self.model, inputs))
+        self.read = count
+
+
+def check_gated(model: Any, branches: list[Branch]) -> None:
+    """Raises `ValueError` unless branches can catch up by several tokens at once."""
+    if any(branch.recalibrations for branch in branches[1:]):
+        raise ValueError(
+            "a gate cannot leave branches behind whose attention is edited token by token (SID): "
+            "use the decoder without a gate"
+        )
+    if not layers_that_keep_keys(model):
+        raise ValueError(
+            "a gate leaves branches behind, which catch up by several tokens at once, and layers "
+            f"of {type(model).__name__} keep more than keys and values: use the decoder without a "
+            "gate"
+        )

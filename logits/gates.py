@@ -1,0 +1,76 @@
+"""When a contrast is worth its forward: a gate looks at the expert alone."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sightline.logits.rules import Rule
+
+
+@dataclass(frozen=True)
+class Gate(ABC):
+    """Base of all gates. Subclasses define `opens`."""
+
+    @abstractmethod
+    def opens(self, expert: Tensor, rule: Rule) -> Tensor:
+        """Which rows need the other branches: the expert's logits `[R, V]` float32 -> bool `[R]`.
+
+        Args:
+            rule: Whose plausibility cut would be in force.
+        """
+
+
+@dataclass(frozen=True)
+class Undecided(Gate):
+    """Open where more than one token is plausible to the expert.
+
+    Exact: where one is left, no contrast can change it.
+    """
+
+    def opens(self, expert: Tensor, rule: Rule) -> Tensor:
+        return rule.keep(expert).sum(dim=-1) > 1
+
+
+@dataclass(frozen=True)
+class Unsure(Gate):
+    """Open where the expert's best token is less likely than a threshold.
+
+    Not exact: where it is closed, the scores are those of branches that agree with the expert.
+
+    Args:
+        probability: Of the best token, above 0 and at most 1; 1 opens for every row that has more
+            than one possible token.
+    """
+
+    probability: float = 0.9
+
+    def __post_init__(self):
+        if not 0 < self.probability <= 1:
+            raise ValueError(f"probability must be above 0 and at most 1, got {self.probability}")
+
+    def opens(self, expert: Tensor, rule: Rule) -> Tensor:
+        best = expert.amax(dim=-1) - expert.logsumexp(dim=-1)
+        return best < math.log(self.probability)
+
+
+@dataclass(frozen=True)
+class Spread(Gate):
+    """Open where the expert's distribution has more than so much entropy.
+
+    Not exact: where it is closed, the scores are those of branches that agree with the expert.
+
+    Args:
+        entropy: In nats, 0 or more.
+    """
+
+    entropy: float = 0.5
+
+    def __post_init__(self):
+        if not (math.isfinite(self.entropy) and self.entropy >= 0):
+            raise ValueError(f"entropy must be a finite number >= 0, got {self.entropy}")
+
+    def opens(self, expert: Tensor, rule: Rule) -> Tensor:
+        return torch.distributions.Categorical(logits=expert).entropy() > self.entropy
