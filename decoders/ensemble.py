@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
+from transformers import __version__ as transformers_version
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import (
     EosTokenCriteria,
@@ -774,6 +775,11 @@ def encode(branch: Branch, pixels: Mapping[str, Any], model: Any) -> Features:
     given = model._maybe_prepare_encoder_kwargs_for_generation(
         branch.input_ids, dict(pixels), "input_ids", branch.call.generation_config
     )
+    if not given.get("mm_encoder_outputs"):
+        raise ValueError(
+            f"transformers {transformers_version} does not encode the pictures of "
+            f"{type(model).__name__} ahead of its text, which decoders build on: use a newer one"
+        )
     return given["mm_encoder_outputs"]
 
 

@@ -586,7 +586,10 @@ RECORDS: dict[str, Family] = {
     "glm4v": Family(grouped),
     "glm4v_moe": Family(grouped),
     "glm5_next": Family(
-        grouped, {"text_config.num_key_value_heads": 4, "text_config.qk_rope_head_dim": 0}, seed=1
+        grouped,
+        {"text_config.num_key_value_heads": 4, "text_config.qk_rope_head_dim": 0},
+        seed=1,
+        since="5.23",
     ),
     "glm_ocr": Family(grouped, seed=1),
     "glmga": Family(grouped),
@@ -749,6 +752,7 @@ RECORDS: dict[str, Family] = {
             "text_config.indexer_budget": 64,
             "text_config.indexer_compress_ratio": 4,
         },
+        since="5.23",
     ),
     "shieldgemma2": Family(squares, seed=1),
     "smolvlm": Family(squares, by_row=True),
