@@ -51,6 +51,8 @@ def unavailable(name):
     """Why there is no model of it, in an older release than the records are written for."""
     if IS_OLDER and name not in families():
         return f"{RELEASE} does not have it"
+    if IS_OLDER and RECORDS[name].since:
+        return f"{RELEASE} reads its videos otherwise than {RECORDS[name].since}"
     return families()[name].why_untested
 
 

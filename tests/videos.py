@@ -34,6 +34,8 @@ class Clips:
         no_beams: Why beams do not go, without a decoder.
         no_edits: Why its attention is not edited, as the library says.
         reason: Why there is no test of it.
+        since: The release of transformers that the record is written for; older ones read its
+            videos otherwise.
     """
 
     layout: Callable[[Any, int, Draw], dict[str, torch.Tensor]] | None = None
@@ -46,6 +48,7 @@ class Clips:
     no_beams: str = ""
     no_edits: str = ""
     reason: str = ""
+    since: str = ""
 
 
 def frames(config, count, draw):
@@ -133,8 +136,8 @@ RECORDS = {
     "dots3_note": Clips(patches, no_edits="attention chooses its keys by indices"),
     "ernie4_5_vl_moe": Clips(patches),
     "exaone4_5": Clips(patches),
-    "gemma4": Clips(placed, runs=FRAMES),
-    "gemma4_unified": Clips(placed, runs=FRAMES),
+    "gemma4": Clips(placed, runs=FRAMES, since="5.23"),
+    "gemma4_unified": Clips(placed, runs=FRAMES, since="5.23"),
     "glm46v": GLM,
     "glm4v": GLM,
     "glm4v_moe": GLM,
@@ -143,13 +146,13 @@ RECORDS = {
     "glm5_next": replace(GLM, alone=""),
     "hyperclovax_vision_v2": Clips(patches),
     "instructblipvideo": Clips(reason="its text model gets no tokens, which decoders refuse"),
-    "kimi_k25": Clips(chunks, runs=STEPS, pieces=(STEPS, 0)),
+    "kimi_k25": Clips(chunks, runs=STEPS, pieces=(STEPS, 0), since="5.23"),
     "lfm3_vl": Clips(patches, runs=STEPS),
-    "llava_next_video": Clips(frames),
+    "llava_next_video": Clips(frames, since="5.23"),
     "llava_onevision": Clips(frames),
     "minicpm_ocr": Clips(packed, runs=FRAMES, pieces=(FRAMES, -1)),
-    "minicpmv4_6": Clips(packed, runs=FRAMES, pieces=(FRAMES, -1)),
-    "minicpmv4_7": Clips(packed, runs=FRAMES, pieces=(FRAMES, -1)),
+    "minicpmv4_6": Clips(packed, runs=FRAMES, pieces=(FRAMES, -1), since="5.23"),
+    "minicpmv4_7": Clips(packed, runs=FRAMES, pieces=(FRAMES, -1), since="5.23"),
     "minimax_m3_vl": Clips(patches, runs=STEPS),
     "molmo2": Clips(
         pooled,
