@@ -40,6 +40,7 @@ from sightline.decoders.caches import (
     check_layers,
     fill,
     has_windows,
+    layers_that_keep_keys,
     layers_with_every_key,
     layers_without_attention,
     scratch_cache,
@@ -148,6 +149,15 @@ class Ensemble:
             padded = pad(value, (0, 0) * after + (short, 0)) if short else value
             blocks.append(padded.repeat_interleave(self.copies, dim=rows_dim))
         return torch.cat(blocks, dim=rows_dim)
+
+    def prompt_mask(self) -> Tensor:
+        """`[N*R, T]`, 1 on the prompts' tokens."""
+        return self.stack([branch.attention_mask for branch in self.branches])
+
+    def prompt_positions(self) -> Tensor:
+        """`[N*R, T]`, or `[P, N*R, T]` where positions have P parts."""
+        known = [b.position_ids for b in self.branches if b.position_ids is not None]
+        return self.stack(in_as_many_parts(known), rows_dim=-2, prompt_dim=-1)
 
     def __call__(self, **inputs: Any) -> Any:
         return self._combine(self._forward(self.model, inputs))
@@ -614,7 +624,7 @@ def can_share(branch: Branch, model: Any) -> bool:
         return False
     if has_windows(model.config) and len(branch.input_ids) > 1:
         return False
-    return all(type(layer) is DynamicLayer for layer in scratch_cache(model).layers)
+    return layers_that_keep_keys(model)
 
 
 def say(
@@ -842,9 +852,8 @@ def loop_kwargs(
             kwargs[name] = ensemble.stack([branch.aligned[name] for branch in branches])
         elif is_row_tensor(value, ensemble.prompts[: ensemble.rows]):
             kwargs[name] = value.repeat(len(branches), *[1] * (value.ndim - 1))
-    positions = in_as_many_parts([b.position_ids for b in branches if b.position_ids is not None])
-    kwargs["position_ids"] = ensemble.stack(positions, rows_dim=-2, prompt_dim=-1)
-    mask = ensemble.stack([branch.attention_mask for branch in branches])
+    kwargs["position_ids"] = ensemble.prompt_positions()
+    mask = ensemble.prompt_mask()
     kwargs["attention_mask"] = None if mask.all() else mask
     given = model_kwargs.get("past_key_values")
     longest = generation_config.max_length - 1 + ensemble.width - ensemble.prompt_length

@@ -11,7 +11,6 @@ from sightline.decoders.branch import Branch
 from sightline.decoders.caches import layers_that_keep_keys
 from sightline.decoders.ensemble import (
     Ensemble,
-    in_as_many_parts,
     is_row_tensor,
     last_logits,
     prepare_inputs,
@@ -123,9 +122,7 @@ class GatedEnsemble(Ensemble):
     def _read_on(self, missed: int) -> None:
         others = self.others
         count = self.answer.shape[1]
-        mask = others.stack([branch.attention_mask for branch in others.branches])
-        known = [b.position_ids for b in others.branches if b.position_ids is not None]
-        positions = others.stack(in_as_many_parts(known), rows_dim=-2, prompt_dim=-1)
+        mask, positions = others.prompt_mask(), others.prompt_positions()
         later = torch.arange(1, count + 1, device=positions.device)
         inputs = prepare_inputs(
             self.model,

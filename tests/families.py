@@ -159,7 +159,7 @@ Made by `{command}` with transformers {transformers} and torch {torch};
   those of full forwards of one row without a cache, and the scores are the method's formula of
   them, in float32 within 0.003 of logits of about 10.
 
-Less is tested of four columns, whose arithmetic has tests of its own on fewer families: of `damro`
+Less is tested of five columns, whose arithmetic has tests of its own on fewer families: of `damro`
 the expert's logits and the scores (the amateur's tokens are chosen by the vision tower; `damro,
 norm` is tested whole), and of `agla, own`, `vdgd`, `mvp` and `carve` that they answer, and a row of
 a batch as it is answered alone. From `icd` on the columns need a processor: here one that splits
