@@ -55,6 +55,14 @@ class Stream:
     def is_idle(self) -> bool:
         return not self.recalibrations and not self.asked
 
+    @property
+    def is_alike(self) -> bool:
+        """Whether every answered token is edited and recorded by the same operations on the same
+        shapes, where the cache has one length from the start: then they can be compiled once."""
+        asked = frozenset[str]().union(*(self.asked or {}).values())
+        growing = any(part.grows for part in self.recalibrations)
+        return not (growing or asked & {"columns", "looks"} or self.ledger.partial)
+
 
 class Streams:
     """The blocks of one forward, in the order of their rows, all equally many.

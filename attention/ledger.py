@@ -25,6 +25,7 @@ class Ledger:
         partial: Layers that do not see every key: those with a window, or without attention.
         blind: Layers without attention.
         step: Tokens answered so far: 0 while the prompt is read.
+        reads_prompt: Whether this forward reads the prompt, and not an answered token.
         queries: Q, the queries of this forward: P in the prompt, then 1.
         removed: Keys that selections have taken out of every layer.
         row: By layer, of the last query of this forward, the mean over heads, `[R, K]`.
@@ -47,6 +48,7 @@ class Ledger:
     partial: frozenset[int] = frozenset()
     blind: frozenset[int] = frozenset()
     step: int = 0
+    reads_prompt: bool = field(init=False)
     queries: int = 0
     removed: int = 0
     row: dict[int, Tensor] = field(default_factory=dict)
@@ -59,6 +61,9 @@ class Ledger:
     chosen: dict[int, Tensor] = field(default_factory=dict)
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self):
+        self.reads_prompt = self.step == 0
+
     @property
     def prompt(self) -> int:
         """P, the keys of the prompt, padding included."""
@@ -68,11 +73,6 @@ class Ledger:
     def total(self) -> int:
         """Keys of a layer without a window, those of this forward included."""
         return self.prompt + self.step - self.removed
-
-    @property
-    def reads_prompt(self) -> bool:
-        """Whether this forward reads the prompt, and not an answered token."""
-        return self.step == 0
 
     @property
     def before_image(self) -> Tensor:
@@ -95,12 +95,14 @@ class Ledger:
 
     def held(self, values: Tensor, keys: int) -> Tensor:
         """Values of the first keys `[R, ..., W]` -> those that a layer of K keys still holds."""
+        if not self.partial:
+            return values
         gone = max(0, self.total - keys)
         return values[..., gone:] if gone else values
 
     def begin(self, step: int, queries: int) -> None:
         """Before each forward."""
-        self.step, self.queries = step, queries
+        self.step, self.reads_prompt, self.queries = step, step == 0, queries
         for records in (self.row, self.groups, self.mass, self.chosen, self._made):
             records.clear()
 

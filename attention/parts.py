@@ -17,6 +17,12 @@ class KeyPart:
         """Whether it changes nothing, whatever the model and the prompt."""
         return False
 
+    @property
+    def grows(self) -> bool:
+        """Whether it acts on more keys with every answered token: then no one graph holds for two
+        of them, and it runs eagerly where others are compiled."""
+        return False
+
     def check(self, ledger: Ledger) -> None:
         """Raises `ValueError`, before the first forward, for what cannot be done here."""
 

@@ -276,6 +276,10 @@ class SinkPenalty(Recalibration):
     def is_neutral(self) -> bool:
         return self.b == 0
 
+    @property
+    def grows(self) -> bool:
+        return True
+
     def check(self, ledger: Ledger) -> None:
         if ledger.partial:
             raise ValueError(

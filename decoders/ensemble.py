@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ SUPPORTED_MODES = (
 
 
 HARMLESS = {"mm_token_type_ids"}  # along a prompt: changes no key before its token
+COMPILED = Lock()  # the next replay of a recorded graph, by any thread, writes over its outputs
 MIDDLE = (0.4, 0.75)  # of the depth: the layers that read the picture for the answer
 
 
@@ -163,12 +165,21 @@ class Ensemble:
         return self._combine(self._forward(self.model, inputs))
 
     def get_compiled_call(self, compile_config: Any) -> Any:
-        """As the model's; the rule runs outside the compiled graph, and edited attention eagerly:
-        its records are Python's, and a graph would keep those of its first call."""
-        if self.watches:
+        """As the model's; the rule runs outside the compiled graph, edited attention inside.
+
+        Edits that grow with the answer, and those under sliding windows, run eagerly.
+        """
+        if not all(block.is_idle or block.is_alike for block in self.blocks):
             return self
         compiled = self.model.get_compiled_call(compile_config)
-        return lambda **inputs: self._combine(self._forward(compiled, inputs))
+
+        def call(**inputs: Any) -> Any:
+            with COMPILED:
+                outputs = self._forward(compiled, inputs)
+                outputs.logits = outputs.logits.clone()
+                return self._combine(outputs)
+
+        return call
 
     def _forward(self, call: Any, inputs: dict[str, Any]) -> Any:
         """One answered token of every row through the model."""

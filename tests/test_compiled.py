@@ -1,0 +1,98 @@
+"""Compiled decoding: one graph for all branches, edited attention inside it.
+
+Of torch.compile this is Dynamo's part: graphs, guards, recompilations; backends, which make code
+of a graph, take minutes. `fullgraph` raises where a forward would fall into several graphs.
+"""
+
+import pytest
+import torch
+from methods import METHODS
+from models import PROMPTS, TEXT, llava_inputs
+from models import llava as build_llava
+from torch._dynamo.utils import counters
+from transformers import MistralConfig
+from transformers.generation import CompileConfig
+
+from sightline import PAI, ImageGain, Recipe, SinkPenalty
+
+STATIC = [name for name, method in METHODS.items() if not method.cuts_cache]
+
+
+@pytest.fixture(autouse=True)
+def dynamo():
+    """Dynamo without what others had it trace."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def generate(model, inputs, decoder, **kwargs):
+    torch.manual_seed(1)
+    return model.generate(
+        **inputs,
+        **{"max_new_tokens": 8, "custom_generate": decoder, "do_sample": False, **kwargs},
+    )
+
+
+def compiled(model, inputs, decoder, **kwargs):
+    config = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    config._compile_all_devices = True
+    static = dict(cache_implementation="static", compile_config=config)
+    return generate(model, inputs, decoder, **static, **kwargs)
+
+
+def graphs():
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_compiled_answers_are_the_eager_ones(family, name):
+    """One graph, recorded at the first answered token and used again by later calls."""
+    _, model, make_inputs = family
+    decoder = METHODS[name].strong
+    for rows in (PROMPTS, PROMPTS[::-1]):
+        inputs = make_inputs(rows)
+        assert torch.equal(compiled(model, inputs, decoder), generate(model, inputs, decoder))
+        assert graphs() == 1
+
+
+def test_edits_of_one_call_do_not_stay_for_the_next(family):
+    _, model, make_inputs = family
+    strong, gentle = (Recipe(recalibrations=(ImageGain(alpha),)) for alpha in (4.0, 0.5))
+    for rows in (PROMPTS, PROMPTS[:1]):
+        inputs = make_inputs(rows)
+        answers = [compiled(model, inputs, decoder) for decoder in (strong, gentle, None)]
+        expected = [generate(model, inputs, decoder) for decoder in (strong, gentle, None)]
+        assert not torch.equal(expected[0], expected[2])
+        for answer, eager in zip(answers, expected, strict=True):
+            assert torch.equal(answer, eager)
+    assert graphs() > 1
+
+
+def test_where_a_compiled_answer_looked(family):
+    _, model, make_inputs = family
+    asked = dict(output_image_attention=True, return_dict_in_generate=True)
+    inputs, decoder = make_inputs(PROMPTS), METHODS["pai"].strong
+    eager = generate(model, inputs, decoder, **asked).image_attention
+    traced = compiled(model, inputs, decoder, **asked).image_attention
+    assert graphs() == 1
+    assert len(traced) == len(eager)
+    for one, other in zip(traced, eager, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)  # float32
+
+
+def test_edits_that_grow_with_the_answer_run_eagerly(family):
+    _, model, make_inputs = family
+    inputs, decoder = make_inputs(PROMPTS), Recipe(recalibrations=(SinkPenalty(5.0),))
+    assert torch.equal(compiled(model, inputs, decoder), generate(model, inputs, decoder))
+    assert graphs() == 0
+
+
+def test_edits_under_sliding_windows_run_eagerly():
+    model = build_llava(MistralConfig(**TEXT, sliding_window=8))
+    inputs, decoder = llava_inputs(PROMPTS), PAI(alpha=3.0, gamma=2.0, beta=0.05)
+    assert torch.equal(compiled(model, inputs, decoder), generate(model, inputs, decoder))
+    assert graphs() == 0
+    compiled(model, inputs, METHODS["vdd"].strong)  # no edits, so a graph
+    assert graphs() > 0
