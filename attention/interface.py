@@ -74,6 +74,7 @@ class Streams:
     def __init__(self, blocks: Sequence[Stream]):
         self.blocks = tuple(blocks)
         self.reached: set[int] = set()
+        self._latest: tuple[Any, KeyWeights] | None = None
 
     def weights(self, layer: int, queries: int, keys: int, device: torch.device) -> Any:
         """`KeyWeights` of all rows, or None where every block leaves the layer alone."""
@@ -83,6 +84,17 @@ class Streams:
             edits.append(side_by_side([w for w in made if w is not None]))
         if all(edit is None for edit in edits):
             return None
+        if torch.compiler.is_compiling():  # where equal operations are found by the compiler
+            return self._together(edits, queries, keys, device)
+        made = (keys, *(part for edit in edits for part in parts_of(edit)))
+        if self._latest is None or not are_same(self._latest[0], made):
+            self._latest = made, self._together(edits, queries, keys, device)
+        return self._latest[1]
+
+    def _together(
+        self, edits: Sequence[KeyWeights | None], queries: int, keys: int, device: torch.device
+    ) -> KeyWeights:
+        """One edit per block, not all of them None -> one of all rows."""
         edit = edits[0]
         if len(edits) == 1 and edit is not None:
             ledger = self.blocks[0].ledger
@@ -101,6 +113,18 @@ class Streams:
             if names:
                 own = {name: recorded[name].chunk(len(self.blocks))[number] for name in names}
                 block.ledger.write(layer, own)
+
+
+def parts_of(edit: KeyWeights | None) -> tuple[Any, ...]:
+    return (None,) * 4 if edit is None else (edit.scale, edit.gain, edit.bias, edit.rows)
+
+
+def are_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Whether two edits are of the very same tensors, as those of several layers often are."""
+    return len(one) == len(other) and all(
+        a is b or (isinstance(a, int) and isinstance(b, int) and a == b)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def held(weight: Tensor | None, ledger: Ledger, keys: int) -> Tensor | None:

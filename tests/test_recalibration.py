@@ -20,6 +20,7 @@ from sightline import (
 )
 from sightline.attention.interface import Stream, Streams
 from sightline.attention.ledger import Ledger
+from sightline.attention.parts import Recalibration
 from sightline.attention.recalibrations import (
     ImageGain,
     ImageScale,
@@ -28,7 +29,7 @@ from sightline.attention.recalibrations import (
     kept_count,
     middle_layers,
 )
-from sightline.attention.reference import attend
+from sightline.attention.reference import KeyWeights, attend
 
 WORKED = dict(atol=1e-6, rtol=1e-5)  # the notes print six decimals; float32
 
@@ -153,6 +154,34 @@ def test_edits_of_one_branch_stand_side_by_side():
     with pytest.raises(ValueError, match="different queries"):
         clash = (ImageGain(0.5), ImageScale(2.0, 1.0))
         Streams([Stream(ledger(image, 4, 0), clash)]).weights(9, 4, 4, torch.device("cpu"))
+
+
+def test_one_edit_of_several_layers_is_put_together_once():
+    image = [[True, False]]
+    first, second = (Stream(ledger(image), (ImageGain(0.5, (n, 8)),)) for n in (2, 4))
+    streams = Streams([first, second])
+    at = [streams.weights(layer, 1, 2, torch.device("cpu")) for layer in (2, 3, 4, 5)]
+    assert at[0] is at[1] and at[2] is at[3]
+    assert at[0].gain[:, 0].tolist() == [[0.5, 0.0], [0.0, 0.0]]
+    assert at[2].gain[:, 0].tolist() == [[0.5, 0.0], [0.5, 0.0]]
+    assert streams.weights(1, 1, 2, torch.device("cpu")) is None
+
+
+def test_edits_of_one_branch_and_of_another_are_told_apart():
+    gain = torch.tensor([[[0.5, 0.0]]])
+
+    class In(Recalibration):
+        def __init__(self, layer):
+            self.layer = layer
+
+        def __call__(self, layer, ledger):
+            return KeyWeights(gain=gain) if layer == self.layer else None
+
+    blocks = [Stream(ledger([[True, False]]), (In(layer),)) for layer in (2, 3)]
+    streams = Streams(blocks)
+    at = [streams.weights(layer, 1, 2, torch.device("cpu")) for layer in (2, 3)]
+    assert at[0].gain[:, 0].tolist() == [[0.5, 0.0], [0.0, 0.0]]
+    assert at[1].gain[:, 0].tolist() == [[0.0, 0.0], [0.5, 0.0]]
 
 
 def test_the_other_branch_is_neutral():
