@@ -4,10 +4,12 @@ Of torch.compile this is Dynamo's part: graphs, guards, recompilations; backends
 of a graph, take minutes. `fullgraph` raises where a forward would fall into several graphs.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from methods import METHODS
-from models import PROMPTS, TEXT, llava_inputs
+from models import FAMILIES, PROMPTS, TEXT, llava_inputs
 from models import llava as build_llava
 from torch._dynamo.utils import counters
 from transformers import MistralConfig
@@ -15,7 +17,8 @@ from transformers.generation import CompileConfig
 
 from sightline import PAI, ImageGain, Recipe, SinkPenalty
 
-STATIC = [name for name, method in METHODS.items() if not method.cuts_cache]
+STATIC = [("llava", name) for name, method in METHODS.items() if not method.cuts_cache]
+STATIC += [("qwen", name) for name in ("vcd", "vdd", "pai", "sid")]
 
 
 @pytest.fixture(autouse=True)
@@ -46,32 +49,42 @@ def graphs():
     return counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize("name", STATIC)
-def test_compiled_answers_are_the_eager_ones(family, name):
+@pytest.mark.parametrize("family_name, name", STATIC)
+def test_compiled_answers_are_the_eager_ones(family_name, name):
     """One graph, recorded at the first answered token and used again by later calls."""
-    _, model, make_inputs = family
-    decoder = METHODS[name].strong
+    build, make_inputs = FAMILIES[family_name]
+    model, decoder = build(), METHODS[name].strong
     for rows in (PROMPTS, PROMPTS[::-1]):
         inputs = make_inputs(rows)
         assert torch.equal(compiled(model, inputs, decoder), generate(model, inputs, decoder))
         assert graphs() == 1
 
 
-def test_edits_of_one_call_do_not_stay_for_the_next(family):
-    _, model, make_inputs = family
+def test_edits_of_one_call_do_not_stay_for_the_next(llava):
+    model, make_inputs = llava
     strong, gentle = (Recipe(recalibrations=(ImageGain(alpha),)) for alpha in (4.0, 0.5))
-    for rows in (PROMPTS, PROMPTS[:1]):
-        inputs = make_inputs(rows)
-        answers = [compiled(model, inputs, decoder) for decoder in (strong, gentle, None)]
-        expected = [generate(model, inputs, decoder) for decoder in (strong, gentle, None)]
-        assert not torch.equal(expected[0], expected[2])
-        for answer, eager in zip(answers, expected, strict=True):
-            assert torch.equal(answer, eager)
-    assert graphs() > 1
+    inputs = make_inputs(PROMPTS)
+    answers = [compiled(model, inputs, decoder) for decoder in (strong, gentle, None, strong)]
+    expected = [generate(model, inputs, decoder) for decoder in (strong, gentle, None, strong)]
+    assert not torch.equal(expected[0], expected[2])
+    for answer, eager in zip(answers, expected, strict=True):
+        assert torch.equal(answer, eager)
+    assert graphs() == 3
 
 
-def test_where_a_compiled_answer_looked(family):
-    _, model, make_inputs = family
+def test_two_threads_decode_compiled_on_one_model(llava):
+    model, make_inputs = llava
+    asked = [(make_inputs(PROMPTS), METHODS[name].strong) for name in ("vdd", "pai")]
+    eager = [generate(model, inputs, decoder) for inputs, decoder in asked]
+    with ThreadPoolExecutor(2) as pool:
+        answers = [[pool.submit(compiled, model, *each) for each in asked] for _ in range(4)]
+    for round_ in answers:
+        for answer, expected in zip(round_, eager, strict=True):
+            assert torch.equal(answer.result(), expected)
+
+
+def test_where_a_compiled_answer_looked(llava):
+    model, make_inputs = llava
     asked = dict(output_image_attention=True, return_dict_in_generate=True)
     inputs, decoder = make_inputs(PROMPTS), METHODS["pai"].strong
     eager = generate(model, inputs, decoder, **asked).image_attention
@@ -82,8 +95,8 @@ def test_where_a_compiled_answer_looked(family):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)  # float32
 
 
-def test_edits_that_grow_with_the_answer_run_eagerly(family):
-    _, model, make_inputs = family
+def test_edits_that_grow_with_the_answer_run_eagerly(llava):
+    model, make_inputs = llava
     inputs, decoder = make_inputs(PROMPTS), Recipe(recalibrations=(SinkPenalty(5.0),))
     assert torch.equal(compiled(model, inputs, decoder), generate(model, inputs, decoder))
     assert graphs() == 0
