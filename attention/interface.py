@@ -8,7 +8,7 @@ may be shared between threads.
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -86,9 +86,9 @@ class Streams:
             return None
         if torch.compiler.is_compiling():  # where equal operations are found by the compiler
             return self._together(edits, queries, keys, device)
-        made = (keys, *(part for edit in edits for part in parts_of(edit)))
-        if self._latest is None or not are_same(self._latest[0], made):
-            self._latest = made, self._together(edits, queries, keys, device)
+        asked = (keys, *(part for edit in edits for part in parts_of(edit)))
+        if self._latest is None or not are_same(self._latest[0], asked):
+            self._latest = asked, self._together(edits, queries, keys, device)
         return self._latest[1]
 
     def _together(
@@ -229,38 +229,68 @@ def recalibrated(
     """An attention function of transformers'. `original` None stands for the model's own eager."""
     streams: Streams | None = kwargs.pop(KEYWORD, None)
     check_mask(kwargs)
-    if streams is not None:
-        streams.reached.add(module.layer_idx)
-        layer, queries, keys = module.layer_idx, query.shape[2], key.shape[2]
-        weights = streams.weights(layer, queries, keys, query.device)
-        asked = streams.records(layer)
-        if weights is not None or asked:
-            check_keywords(kwargs)
-            ledgers = [block.ledger for block in streams.blocks]
-            record = reference.Record(
-                row="row" in asked,
-                groups="groups" in asked,
-                columns="columns" in asked,
-                mass=image_keys(ledgers, keys) if "mass" in asked else None,
-            )
-            given: dict[str, Any] = {
-                "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
-                "mask": attention_mask,
-                "causal": attention_mask is None and queries > 1 and is_causal(module, kwargs),
-                "weights": weights,
-            }
-            output, recorded = attend_for(query.device)(query, key, value, record=record, **given)
-            made = {n: values for n, values in recorded._asdict().items() if values is not None}
-            if "chosen" in asked:
-                chosen = torch.cat([queried(ledger) for ledger in ledgers])
-                made["chosen"] = reference.chosen_rows(query, key, chosen, **given)
-            streams.write(layer, made)
-            return output, None
     if original is None:
         original = sys.modules[type(module).__module__].eager_attention_forward
-    return original(
-        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+    unedited = partial(
+        original, module, query, key, value, attention_mask, scaling=scaling, dropout=dropout
     )
+    if streams is None:
+        return unedited(**kwargs)
+    streams.reached.add(module.layer_idx)
+    layer, queries, keys = module.layer_idx, query.shape[2], key.shape[2]
+    weights = streams.weights(layer, queries, keys, query.device)
+    asked = streams.records(layer)
+    if weights is None and not asked:
+        return unedited(**kwargs)
+    check_keywords(kwargs)
+    ledgers = [block.ledger for block in streams.blocks]
+    record = reference.Record(
+        row="row" in asked,
+        groups="groups" in asked,
+        columns="columns" in asked,
+        mass=image_keys(ledgers, keys) if "mass" in asked else None,
+    )
+    given: dict[str, Any] = {
+        "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
+        "mask": attention_mask,
+        "causal": attention_mask is None and queries > 1 and is_causal(module, kwargs),
+        "weights": weights,
+    }
+    first = first_concerned(weights, asked, queries)
+    before = [unedited(**kwargs)[0][:, :first]] if first else []
+    output, recorded = attend_for(query.device)(
+        query[:, :, first:], key, value, record=record, **latest(given, first, queries)
+    )
+    made = {n: values for n, values in recorded._asdict().items() if values is not None}
+    if "chosen" in asked:
+        chosen = torch.cat([queried(ledger) for ledger in ledgers])
+        made["chosen"] = reference.chosen_rows(query, key, chosen, **given)
+    streams.write(layer, made)
+    return torch.cat([*before, output], dim=1) if before else output, None
+
+
+def first_concerned(weights: KeyWeights | None, asked: frozenset[str], queries: int) -> int:
+    """The first query that is edited, or whose probabilities are recorded; 0 where rows differ.
+
+    What is recorded is of the last query, but for sums over all.
+    """
+    if "columns" in asked:
+        return 0
+    if weights is None:
+        return queries - 1
+    return min(weights.rows, queries - 1) if isinstance(weights.rows, int) else 0
+
+
+def latest(given: Mapping[str, Any], first: int, queries: int) -> dict[str, Any]:
+    """What attention is given for the queries from the first on alone."""
+    if not first:
+        return dict(given)
+    mask, weights = given["mask"], given["weights"]
+    if mask is not None and mask.shape[-2] == queries:
+        mask = mask[..., first:, :]
+    if weights is not None:
+        weights = replace(weights, rows=0)
+    return {**given, "mask": mask, "weights": weights}
 
 
 def queried(ledger: Ledger) -> Tensor:
