@@ -35,6 +35,7 @@ _HOMES = {
     "Decoder": "decoders.decoder",
     "Gated": "decoders.decoder",
     "Recipe": "decoders.decoder",
+    "Reusing": "decoders.decoder",
     "DoLa": "decoders.dola",
     "ICD": "decoders.icd",
     "OtherInstruction": "decoders.icd",
@@ -121,6 +122,7 @@ __all__ = [
     "Recalibration",
     "Recipe",
     "RefinedPicture",
+    "Reusing",
     "Rule",
     "Selection",
     "SelfMatcher",
@@ -150,7 +152,7 @@ if TYPE_CHECKING:
     from sightline.decoders.contrasts import NoImage, NoisyImage, UnknownImage
     from sightline.decoders.damro import DAMRO
     from sightline.decoders.deco import DeCo
-    from sightline.decoders.decoder import Decoder, Gated, Recipe
+    from sightline.decoders.decoder import Decoder, Gated, Recipe, Reusing
     from sightline.decoders.dola import DoLa
     from sightline.decoders.icd import ICD, OtherInstruction
     from sightline.decoders.m3id import M3ID

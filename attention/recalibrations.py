@@ -155,13 +155,14 @@ class ImageScale(Recalibration):
 
     def _factor(self, ledger: Ledger) -> Tensor:
         factor = torch.ones(ledger.image_mask.shape, device=ledger.image_mask.device)
-        factor[ledger.image_mask] = self.image
-        factor[ledger.before_image] = self.system
+        factor = factor.masked_fill(ledger.image_mask, self.image)
+        factor = factor.masked_fill(ledger.before_image, self.system)
         if self.heads is None:
             return factor[:, None]
         assert ledger.heads is not None, "checked before the first forward"
         by_head = torch.ones(len(factor), ledger.heads, factor.shape[1], device=factor.device)
-        by_head[:, list(self.heads)] = factor[:, None]
+        for head in self.heads:  # a list as an index would be copied from the host
+            by_head[:, head] = factor
         return by_head
 
 

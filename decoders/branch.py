@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sightline.attention.parts import Recalibration
-from sightline.decoders.caches import has_windows
+from sightline.decoders.caches import has_windows, scratch_cache
 from sightline.decoders.features import (
     is_one_of,
     picture_lengths,
@@ -175,6 +175,38 @@ class Branch:
                 self.call, pictures=tuple(pictures[row] for row in chosen) if pictures else ()
             ),
         )
+
+    def cache(self, model: Any) -> Any:
+        """To read the prompt into: it holds what was read of it before, the prefix."""
+        return scratch_cache(model, () if self.prefix is None else self.prefix.layers)
+
+    def texts(self) -> list[tuple]:
+        """Of each row all that its keys depend on, where it has no picture: tokens, places, types.
+
+        Padding is among it.
+        """
+        assert self.position_ids is not None, "a completed branch has positions"
+        positions = self.position_ids.reshape(-1, *self.input_ids.shape)
+        read = (self.input_ids, self.attention_mask, *positions, *self.aligned.values())
+        rows = zip(*(values.flatten(1).tolist() for values in read), strict=True)
+        return [tuple(map(tuple, row)) for row in rows]
+
+    def distinct(self, config: Any) -> tuple["Branch", Tensor]:
+        """One of each kind of equal rows, and `[B]`: which of them each row is.
+
+        Rows are equal when their keys must be: same tokens, places and types. Where pictures or a
+        prefix may tell rows apart, each is of a kind of its own.
+        """
+        count = len(self.input_ids)
+        every = torch.arange(count, device=self.input_ids.device)
+        if self.features or self.prefix is not None or count == 1:
+            return self, every
+        kinds: dict[tuple, int] = {}
+        kind_of = [kinds.setdefault(row, len(kinds)) for row in self.texts()]
+        if len(kinds) == count:
+            return self, every
+        firsts = [kind_of.index(kind) for kind in range(len(kinds))]
+        return self.rows(every.new_tensor(firsts), config), every.new_tensor(kind_of)
 
     def split(self, starts: Sequence[int]) -> "Branch":
         """The same rows, what stands before column `starts[r]` of row r padded by itself.

@@ -29,10 +29,14 @@ WINDOW = frozenset(vars(DynamicSlidingWindowLayer(sliding_window=1))) | {
 KNOWN = STATES | WINDOW | frozenset(vars(DynamicIndexedLayer())) | frozenset(INDICES)
 
 
-def scratch_cache(model: Any) -> DynamicCache:
-    """An empty cache that keeps every key of a prompt: a sliding target cuts its own window.
+def scratch_cache(model: Any, begun: Sequence[tuple[Tensor, Tensor]] = ()) -> DynamicCache:
+    """A cache that keeps every key of a prompt: a sliding target cuts its own window.
 
     Raises `ValueError` for layers that keep what is not known how to put together.
+
+    Args:
+        begun: Keys and values of each layer that it begins with; without, it is empty. They are
+            not copied: a layer lets go of them when it is added to.
     """
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     for layer in cache.layers:
@@ -44,7 +48,16 @@ def scratch_cache(model: Any) -> DynamicCache:
                 "together, so decode without a decoder"
             )
     cache.layers = [without_window(layer) for layer in cache.layers]
+    if begun:
+        begin(cache, begun)
     return cache
+
+
+def begin(cache: Any, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Gives an empty cache of keys alone what it begins with, without a copy."""
+    for layer, (keys, values) in zip(cache.layers, layers, strict=True):
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
 
 
 def has_windows(config: Any) -> bool:

@@ -14,6 +14,7 @@ from sightline.decoders.branch import ENCODER_INPUTS, POSITION_INPUTS, Branch
 from sightline.decoders.contrasts import needs_images, needs_pixels
 from sightline.decoders.ensemble import Ensemble, decode
 from sightline.decoders.gated import GatedEnsemble
+from sightline.decoders.memory import ReadTexts
 from sightline.logits.gates import Gate, Undecided
 from sightline.logits.rules import Rule
 
@@ -117,6 +118,7 @@ class Recipe(Strategy):
         recalibrations: What the expert's attention weighs more or less.
         selections: Which keys leave the cache between steps.
         gate: When the contrasts are asked; None: at every token.
+        texts: Keeps image-free prompts as they were read, for later calls; None: nothing does.
     """
 
     preparations: tuple[Preparation, ...] = ()
@@ -125,6 +127,7 @@ class Recipe(Strategy):
     recalibrations: tuple[Recalibration, ...] = ()
     selections: tuple[Selection, ...] = ()
     gate: Gate | None = None
+    texts: ReadTexts | None = None
 
     def __post_init__(self):
         if self.rule is not None and not isinstance(self.rule, Rule):
@@ -144,9 +147,11 @@ class Recipe(Strategy):
 
     def ensemble(self, branches: list[Branch]) -> Callable[..., Ensemble]:
         """What holds these branches, the expert first."""
-        if self.gate is None or len(branches) == 1:
+        if len(branches) == 1:
             return Ensemble
-        return partial(GatedEnsemble, gate=self.gate)
+        if self.gate is None:
+            return partial(Ensemble, texts=self.texts)
+        return partial(GatedEnsemble, texts=self.texts, gate=self.gate)
 
     def simplified(self) -> "Recipe":
         """Without branches that the rule gives no weight, and without parts that do nothing."""
@@ -178,6 +183,7 @@ class Recipe(Strategy):
             self.recalibrations + other.recalibrations,
             self.selections + other.selections,
             self.gate or other.gate,
+            self.texts or other.texts,
         )
 
 
@@ -201,6 +207,36 @@ class Gated(Strategy):
 
     def recipe(self) -> Recipe:
         return replace(self.decoder.recipe(), gate=self.gate)
+
+
+@dataclass(frozen=True)
+class Reusing(Strategy):
+    """A decoder that remembers image-free prompts: the same question of the next picture.
+
+    An amateur that sees no picture (VDD, M3ID, PAI) reads the same text whatever the picture, so
+    keys, values and last logits of the latest texts are kept, by model, and not computed again.
+
+    The model's weights must stay as they are while this lives, adapters included: after a change
+    make a new one. That is not checked, as no cheap check sees every change.
+
+    Args:
+        decoder: Has a branch without a picture; any other raises `ValueError` when it is used.
+        most: Texts that are kept for each model, 1 or more. One of T tokens takes
+            2 * layers * KV heads * head size * T numbers: of 60 tokens and LLaVA-1.5-7B in 16
+            bits 31 MB.
+    """
+
+    decoder: Strategy
+    most: int = 8
+    _texts: ReadTexts = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 1:
+            raise ValueError(f"most must be a whole number of at least 1, got {self.most!r}")
+        object.__setattr__(self, "_texts", ReadTexts(self.most))
+
+    def recipe(self) -> Recipe:
+        return replace(self.decoder.recipe(), texts=self._texts)
 
 
 @dataclass

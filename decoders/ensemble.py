@@ -8,7 +8,6 @@ Every private method of transformers' `GenerationMixin` that the library calls i
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers import __version__ as transformers_version
 from transformers.cache_utils import DynamicLayer
@@ -30,6 +28,7 @@ from transformers.generation import (
     StoppingCriteriaList,
 )
 from transformers.generation.utils import GENERATION_MODES_MAPPING
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from sightline.attention.interface import KEYWORD, Stream, Streams, switched
 from sightline.attention.ledger import Ledger
@@ -56,6 +55,8 @@ from sightline.decoders.features import (
     token_ids,
 )
 from sightline.decoders.head import EarlyLogits
+from sightline.decoders.memory import ReadTexts
+from sightline.decoders.rescue import RescuedProcessors
 from sightline.logits.rules import Plausibility, Rule, State
 from sightline.pictures import listed, open_picture
 
@@ -86,6 +87,7 @@ class Ensemble:
         records: By layer, what every branch's ledger is to keep, whatever parts ask for.
         looks: Remember in `image_attention` where the expert looked at every step: True, or the
             layers to take the mean of, as (first, first after).
+        texts: What earlier calls read of prompts without pictures, to be read from and added to.
     """
 
     def __init__(
@@ -99,7 +101,11 @@ class Ensemble:
         selections: tuple[Selection, ...] = (),
         records: Mapping[int, frozenset[str]] | None = None,
         looks: bool | tuple[int, int] = False,
+        texts: ReadTexts | None = None,
     ):
+        if texts is not None:
+            check_reusable(model, branches)
+        self.texts = texts
         self.model = model
         self.branches = branches
         self.rule = rule
@@ -144,13 +150,17 @@ class Ensemble:
         Each value has B rows and its branch's own prompt length; the result has N*R rows, branch
         by branch, each prompt's copies side by side.
         """
-        blocks = []
-        for value in values:
-            short = self.width - value.shape[prompt_dim]
-            after = value.ndim - 1 - (prompt_dim % value.ndim)
-            padded = pad(value, (0, 0) * after + (short, 0)) if short else value
-            blocks.append(padded.repeat_interleave(self.copies, dim=rows_dim))
-        return torch.cat(blocks, dim=rows_dim)
+        rows_dim %= values[0].ndim
+        shape = list(values[0].shape)
+        shape[rows_dim] *= len(values) * self.copies
+        shape[prompt_dim] = self.width
+        stacked = values[0].new_zeros(shape)
+        for block, value in zip(stacked.chunk(len(values), dim=rows_dim), values, strict=True):
+            length = value.shape[prompt_dim]
+            place = block.narrow(prompt_dim, self.width - length, length)
+            place = place.unflatten(rows_dim, (-1, self.copies))
+            place.copy_(value.unsqueeze(rows_dim + 1))
+        return stacked
 
     def prompt_mask(self) -> Tensor:
         """`[N*R, T]`, 1 on the prompts' tokens."""
@@ -233,39 +243,72 @@ class Ensemble:
             if name not in ("attention_mask", "position_ids", "past_key_values")
             and name not in self.branches[0].aligned
         }
-        shared = {
-            name: value[: self.rows : self.copies] if is_row_tensor(value, self.prompts) else value
-            for name, value in shared.items()
-        }
-        caches = [scratch_cache(self.model) for _ in self.branches]
-        prompts = []
-        for branch, block, cache in zip(self.branches, self.blocks, caches, strict=True):
-            compared = self.early.keywords if branch is self.branches[0] else {}
-            read = 0 if branch.prefix is None else branch.prefix.length
-            with self._watched([block], branch.length - read) as watching:
-                given = {**shared, **watching, **compared}
-                prompts.append(forward_prompt(self.model, branch, cache, given))
+        own = {name for name, value in shared.items() if is_row_tensor(value, self.prompts)}
+        shared.update({name: shared[name][: self.rows : self.copies] for name in own})
+        caches = [branch.cache(self.model) for branch in self.branches]
+        # From here on a prefix is the caches' alone, and each lets go of it as it is read.
         self.branches[:] = [replace(branch, prefix=None) for branch in self.branches]
-        early = self.early.take(prompts[0], len(self.branches[0].input_ids))
-        self.state.early = tuple(x.repeat_interleave(self.copies, dim=0) for x in early)
-        if not shared.get("output_hidden_states"):
-            prompts[0].hidden_states = None
-        target = model_kwargs["past_key_values"]
+        outputs = self._read(0, caches[0], shared, bool(own))
+        logits = [outputs.logits]
+        for number, cache in enumerate(caches[1:], start=1):
+            logits.append(self._read(number, cache, shared, bool(own)).logits)
+        outputs.logits = torch.cat(logits)
         heads = cached_heads(caches[0])
-        fill(target, caches, self.stack, self.copies)
+        outputs.past_key_values = model_kwargs["past_key_values"]
+        fill(outputs.past_key_values, caches, self.stack, self.copies)
         for block in self.blocks:
             block.ledger.kv_heads = heads
             block.ledger.widen(self.width, self.copies)
-        outputs = prompts[0]
-        outputs.past_key_values = target
-        outputs.logits = torch.cat(
-            [p.logits[:, -1:].repeat_interleave(self.copies, dim=0) for p in prompts]
-        )
+        return self._combine(outputs)
+
+    def _read(self, number: int, cache: Any, shared: Mapping[str, Any], differ: bool) -> Any:
+        """One branch's prompt into a cache of B rows; of equal rows one is read for all.
+
+        Its pictures are not kept.
+
+        Args:
+            shared: Keywords of every branch's forward.
+            differ: Whether these tell rows apart.
+
+        Returns:
+            The model's outputs, of R rows; logits of the last position alone, `[R, 1, V]`.
+        """
+        branch, block = self.branches[number], self.blocks[number]
+        compared = self.early.keywords if number == 0 else {}
+        index = torch.arange(len(branch.input_ids), device=branch.input_ids.device)
+        is_text = block.is_idle and not differ
+        if is_text:
+            branch, index = branch.distinct(self.model.config)
+        if is_text and self.texts is not None and not branch.features:
+            outputs = self._recalled(branch, cache, shared)
+        else:
+            with self._watched([block], branch.length - cache.get_seq_length()) as watching:
+                given = {**shared, **watching, **compared}
+                outputs = forward_prompt(self.model, branch, cache, given)
+        self.branches[number] = replace(self.branches[number], features={})
+        if len(branch.input_ids) < len(index):
+            cache.reorder_cache(index)
+        index = index.repeat_interleave(self.copies)
+        if number == 0:
+            early = self.early.take(outputs, len(branch.input_ids))
+            self.state.early = tuple(logits[index] for logits in early)
+        if not shared.get("output_hidden_states"):
+            outputs.hidden_states = None
+        outputs.logits = outputs.logits[:, -1:][index]
         for name in ("hidden_states", "attentions"):
             if outputs.get(name) is not None:
-                layers = tuple(x.repeat_interleave(self.copies, dim=0) for x in outputs[name])
-                setattr(outputs, name, layers)
-        return self._combine(outputs)
+                setattr(outputs, name, tuple(layer[index] for layer in outputs[name]))
+        return outputs
+
+    def _recalled(self, branch: Branch, cache: Any, shared: Mapping[str, Any]) -> Any:
+        """A prompt without pictures into its cache; what an earlier call read is not read again."""
+        assert self.texts is not None
+
+        def read(unknown: Branch) -> tuple[Tensor, Any]:
+            own = unknown.cache(self.model)
+            return forward_prompt(self.model, unknown, own, shared).logits[:, -1:], own
+
+        return CausalLMOutputWithPast(logits=self.texts.read(self.model, branch, cache, read))
 
     def _combine(self, outputs: Any) -> Any:
         """Replaces the logits of N*R rows by the rule's scores `[R, 1, V]`, in float32."""
@@ -306,52 +349,6 @@ class Ensemble:
     def image_mask(self) -> Tensor:
         """`[R, T]` bool, true on image tokens of the expert's own prompt."""
         return self.branches[0].image_mask.repeat_interleave(self.copies, dim=0)
-
-
-class RescuedProcessors:
-    """The user's logits processors, with a way out where they ban every plausible token.
-
-    A ban (`min_new_tokens` against a lone plausible end of sequence) after the plausibility cut
-    can leave a row without a candidate. Such a row is scored again with the cut taken from the
-    expert's processed logits and, if that is empty too, without a cut.
-    """
-
-    def __init__(self, processors: Any, ensemble: Ensemble, takes_log_probabilities: bool):
-        self.processors = processors
-        self.ensemble = ensemble
-        self.takes_log_probabilities = takes_log_probabilities
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`scores` `[R, V]` -> `[R, V]`."""
-        processed = self.processors(input_ids, scores)
-        rule = self.ensemble.rule
-        # Only a processor can empty a row, so without one there is nothing to wait for.
-        if not self.processors or not rule.cuts:
-            return processed
-        for rescore in (self._cut_after_processing, self._uncut):
-            empty = torch.isneginf(processed).all(dim=-1, keepdim=True)
-            if not empty.any():
-                break
-            processed = torch.where(empty, rescore(input_ids), processed)
-        return processed
-
-    def _cut_after_processing(self, input_ids: Tensor) -> Tensor:
-        expert = self.processors(input_ids, self._prepared(self.ensemble.latest[0]))
-        keep = self.ensemble.rule.keep(expert)
-        return self.processors(
-            input_ids, self._prepared(self._scores().masked_fill(~keep, -math.inf))
-        )
-
-    def _uncut(self, input_ids: Tensor) -> Tensor:
-        return self.processors(input_ids, self._prepared(self._scores()))
-
-    def _scores(self) -> Tensor:
-        state = replace(self.ensemble.state, step=self.ensemble.state.step - 1)
-        return self.ensemble.rule.combine(self.ensemble.all_latest(), state)
-
-    def _prepared(self, scores: Tensor) -> Tensor:
-        """Beam search processes log-probabilities, the other loops logits."""
-        return scores.log_softmax(dim=-1) if self.takes_log_probabilities else scores.clone()
 
 
 def decode(
@@ -416,7 +413,9 @@ def decode(
         for contrast in recipe.contrasts:
             branches.append(complete(contrast(expert, model), model, generation_config))
     # A prefix was read without edits, and without a record of them.
-    branches = [replace(b, prefix=None) if b.recalibrations else b for b in branches]
+    branches = [
+        replace(b, pixels={}, prefix=None if b.recalibrations else b.prefix) for b in branches
+    ]
     del expert
     keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
     rule = recipe.rule or Plausibility(beta=0)
@@ -430,6 +429,7 @@ def decode(
         recipe.selections,
         looks=looks,
     )
+    del branches  # the ensemble lets go of what is read
     kwargs = loop_kwargs(ensemble, model_kwargs, generation_config, mode)
     if recipe.selections:
         check_cuttable(kwargs["past_key_values"])
@@ -565,16 +565,13 @@ def show_prompt(token_streamer: Any, input_ids: Tensor) -> None:
 
 
 def forward_prompt(model: Any, branch: Branch, cache: Any, shared: Mapping[str, Any]) -> Any:
-    """One branch's prompt through the model, into an empty cache; a prefix is not read again.
+    """One branch's prompt through the model, into its cache: what that holds is not read again.
 
     `shared` are keywords common to all branches, row tensors of B rows.
     """
-    mask, start, features = branch.attention_mask, 0, branch.features or {}
-    if branch.prefix is not None:
-        start = branch.prefix.length
+    mask, start, features = branch.attention_mask, cache.get_seq_length(), branch.features or {}
+    if start:
         features = select_from(features, branch.input_ids, model.config, start)
-        for index, (keys, values) in enumerate(branch.prefix.layers):
-            cache.update(keys, values, index)
     given = {
         "next_sequence_length": branch.length - start,
         "is_first_iteration": True,
@@ -621,7 +618,7 @@ def read_pictures(branch: Branch, model: Any) -> Branch:
         position_ids=branch.position_ids[..., :read],
         aligned={name: values[:, :read] for name, values in branch.aligned.items()},
     )
-    cache = scratch_cache(model)
+    cache = head.cache(model)
     forward_prompt(model, head, cache, last_logits(model))
     layers: Any = cache.layers
     return replace(branch, prefix=Prefix(tuple((la.keys, la.values) for la in layers)))
@@ -710,7 +707,7 @@ def watch(model: Any, branch: Branch, layers: Iterable[int], chosen: Tensor) -> 
     streams = Streams([block])
     with switched(model):
         given = {**last_logits(model), KEYWORD: streams}
-        forward_prompt(model, branch, scratch_cache(model), given)
+        forward_prompt(model, branch, branch.cache(model), given)
     check_reached(model, streams)
     return block.ledger.chosen
 
@@ -984,6 +981,20 @@ def check_pictures(expert: Branch, needs_pixels: bool) -> None:
         raise ValueError(
             "this decoder edits the picture and needs pixel_values, got pre-encoded images: pass "
             "the processor's output to generate unchanged"
+        )
+
+
+def check_reusable(model: Any, branches: list[Branch]) -> None:
+    """Raises `ValueError` unless some branch's prompt is the same whatever the picture."""
+    if all(branch.features for branch in branches):
+        raise ValueError(
+            "prompts without pictures are what can be reused, and every branch of this decoder "
+            "sees one: use the decoder by itself"
+        )
+    if not layers_that_keep_keys(model):
+        raise ValueError(
+            f"layers of {type(model).__name__} keep more than keys and values, which is not known "
+            "how to reuse: use the decoder by itself"
         )
 
 

@@ -15,6 +15,7 @@ from sightline.decoders.ensemble import (
     last_logits,
     prepare_inputs,
 )
+from sightline.decoders.memory import ReadTexts
 from sightline.logits.gates import Gate
 from sightline.logits.rules import Plausibility, Rule
 
@@ -40,6 +41,7 @@ class GatedEnsemble(Ensemble):
         keep_logits: bool,
         selections: tuple[Selection, ...] = (),
         looks: bool | tuple[int, int] = False,
+        texts: ReadTexts | None = None,
         *,
         gate: Gate,
     ):
@@ -50,7 +52,9 @@ class GatedEnsemble(Ensemble):
         )
         self.state.image_masks = tuple(branch.image_mask for branch in branches)
         self.gate = gate
-        self.others = Ensemble(model, others, Plausibility(beta=0), prompt_length, copies, False)
+        self.others = Ensemble(
+            model, others, Plausibility(beta=0), prompt_length, copies, False, texts=texts
+        )
         self.cache: Any = None  # the others', once they have read anything
         self.read = -1  # tokens of the answer that are in it; -1: not even the prompt
         self.starting: tuple[Any, dict[str, Any]] = (None, {})

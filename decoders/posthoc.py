@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sightline.decoders.branch import Branch
-from sightline.decoders.caches import scratch_cache
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
 from sightline.decoders.contrasts import NoImage, UnknownImage
 from sightline.decoders.ensemble import (
@@ -160,7 +159,7 @@ class PostHocDebias:
 
     def _masses(self, model: Any, branch: Branch, shared: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Unnormalised label masses `[B, C]` and logits `[B, V]` at the first answer position."""
-        cache = scratch_cache(model)
+        cache = branch.cache(model)
         logits = forward_prompt(model, branch, cache, shared).logits[:, -1].float()
         if all(len(forms) for forms in self._single):
             return label_masses(logits.softmax(dim=-1), self._single, self.aggregate), logits

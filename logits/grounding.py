@@ -210,5 +210,5 @@ def best_apart(scores: Tensor, logits: Tensor) -> Tensor:
     tied = logits.masked_fill(~equal, -math.inf)
     first = equal & (tied == tied.amax(dim=-1, keepdim=True))
     first &= first.cumsum(dim=-1) == 1
-    below = torch.nextafter(best, best.new_tensor(-math.inf))
+    below = torch.nextafter(best, torch.full_like(best, -math.inf))
     return torch.where(equal & ~first, below, scores)

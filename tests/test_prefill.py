@@ -1,0 +1,193 @@
+"""Prompts of a batch: what is equal in it is read once, and nothing else is changed by that."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from idle import NeutralWeights
+from models import BOS, IMAGE, PAD, UNK, llava_inputs
+from models import llava as build_llava
+from transformers import LlavaForConditionalGeneration
+
+from sightline import M3ID, PAI, VCD, VDD, Gated, Recipe, Unsure
+from sightline.decoders.branch import Branch, Prefix
+
+SAME, OTHER, SHORTER = (
+    [BOS, 8, 9, IMAGE, 20, 21, 22],
+    [BOS, 8, 9, IMAGE, 20, 21, 23],
+    [BOS, IMAGE, 12, 13],
+)
+EXACT = dict(atol=1e-4, rtol=1e-4)  # float32: other numbers of rows round otherwise
+
+
+def generate(model, inputs, decoder, **kwargs):
+    torch.manual_seed(1)
+    asked = dict(
+        output_logits=True, return_dict_in_generate=True, max_new_tokens=6, eos_token_id=-1
+    )
+    return model.generate(**inputs, custom_generate=decoder, **asked, **kwargs)
+
+
+def with_pictures(make_inputs, rows):
+    """The same text asks of a picture of its own in each row."""
+    inputs = make_inputs(rows)
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randn(inputs["pixel_values"].shape, generator=generator)
+    return inputs | {"pixel_values": pixels}
+
+
+def sizes_read(model, inputs, decoder, **kwargs):
+    """Rows and tokens of each prompt that the text model reads."""
+    sizes = []
+
+    def remember(module, args, kwargs):
+        sizes.append(tuple(kwargs["inputs_embeds"].shape[:2]))
+
+    hook = model.get_decoder().register_forward_pre_hook(remember, with_kwargs=True)
+    try:
+        generate(model, inputs, decoder, **kwargs)
+    finally:
+        hook.remove()
+    return [(rows, tokens) for rows, tokens in sizes if tokens > 1]
+
+
+# By decoder, the length of each amateur's prompt that is read once for equal rows.
+BLIND = {
+    "vdd": (VDD(1.5, 0.05), [6]),
+    "m3id": (M3ID(rate=0.5, beta=0.05), [6]),
+    "pai": (PAI(alpha=1.5, gamma=2.0, layers=(1, 3)), [6]),
+    "vdd both": (VDD(1.5, 0.05, variant="both", unk_token_id=UNK), [6, 7]),
+    "a gate that is always open": (Gated(VDD(1.5, 0.05), Unsure(1.0)), [6]),
+}
+COPIES = {"greedy": {}, "beams": dict(num_beams=2), "samples": dict(num_return_sequences=2)}
+blind = pytest.mark.parametrize(("decoder", "lengths"), BLIND.values(), ids=BLIND)
+
+
+def asked_for(copies):
+    return {**copies, "do_sample": True} if "num_return_sequences" in copies else copies
+
+
+@blind
+@pytest.mark.parametrize("copies", COPIES.values(), ids=COPIES)
+def test_text_that_several_rows_share_is_read_once(family, decoder, lengths, copies):
+    """Four rows with a picture each; without it two of three texts are left, the longest of 6."""
+    _, model, make_inputs = family
+    rows = [SAME, SHORTER, SAME, OTHER]
+    inputs = with_pictures(make_inputs, rows)
+    whole = inputs["input_ids"].shape[1]
+    read = sizes_read(model, inputs, decoder, **asked_for(copies))
+    assert read == [(4, whole), *[(3, length) for length in lengths]]
+    read = sizes_read(model, with_pictures(make_inputs, [SAME] * 3), decoder, **asked_for(copies))
+    assert read == [(3, whole), *[(1, length) for length in lengths]]
+
+
+@blind
+def test_every_row_is_answered_as_alone(family, decoder, lengths):
+    """Each has its own picture, so expert and answer differ where the amateur's prompt does not."""
+    _, model, make_inputs = family
+    rows = [SAME, SHORTER, SAME, OTHER, SAME]
+    inputs = with_pictures(make_inputs, rows)
+    together = generate(model, inputs, decoder)
+    patches = len(inputs["pixel_values"]) // len(rows)
+    answered = set()
+    for row, tokens in enumerate(rows):
+        alone = make_inputs([tokens])
+        alone["pixel_values"] = inputs["pixel_values"][row * patches : (row + 1) * patches]
+        expected = generate(model, alone, decoder)
+        answer = expected.sequences[0, alone["input_ids"].shape[1] :]
+        assert torch.equal(together.sequences[row, inputs["input_ids"].shape[1] :], answer)
+        for ours, theirs in zip(together.branch_logits, expected.branch_logits, strict=True):
+            torch.testing.assert_close(ours[:, row], theirs[:, 0], **EXACT)
+        if tokens is SAME:
+            answered.add(tuple(answer.tolist()))
+    assert len(answered) > 1, "pictures matter"
+
+
+@pytest.mark.parametrize("asked", [dict(num_beams=3), dict(cache_implementation="static")])
+def test_copies_and_caches_hold_what_was_read_once(family, asked):
+    _, model, make_inputs = family
+    inputs = with_pictures(make_inputs, [SAME, SHORTER, SAME])
+    together = generate(model, inputs, VDD(1.5, 0.05), **asked).sequences
+    patches = len(inputs["pixel_values"]) // 3
+    for row, tokens in enumerate([SAME, SHORTER, SAME]):
+        alone = make_inputs([tokens])
+        alone["pixel_values"] = inputs["pixel_values"][row * patches : (row + 1) * patches]
+        expected = generate(model, alone, VDD(1.5, 0.05), **asked).sequences
+        assert torch.equal(together[row, -6:], expected[0, -6:])
+
+
+def test_pictures_tell_rows_apart(family):
+    _, model, make_inputs = family
+    inputs = with_pictures(make_inputs, [SAME, SAME])
+    whole = inputs["input_ids"].shape[1]
+    assert sizes_read(model, inputs, VCD(1.5, 0.05, 900)) == [(2, whole)] * 2
+
+
+def test_hidden_states_and_edits_are_of_every_row(llava):
+    """Text alone, the same in both rows: the expert is read once too, unless it is edited."""
+    model, make_inputs = llava
+    inputs = make_inputs([[BOS, 30, 31]] * 2)
+    plain = generate(model, inputs, None, output_hidden_states=True)
+    kept = Recipe(recalibrations=(NeutralWeights(),))
+    cut = VDD(0, 0.05).recipe().simplified()
+    for decoder, rows in ((kept, 2), (cut, 1)):
+        assert sizes_read(model, inputs, decoder) == [(rows, 3)]
+        out = generate(model, inputs, decoder, output_hidden_states=True)
+        assert torch.equal(out.sequences, plain.sequences)
+        for ours, theirs in zip(out.hidden_states[0], plain.hidden_states[0], strict=True):
+            torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+class Toned(LlavaForConditionalGeneration):
+    """A keyword of its own, one value per row, changes what is read."""
+
+    def forward(self, pixel_values=None, mm_encoder_outputs=None, tone=None, **kwargs):
+        kwargs |= dict(pixel_values=pixel_values, mm_encoder_outputs=mm_encoder_outputs)
+        outputs = super().forward(**kwargs)
+        outputs.logits = outputs.logits * tone[:, None, None]
+        return outputs
+
+
+def test_a_keyword_of_each_row_tells_rows_apart():
+    model = build_llava()
+    model.__class__ = Toned
+    inputs = with_pictures(llava_inputs, [SAME, SAME])
+    tones = torch.tensor([1.0, -1.0])
+    out = generate(model, inputs, VDD(1.5, 0.05), tone=tones)
+    amateur = out.branch_logits[0][1]
+    torch.testing.assert_close(amateur[0], -amateur[1], **EXACT)
+
+
+def branch_of(ids, **changes):
+    ids = torch.tensor(ids)
+    made = Branch(
+        input_ids=ids,
+        attention_mask=(ids != PAD).long(),
+        image_mask=torch.zeros_like(ids, dtype=torch.bool),
+        position_ids=torch.arange(ids.shape[1]).expand_as(ids),
+    )
+    return replace(made, **changes)
+
+
+ROWS = [[5, 6], [5, 7], [5, 6], [5, 6]]
+PLACES = torch.tensor([[0, 1], [0, 1], [0, 1], [1, 2]])
+TYPES = torch.tensor([[[0.0], [1.0]], [[0.0], [1.0]], [[0.0], [1.0]], [[0.0], [0.5]]])
+KINDS = {
+    "tokens": ({}, [0, 1, 0, 0]),
+    "padding": (dict(attention_mask=torch.tensor([[1, 1], [1, 1], [0, 1], [1, 1]])), [0, 1, 2, 0]),
+    "places": (dict(position_ids=PLACES), [0, 1, 0, 2]),
+    "places in parts": (dict(position_ids=torch.stack([0 * PLACES, PLACES])), [0, 1, 0, 2]),
+    "types": (dict(aligned={"types": TYPES}), [0, 1, 0, 2]),
+    "pictures": (dict(features={"image": object()}), [0, 1, 2, 3]),
+    "a prefix": (dict(prefix=Prefix(())), [0, 1, 2, 3]),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), KINDS.values(), ids=KINDS)
+def test_kinds_of_rows_by_hand(changes, expected):
+    branch = branch_of(ROWS, **changes)
+    one_of_each, kinds = branch.distinct(None)
+    assert kinds.tolist() == expected
+    firsts = [expected.index(kind) for kind in range(max(expected) + 1)]
+    assert one_of_each.input_ids.tolist() == [ROWS[first] for first in firsts]
+    assert torch.equal(one_of_each.position_ids, branch.position_ids[..., firsts, :])
