@@ -40,6 +40,7 @@ import torch
 from machine import (
     DTYPES,
     cache_bytes,
+    copy_bandwidth,
     free_memory,
     in_use,
     is_cuda,
@@ -397,28 +398,6 @@ def passes_over(shape: Shape, itemsize: int, copies: int) -> int:
     bytes_ = shape.kv_bytes(itemsize) + shape.query_bytes(itemsize)
     at_least = max(bytes_ / 4e12, shape.operations / 6e14)
     return max(1, round(min(GRAPH_CALLS, GRAPH_SECONDS / at_least) / copies))
-
-
-def copy_bandwidth(device: str) -> float:
-    """Bytes per second of a large copy, read and written."""
-    size = 2**31 if is_cuda(device) else 2**28
-    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    seconds = []
-    for _ in range(20 if is_cuda(device) else 5):
-        synchronise(device)
-        if is_cuda(device):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            target.copy_(source)
-            end.record()
-            end.synchronize()
-            seconds.append(start.elapsed_time(end) / 1000)
-        else:
-            began = time.perf_counter()
-            target.copy_(source)
-            seconds.append(time.perf_counter() - began)
-    return 2 * size / statistics.median(seconds[1:])
 
 
 @contextmanager

@@ -1,8 +1,10 @@
-"""What the benchmarks share: which machine they ran on, and memory at its peak."""
+"""What the benchmarks share: which machine they ran on, its bandwidth, and memory at its peak."""
 
 import ctypes
 import math
 import platform
+import statistics
+import time
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -103,3 +105,25 @@ def cache_bytes(device: str) -> int:
     for size in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         largest = max(largest, 1024 * int(size.read_text().strip().removesuffix("K")))
     return largest
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes per second of a large copy, read and written."""
+    size = 2**31 if is_cuda(device) else 2**28
+    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(20 if is_cuda(device) else 5):
+        synchronise(device)
+        if is_cuda(device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            target.copy_(source)
+            end.record()
+            end.synchronize()
+            seconds.append(start.elapsed_time(end) / 1000)
+        else:
+            began = time.perf_counter()
+            target.copy_(source)
+            seconds.append(time.perf_counter() - began)
+    return 2 * size / statistics.median(seconds[1:])

@@ -18,30 +18,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from machine import peak, reset_peak, synchronise
-from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from rows import NEVER
+from subjects import WORDS, Subject
 
 from sightline import AGLA, CARVE, ICD, M3ID, MVP, VCD, VDGD
 from sightline.chat import prompt_inputs
 from sightline.lab.dialogue import DESCRIBE
 
-VOCABULARY, IMAGE_TOKEN = 32064, 32000
-NEVER = 10**6  # no token has this id: an answer runs to its full length
 DESCRIPTION = 32
 CAPTION = 64
-WORDS = " ".join(f"w{i}" for i in range(100, 123))  # a question of as many tokens
-TEMPLATE = """\
-{{- '<s>' -}}
-{%- for i in range(34) -%}{{- ' w' ~ (i + 10) -}}{%- endfor -%}
-{%- for part in messages[0]['content'] -%}
-{{- ' <image>' if part['type'] == 'image' else ' ' ~ part['text'] -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- ' w8 w9' -}}{%- endif -%}
-"""
 
 
 @dataclass
@@ -65,50 +51,17 @@ class View:
     peak: list[float] = field(default_factory=list)
 
 
-def random_processor() -> LlavaProcessor:
-    """Every token of the random models is a word of its own, so texts keep their lengths."""
-    words = {f"w{i}": i for i in range(VOCABULARY)}
-    for name, token in (("<pad>", 0), ("<s>", 1), ("<image>", IMAGE_TOKEN)):
-        words.pop(f"w{token}")
-        words[name] = token
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        additional_special_tokens=["<image>"],
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
-        ),
-        tokenizer=fast,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<image>",
-        chat_template=TEMPLATE,
-    )
-
-
-def random_picture() -> Image.Image:
-    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((640, 480))
-
-
-def views(model: Any, is_lab: bool, processor: Any, picture: Any, tokens: int) -> list[View]:
-    """The rows, plain answers first.
+def views(subject: Subject, tokens: int) -> list[View]:
+    """The rows, plain answers first, for a batch of one.
 
     Args:
-        is_lab: Whether it is the lab's model, which answers and understands its own words only.
         tokens: Of an answer.
     """
+    model, processor, is_lab = subject.model, subject.processor, subject.trained
+    ((picture,),) = subject.pictures
     question, general, captions = WORDS, WORDS, tuple(f"{WORDS} w{i}" for i in range(10, 13))
     describe, suffix = {"statement": "{description}"}, "w4"
-    if is_lab:
+    if is_lab:  # it understands its own words only
         question, general, captions = "Is there a bus in the image?", DESCRIBE[0], DESCRIBE
         describe, suffix = {"request": DESCRIBE[0], "layout": "continue"}, ""
     inputs = prompt_inputs(model, processor, picture, question)
