@@ -29,6 +29,79 @@ WINDOW = frozenset(vars(DynamicSlidingWindowLayer(sliding_window=1))) | {
 KNOWN = STATES | WINDOW | frozenset(vars(DynamicIndexedLayer())) | frozenset(INDICES)
 
 
+ROOM = 128  # tokens: how much longer a full layer is made
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer with room behind its keys: a token is written there, and nothing is copied.
+
+    `keys` and `values` are views of what is filled, as long as nobody sets them.
+
+    Args:
+        most: Tokens that may follow what it is filled with; the room is no larger.
+    """
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.room = max(1, min(ROOM, most))
+        self.buffers: tuple[Tensor, ...] = ()
+        self.views: tuple[Tensor, ...] = ()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Adds `[R, H, t, D]`; all keys and all values so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before, added = self.get_seq_length(), (key_states, value_states)
+        after = before + key_states.shape[-2]
+        if not self._holds(after):
+            held = (self.keys, self.values) if before else ()
+            self.buffers = tuple(x.new_empty(roomy(x, after + self.room)) for x in added)
+            for buffer, values in zip(self.buffers, held, strict=False):
+                buffer[..., :before, :] = values
+        for buffer, values in zip(self.buffers, added, strict=True):
+            buffer[..., before:after, :] = values
+        self._show(after)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row r goes on as row `beam_idx[r]` was."""
+        length = self.get_seq_length()
+        if not self._holds(length):
+            super().reorder_cache(beam_idx)
+        elif length:
+            self.buffers = tuple(buffer[beam_idx.to(buffer.device)] for buffer in self.buffers)
+            self._show(length)
+
+    def _holds(self, length: int) -> bool:
+        """Whether the buffers have what was cached, and are long enough."""
+        shown = (self.keys, self.values)
+        are_ours = bool(self.views) and all(a is b for a, b in zip(shown, self.views, strict=True))
+        return are_ours and length <= self.buffers[0].shape[-2]
+
+    def _show(self, length: int) -> None:
+        self.views = tuple(buffer[..., :length, :] for buffer in self.buffers)
+        self.keys, self.values = self.views
+
+
+def roomy(values: Tensor, length: int) -> tuple[int, ...]:
+    """The shape of values `[..., T, D]` made as long."""
+    return (*values.shape[:-2], length, values.shape[-1])
+
+
+def make_room(cache: Any, most: int) -> None:
+    """Gives an empty cache layers that need no copy per token, where it has such that do.
+
+    Args:
+        most: Tokens that may follow the prompt.
+    """
+    if type(cache) is DynamicCache and not cache.offloading:
+        cache.layers = [
+            RoomyLayer(most) if type(layer) is DynamicLayer else layer for layer in cache.layers
+        ]
+
+
 def scratch_cache(model: Any, begun: Sequence[tuple[Tensor, Tensor]] = ()) -> DynamicCache:
     """A cache that keeps every key of a prompt: a sliding target cuts its own window.
 

@@ -36,6 +36,7 @@ from sightline.attention.parts import Selection
 from sightline.attention.selections import cut_cache
 from sightline.decoders.branch import Branch, Call, Prefix, image_mask
 from sightline.decoders.caches import (
+    RoomyLayer,
     cached_heads,
     check_layers,
     fill,
@@ -43,6 +44,7 @@ from sightline.decoders.caches import (
     layers_that_keep_keys,
     layers_with_every_key,
     layers_without_attention,
+    make_room,
     scratch_cache,
 )
 from sightline.decoders.features import (
@@ -276,10 +278,10 @@ class Ensemble:
         branch, block = self.branches[number], self.blocks[number]
         compared = self.early.keywords if number == 0 else {}
         index = torch.arange(len(branch.input_ids), device=branch.input_ids.device)
-        is_text = block.is_idle and not differ
-        if is_text:
+        is_untouched = block.is_idle and not differ
+        if is_untouched:
             branch, index = branch.distinct(self.model.config)
-        if is_text and self.texts is not None and not branch.features:
+        if is_untouched and self.texts is not None and not branch.features:
             outputs = self._recalled(branch, cache, shared)
         else:
             with self._watched([block], branch.length - cache.get_seq_length()) as watching:
@@ -873,6 +875,7 @@ def loop_kwargs(
         ensemble.model._prepare_cache_for_generation(
             generation_config, kwargs, mode, len(branches) * len(expert.input_ids), longest
         )
+        make_room(kwargs["past_key_values"], longest - ensemble.width)
     return kwargs
 
 
@@ -1000,7 +1003,8 @@ def check_reusable(model: Any, branches: list[Branch]) -> None:
 
 def check_cuttable(cache: Any) -> None:
     """Raises `ValueError` unless keys can leave the cache between two steps."""
-    fixed = sorted({type(la).__name__ for la in cache.layers if type(la) is not DynamicLayer})
+    kinds = {type(layer) for layer in cache.layers} - {DynamicLayer, RoomyLayer}
+    fixed = sorted(kind.__name__ for kind in kinds)
     if fixed or type(cache) is not DynamicCache:
         raise ValueError(
             f"keys can only leave a DynamicCache of full-attention layers, and this call has "

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from sightline.attention.parts import Selection
 from sightline.decoders.branch import Branch
-from sightline.decoders.caches import layers_that_keep_keys
+from sightline.decoders.caches import layers_that_keep_keys, make_room
 from sightline.decoders.ensemble import (
     Ensemble,
     is_row_tensor,
@@ -120,6 +120,7 @@ class GatedEnsemble(Ensemble):
             for name, value in given.items()
         }
         self.cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        make_room(self.cache, config.max_length - self.prompt_length)
         others._prefill(others.prompts, config, {**kwargs, "past_key_values": self.cache})
         self.read = 0
 
