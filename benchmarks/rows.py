@@ -15,7 +15,22 @@ from subjects import Subject
 from timing import Row
 from transformers import CompileConfig
 
-from sightline import AGLA, DAMRO, ICD, M3ID, PAI, SID, VAF, VCD, VDD, DeCo, DoLa, Gated, VASparse
+from sightline import (
+    AGLA,
+    DAMRO,
+    ICD,
+    M3ID,
+    PAI,
+    SID,
+    VAF,
+    VCD,
+    VDD,
+    DeCo,
+    DoLa,
+    Gated,
+    Reusing,
+    VASparse,
+)
 from sightline.decoders.branch import MARKERS
 from sightline.decoders.features import is_one_of, token_ids
 from sightline.logits.gates import Gate
@@ -66,6 +81,7 @@ ENTRIES = {
     "greedy": Entry("greedy", static_on_cpu=True),
     "beam": Entry("beam 3", branches=False, dynamic_only=True, keywords={"num_beams": 3}),
     "vdd": Entry("VDD none", lambda s: VDD(), static_on_cpu=True),
+    "vdd-reusing": Entry("VDD, text known", lambda s: Reusing(VDD())),
     "vdd-both": Entry("VDD both", lambda s: VDD(variant="both", processor=s.processor)),
     "vcd": Entry("VCD", lambda s: VCD(), static_on_cpu=True),
     "damro": Entry("DAMRO", lambda s: DAMRO()),
