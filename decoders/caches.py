@@ -27,8 +27,6 @@ WINDOW = frozenset(vars(DynamicSlidingWindowLayer(sliding_window=1))) | {
     "prefill_values",
 }
 KNOWN = STATES | WINDOW | frozenset(vars(DynamicIndexedLayer())) | frozenset(INDICES)
-
-
 ROOM = 128  # tokens: how much longer a full layer is made
 
 
@@ -56,16 +54,15 @@ class RoomyLayer(DynamicLayer):
         before, added = self.get_seq_length(), (key_states, value_states)
         after = before + key_states.shape[-2]
         if not self._holds(after):
-            held = (self.keys, self.values) if before else ()
+            held: tuple[Any, ...] = (self.keys, self.values) if before else ()
             self.buffers = tuple(x.new_empty(roomy(x, after + self.room)) for x in added)
             for buffer, values in zip(self.buffers, held, strict=False):
                 buffer[..., :before, :] = values
         for buffer, values in zip(self.buffers, added, strict=True):
             buffer[..., before:after, :] = values
-        self._show(after)
-        return self.keys, self.values
+        return self._show(after)
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         """Row r goes on as row `beam_idx[r]` was."""
         length = self.get_seq_length()
         if not self._holds(length):
@@ -80,9 +77,10 @@ class RoomyLayer(DynamicLayer):
         are_ours = bool(self.views) and all(a is b for a, b in zip(shown, self.views, strict=True))
         return are_ours and length <= self.buffers[0].shape[-2]
 
-    def _show(self, length: int) -> None:
-        self.views = tuple(buffer[..., :length, :] for buffer in self.buffers)
-        self.keys, self.values = self.views
+    def _show(self, length: int) -> tuple[Tensor, Tensor]:
+        keys, values = (buffer[..., :length, :] for buffer in self.buffers)
+        self.keys, self.values = self.views = keys, values
+        return keys, values
 
 
 def roomy(values: Tensor, length: int) -> tuple[int, ...]:
