@@ -229,19 +229,21 @@ def recalibrated(
     """An attention function of transformers'. `original` None stands for the model's own eager."""
     streams: Streams | None = kwargs.pop(KEYWORD, None)
     check_mask(kwargs)
-    if original is None:
-        original = sys.modules[type(module).__module__].eager_attention_forward
-    unedited = partial(
-        original, module, query, key, value, attention_mask, scaling=scaling, dropout=dropout
-    )
+
+    def unedited() -> tuple[Tensor, Tensor | None]:
+        attend = original or sys.modules[type(module).__module__].eager_attention_forward
+        return attend(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+
     if streams is None:
-        return unedited(**kwargs)
+        return unedited()
     streams.reached.add(module.layer_idx)
     layer, queries, keys = module.layer_idx, query.shape[2], key.shape[2]
     weights = streams.weights(layer, queries, keys, query.device)
     asked = streams.records(layer)
     if weights is None and not asked:
-        return unedited(**kwargs)
+        return unedited()
     check_keywords(kwargs)
     ledgers = [block.ledger for block in streams.blocks]
     record = reference.Record(
@@ -257,7 +259,7 @@ def recalibrated(
         "weights": weights,
     }
     first = first_concerned(weights, asked, queries)
-    before = [unedited(**kwargs)[0][:, :first]] if first else []
+    before = [unedited()[0][:, :first]] if first else []
     output, recorded = attend_for(query.device)(
         query[:, :, first:], key, value, record=record, **latest(given, first, queries)
     )

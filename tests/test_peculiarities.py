@@ -412,7 +412,7 @@ def test_no_mask_is_not_always_causal():
     ledger.begin(0, 5)
 
     def run(**given):
-        streams = Streams([Stream(ledger, (), {0: frozenset({"row"})})])
+        streams = Streams([Stream(ledger, (), {0: frozenset({"columns"})})])
         module = SimpleNamespace(layer_idx=0)
         given = {KEYWORD: streams, "scaling": 0.5, **given}
         return recalibrated(None, module, query, key, value, None, **given)[0]
