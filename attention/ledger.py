@@ -62,7 +62,7 @@ class Ledger:
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
-        self.reads_prompt = self.step == 0
+        self.reads_prompt = self.step == 0  # kept: a compiled forward must not depend on the step
 
     @property
     def prompt(self) -> int:
