@@ -62,6 +62,20 @@ class RoomyLayer(DynamicLayer):
             buffer[..., before:after, :] = values
         return self._show(after)
 
+    def opened(self, keys: Tensor, values: Tensor, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Room for an empty layer's first tokens, for the caller to write all of them to.
+
+        Args:
+            keys: What one of the rows' branches has, `[B, H, t, D]`; so are the values.
+            rows: All rows.
+            tokens: Of each row, padding included.
+        """
+        self.lazy_initialization(keys, values)
+        self.buffers = tuple(
+            x.new_empty(rows, *roomy(x, tokens + self.room)[1:]) for x in (keys, values)
+        )
+        return self._show(tokens)
+
     def reorder_cache(self, beam_idx: Any) -> None:
         """Row r goes on as row `beam_idx[r]` was."""
         length = self.get_seq_length()
@@ -199,19 +213,33 @@ def fill(target: Any, caches: Sequence[Any], stack: Callable[..., Tensor], copie
     Args:
         target: An empty cache of all rows.
         caches: Of each branch, B rows.
-        stack: `(values, rows_dim, prompt_dim) -> values`, of all branches and of all copies.
+        stack: `(values, rows_dim, prompt_dim, into) -> values`, of all branches and all copies.
         copies: Rows per prompt.
     """
     for index, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
         if isinstance(layers[0], LinearAttentionCacheLayerMixin):
             fill_states(target.layers[index], layers, copies)
         if getattr(layers[0], "keys", None) is not None:
-            keys = stack([layer.keys for layer in layers], prompt_dim=2)
-            values = stack([layer.values for layer in layers], prompt_dim=2)
-            for layer in layers:
-                layer.keys = layer.values = None
-            target.update(keys, values, index)
+            fill_keys(target, index, layers, stack, copies)
         fill_indices(target, index, layers, stack)
+
+
+def fill_keys(
+    target: Any, index: int, layers: tuple[Any, ...], stack: Callable[..., Tensor], copies: int
+) -> None:
+    """Keys and values, copied once where the target has room of its own."""
+    keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
+    for layer in layers:
+        layer.keys = layer.values = None
+    into = target.layers[index] if index < len(target.layers) else None
+    if isinstance(into, RoomyLayer):
+        rows = copies * sum(len(own) for own in keys)
+        tokens = max(own.shape[2] for own in keys)
+        opened = into.opened(keys[0], values[0], rows, tokens)
+        for own, place in zip((keys, values), opened, strict=True):
+            stack(own, prompt_dim=2, into=place)
+    else:
+        target.update(stack(keys, prompt_dim=2), stack(values, prompt_dim=2), index)
 
 
 def fill_indices(

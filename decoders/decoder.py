@@ -4,7 +4,6 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -12,11 +11,11 @@ from torch import Tensor
 from sightline.attention.parts import Recalibration, Selection
 from sightline.decoders.branch import ENCODER_INPUTS, POSITION_INPUTS, Branch
 from sightline.decoders.contrasts import needs_images, needs_pixels
-from sightline.decoders.ensemble import Ensemble, decode
+from sightline.decoders.ensemble import Asked, Ensemble, decode
 from sightline.decoders.gated import GatedEnsemble
 from sightline.decoders.memory import ReadTexts
 from sightline.logits.gates import Gate, Undecided
-from sightline.logits.rules import Rule
+from sightline.logits.rules import Plausibility, Rule
 
 Contrast = Callable[[Branch, Any], Branch]
 Preparation = Callable[[Branch, Any], Branch]
@@ -145,13 +144,12 @@ class Recipe(Strategy):
             (self.preparations, self.recalibrations, self.selections)
         )
 
-    def ensemble(self, branches: list[Branch]) -> Callable[..., Ensemble]:
+    def ensemble(self, model: Any, branches: list[Branch], asked: Asked) -> Ensemble:
         """What holds these branches, the expert first."""
-        if len(branches) == 1:
-            return Ensemble
-        if self.gate is None:
-            return partial(Ensemble, texts=self.texts)
-        return partial(GatedEnsemble, texts=self.texts, gate=self.gate)
+        rule = self.rule or Plausibility(beta=0)
+        if self.gate is None or len(branches) == 1:
+            return Ensemble(model, branches, rule, asked)
+        return GatedEnsemble(model, branches, rule, asked, self.gate)
 
     def simplified(self) -> "Recipe":
         """Without branches that the rule gives no weight, and without parts that do nothing."""

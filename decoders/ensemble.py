@@ -10,15 +10,13 @@ Every private method of transformers' `GenerationMixin` that the library calls i
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 from transformers import __version__ as transformers_version
-from transformers.cache_utils import DynamicLayer
 from transformers.generation import (
     EosTokenCriteria,
     GenerationMode,
@@ -31,57 +29,49 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from sightline.attention.interface import KEYWORD, Stream, Streams, switched
-from sightline.attention.ledger import Ledger
 from sightline.attention.parts import Selection
 from sightline.attention.selections import cut_cache
 from sightline.decoders.branch import Branch, Call, Prefix, image_mask
 from sightline.decoders.caches import (
-    RoomyLayer,
     cached_heads,
     check_layers,
     fill,
-    has_windows,
-    layers_that_keep_keys,
-    layers_with_every_key,
-    layers_without_attention,
     make_room,
     scratch_cache,
 )
-from sightline.decoders.features import (
-    Features,
-    is_one_of,
-    picture_lengths,
-    picture_rows,
-    select_from,
-    select_rows,
-    token_ids,
+from sightline.decoders.checks import (
+    check_call,
+    check_capacity,
+    check_cuttable,
+    check_looks,
+    check_pictures,
+    check_reached,
+    check_reusable,
 )
+from sightline.decoders.features import Features, token_ids
 from sightline.decoders.head import EarlyLogits
 from sightline.decoders.memory import ReadTexts
-from sightline.decoders.rescue import RescuedProcessors
-from sightline.logits.rules import Plausibility, Rule, State
-from sightline.pictures import listed, open_picture
-
-SUPPORTED_MODES = (
-    GenerationMode.GREEDY_SEARCH,
-    GenerationMode.SAMPLE,
-    GenerationMode.BEAM_SEARCH,
-    GenerationMode.BEAM_SAMPLE,
+from sightline.decoders.prompts import (
+    can_share,
+    encoded_pictures,
+    forward_prompt,
+    in_as_many_parts,
+    is_row_tensor,
+    pictures_asked,
+    prepare_inputs,
 )
+from sightline.decoders.rescue import RescuedProcessors
+from sightline.decoders.streams import layers_that_look, recording, stream
+from sightline.logits.rules import Plausibility, Rule, State
 
-
-HARMLESS = {"mm_token_type_ids"}  # along a prompt: changes no key before its token
 COMPILED = Lock()  # the next replay of a recorded graph, by any thread, writes over its outputs
-MIDDLE = (0.4, 0.75)  # of the depth: the layers that read the picture for the answer
 
 
-class Ensemble:
-    """Stands in for a model of R rows; holds N branches of R rows each.
+@dataclass(frozen=True)
+class Asked:
+    """The settings of one call, whatever its branches.
 
     Args:
-        model: The model that every branch runs on.
-        branches: The expert first. Each has B rows, of a prompt length of its own.
-        rule: `([expert, *others], state) -> scores`, each `[R, V]`.
         prompt_length: T of the caller's prompt; a preparation may have given the expert another.
         copies: Rows per prompt: beams, or returned sequences. R = B * copies.
         keep_logits: Remember every branch's logits of every step in `branch_logits`.
@@ -92,44 +82,50 @@ class Ensemble:
         texts: What earlier calls read of prompts without pictures, to be read from and added to.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        branches: list[Branch],
-        rule: Rule,
-        prompt_length: int,
-        copies: int,
-        keep_logits: bool,
-        selections: tuple[Selection, ...] = (),
-        records: Mapping[int, frozenset[str]] | None = None,
-        looks: bool | tuple[int, int] = False,
-        texts: ReadTexts | None = None,
-    ):
-        if texts is not None:
+    prompt_length: int
+    copies: int = 1
+    keep_logits: bool = False
+    selections: tuple[Selection, ...] = ()
+    records: Mapping[int, frozenset[str]] | None = None
+    looks: bool | tuple[int, int] = False
+    texts: ReadTexts | None = None
+
+
+class Ensemble:
+    """Stands in for a model of R rows; holds N branches of R rows each.
+
+    Args:
+        model: The model that every branch runs on.
+        branches: The expert first. Each has B rows, of a prompt length of its own.
+        rule: `([expert, *others], state) -> scores`, each `[R, V]`.
+        asked: The settings of the call.
+    """
+
+    def __init__(self, model: Any, branches: list[Branch], rule: Rule, asked: Asked):
+        if asked.texts is not None:
             check_reusable(model, branches)
-        self.texts = texts
         self.model = model
         self.branches = branches
         self.rule = rule
-        self.prompt_length = prompt_length
-        self.copies = copies
+        self.asked = asked
         self.state = State(
             image_masks=tuple(b.image_mask for b in branches),
             notes={
-                name: values.repeat_interleave(copies, dim=0)
+                name: values.repeat_interleave(asked.copies, dim=0)
                 for name, values in branches[0].notes.items()
             },
         )
         self.width = max(b.length for b in branches)
         self.prompts = self.stack([b.input_ids for b in branches])
         self.latest: tuple[Tensor, ...] = ()
-        self.branch_logits: list[Tensor] | None = [] if keep_logits else None
-        self.selections = selections
-        self.blocks = [stream(model, branch, selections, records or {}) for branch in branches]
+        self.branch_logits: list[Tensor] | None = [] if asked.keep_logits else None
+        self.blocks = [
+            stream(model, branch, asked.selections, asked.records or {}) for branch in branches
+        ]
         self.image_attention: list[Tensor] | None = None
-        if looks:
+        if asked.looks:
             self.image_attention = []
-            self.look_layers = layers_that_look(self.blocks[0].ledger, looks)
+            self.look_layers = layers_that_look(self.blocks[0].ledger, asked.looks)
             self.blocks[0] = recording(self.blocks[0], self.look_layers, "row")
         self.early = EarlyLogits(model, rule)
 
@@ -146,23 +142,31 @@ class Ensemble:
         """R, the rows that the generation loop sees."""
         return len(self.prompts) // len(self.branches)
 
-    def stack(self, values: list[Tensor], rows_dim: int = 0, prompt_dim: int = 1) -> Tensor:
-        """One tensor per branch -> one of all rows, left-padded along the prompt.
+    def stack(
+        self,
+        values: list[Tensor],
+        rows_dim: int = 0,
+        prompt_dim: int = 1,
+        into: Tensor | None = None,
+    ) -> Tensor:
+        """One tensor per branch -> one of all rows, left-padded along the prompt with zeros.
 
         Each value has B rows and its branch's own prompt length; the result has N*R rows, branch
-        by branch, each prompt's copies side by side.
+        by branch, each prompt's copies side by side. It is written to `into` where that is given.
         """
         rows_dim %= values[0].ndim
-        shape = list(values[0].shape)
-        shape[rows_dim] *= len(values) * self.copies
-        shape[prompt_dim] = self.width
-        stacked = values[0].new_zeros(shape)
-        for block, value in zip(stacked.chunk(len(values), dim=rows_dim), values, strict=True):
-            length = value.shape[prompt_dim]
-            place = block.narrow(prompt_dim, self.width - length, length)
-            place = place.unflatten(rows_dim, (-1, self.copies))
-            place.copy_(value.unsqueeze(rows_dim + 1))
-        return stacked
+        prompt_dim %= values[0].ndim
+        if into is None:
+            shape = list(values[0].shape)
+            shape[rows_dim] *= len(values) * self.asked.copies
+            shape[prompt_dim] = self.width
+            into = values[0].new_empty(shape)
+        for block, value in zip(into.chunk(len(values), dim=rows_dim), values, strict=True):
+            padding = self.width - value.shape[prompt_dim]
+            block.narrow(prompt_dim, 0, padding).zero_()
+            place = block.narrow(prompt_dim, padding, value.shape[prompt_dim])
+            place.unflatten(rows_dim, (-1, self.asked.copies)).copy_(value.unsqueeze(rows_dim + 1))
+        return into
 
     def prompt_mask(self) -> Tensor:
         """`[N*R, T]`, 1 on the prompts' tokens."""
@@ -218,7 +222,7 @@ class Ensemble:
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Any:
         """The loop's `input_ids` `[R, T + t]` -> model inputs of N*R rows: t is the same answer."""
-        answer = input_ids[:, self.prompt_length :].repeat(len(self.branches), 1)
+        answer = input_ids[:, self.asked.prompt_length :].repeat(len(self.branches), 1)
         ids = torch.cat([self.prompts, answer], dim=1)
         return prepare_inputs(self.model, ids, kwargs)
 
@@ -246,7 +250,7 @@ class Ensemble:
             and name not in self.branches[0].aligned
         }
         own = {name for name, value in shared.items() if is_row_tensor(value, self.prompts)}
-        shared.update({name: shared[name][: self.rows : self.copies] for name in own})
+        shared.update({name: shared[name][: self.rows : self.asked.copies] for name in own})
         caches = [branch.cache(self.model) for branch in self.branches]
         # From here on a prefix is the caches' alone, and each lets go of it as it is read.
         self.branches[:] = [replace(branch, prefix=None) for branch in self.branches]
@@ -257,10 +261,10 @@ class Ensemble:
         outputs.logits = torch.cat(logits)
         heads = cached_heads(caches[0])
         outputs.past_key_values = model_kwargs["past_key_values"]
-        fill(outputs.past_key_values, caches, self.stack, self.copies)
+        fill(outputs.past_key_values, caches, self.stack, self.asked.copies)
         for block in self.blocks:
             block.ledger.kv_heads = heads
-            block.ledger.widen(self.width, self.copies)
+            block.ledger.widen(self.width, self.asked.copies)
         return self._combine(outputs)
 
     def _read(self, number: int, cache: Any, shared: Mapping[str, Any], differ: bool) -> Any:
@@ -281,7 +285,7 @@ class Ensemble:
         is_untouched = block.is_idle and not differ
         if is_untouched:
             branch, index = branch.distinct(self.model.config)
-        if is_untouched and self.texts is not None and not branch.features:
+        if is_untouched and self.asked.texts is not None and not branch.features:
             outputs = self._recalled(branch, cache, shared)
         else:
             with self._watched([block], branch.length - cache.get_seq_length()) as watching:
@@ -290,7 +294,7 @@ class Ensemble:
         self.branches[number] = replace(self.branches[number], features={})
         if len(branch.input_ids) < len(index):
             cache.reorder_cache(index)
-        index = index.repeat_interleave(self.copies)
+        index = index.repeat_interleave(self.asked.copies)
         if number == 0:
             early = self.early.take(outputs, len(branch.input_ids))
             self.state.early = tuple(logits[index] for logits in early)
@@ -304,13 +308,13 @@ class Ensemble:
 
     def _recalled(self, branch: Branch, cache: Any, shared: Mapping[str, Any]) -> Any:
         """A prompt without pictures into its cache; what an earlier call read is not read again."""
-        assert self.texts is not None
+        assert self.asked.texts is not None
 
         def read(unknown: Branch) -> tuple[Tensor, Any]:
             own = unknown.cache(self.model)
             return forward_prompt(self.model, unknown, own, shared).logits[:, -1:], own
 
-        return CausalLMOutputWithPast(logits=self.texts.read(self.model, branch, cache, read))
+        return CausalLMOutputWithPast(logits=self.asked.texts.read(self.model, branch, cache, read))
 
     def _combine(self, outputs: Any) -> Any:
         """Replaces the logits of N*R rows by the rule's scores `[R, 1, V]`, in float32."""
@@ -319,8 +323,8 @@ class Ensemble:
         if self.image_attention is not None:
             self.image_attention.append(self._look())
         outputs.logits = self._scores()[:, None]
-        if self.selections:
-            cut_cache(outputs.past_key_values, self.selections, self.blocks)
+        if self.asked.selections:
+            cut_cache(outputs.past_key_values, self.asked.selections, self.blocks)
         self.state.step += 1
         if self.branch_logits is not None:
             self.branch_logits.append(torch.stack(self.latest))
@@ -342,7 +346,7 @@ class Ensemble:
         ledger, length = self.blocks[0].ledger, self.branches[0].length
         seen = torch.stack([ledger.row[layer] for layer in self.look_layers]).mean(dim=0)
         if ledger.reads_prompt:
-            seen = seen.repeat_interleave(self.copies, dim=0)
+            seen = seen.repeat_interleave(self.asked.copies, dim=0)
         else:
             seen = seen[:, self.width - length : self.width]
         return seen * self.image_mask
@@ -350,7 +354,7 @@ class Ensemble:
     @property
     def image_mask(self) -> Tensor:
         """`[R, T]` bool, true on image tokens of the expert's own prompt."""
-        return self.branches[0].image_mask.repeat_interleave(self.copies, dim=0)
+        return self.branches[0].image_mask.repeat_interleave(self.asked.copies, dim=0)
 
 
 def decode(
@@ -420,17 +424,15 @@ def decode(
     ]
     del expert
     keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
-    rule = recipe.rule or Plausibility(beta=0)
-    ensemble = recipe.ensemble(branches)(
-        model,
-        branches,
-        rule,
-        input_ids.shape[1],
-        copies,
-        bool(keep_logits),
-        recipe.selections,
+    asked = Asked(
+        prompt_length=input_ids.shape[1],
+        copies=copies,
+        keep_logits=bool(keep_logits),
+        selections=recipe.selections,
         looks=looks,
+        texts=recipe.texts if recipe.contrasts else None,
     )
+    ensemble = recipe.ensemble(model, branches, asked)
     del branches  # the ensemble lets go of what is read
     kwargs = loop_kwargs(ensemble, model_kwargs, generation_config, mode)
     if recipe.selections:
@@ -447,157 +449,10 @@ def decode(
     return outputs if isinstance(outputs, Tensor) else finish(outputs, ensemble)
 
 
-def stream(
-    model: Any,
-    branch: Branch,
-    selections: tuple[Selection, ...],
-    records: Mapping[int, frozenset[str]],
-) -> Stream:
-    """A branch's keys, edits and records, checked against the model and the prompt."""
-    config = model.config.get_text_config(decoder=True)
-    depth = config.num_hidden_layers
-    heads = shared_number(config, "num_attention_heads")
-    ledger = Ledger(
-        image_mask=branch.image_mask,
-        mask=branch.attention_mask.bool(),
-        layers=depth,
-        heads=heads,
-        kv_heads=shared_number(config, "num_key_value_heads", heads),
-        partial=frozenset(range(depth)) - set(layers_with_every_key(config)),
-        blind=layers_without_attention(config),
-    )
-    asked = dict(records)
-    for part in (*branch.recalibrations, *selections):
-        part.check(ledger)
-        for layer, names in part.records(ledger).items():
-            if "looks" in names:
-                ledger.look_layer = layer
-                names = names - {"looks"} | {"mass"}
-            asked[layer] = asked.get(layer, frozenset()) | names
-    return Stream(ledger, branch.recalibrations, asked)
-
-
-def shared_number(config: Any, name: str, otherwise: int | None = None) -> int | None:
-    """What all layers of a text model have of `name`; None where they differ."""
-    layers = getattr(config, "per_layer_config", None) or [config]
-    numbers = {getattr(layer, name, None) or otherwise for layer in layers}
-    return numbers.pop() if len(numbers) == 1 else None
-
-
-def recording(block: Stream, layers: Iterable[int], name: str) -> Stream:
-    """The same stream, which also keeps `name` of these layers."""
-    asked = dict(block.asked or {})
-    for layer in layers:
-        asked[layer] = asked.get(layer, frozenset()) | {name}
-    return replace(block, asked=asked)
-
-
-def layers_that_look(ledger: Ledger, asked: bool | tuple[int, int]) -> tuple[int, ...]:
-    """The layers whose attention to the picture is shown, among those that see every key.
-
-    Those asked for, or the middle ones; where no middle one sees every key, all that do.
-    """
-    depth = ledger.layers
-    first, after = middle_layers(depth) if isinstance(asked, bool) else asked
-    if not 0 <= first < after <= depth:
-        raise ValueError(
-            f"output_image_attention is True or (first layer, first after) within (0, {depth}), "
-            f"got {asked}"
-        )
-    whole = [layer for layer in range(depth) if layer not in ledger.partial]
-    chosen = [layer for layer in whole if first <= layer < after]
-    if not chosen and asked is True:
-        chosen = whole
-    if not chosen:
-        raise ValueError(
-            "output_image_attention needs a layer that sees every key, and none of those asked "
-            f"for does: layers {whole} do"
-        )
-    return tuple(chosen)
-
-
-def middle_layers(depth: int) -> tuple[int, int]:
-    """(first, first after) of the layers that read the picture for the answer."""
-    return int(MIDDLE[0] * depth), max(1, int(MIDDLE[1] * depth))
-
-
-def check_reached(model: Any, streams: Streams) -> None:
-    """Raises `ValueError` if a forward's attention never saw what was to be edited."""
-    ledger = streams.blocks[0].ledger
-    missed = sorted(set(range(ledger.layers)) - ledger.blind - streams.reached)
-    if missed:
-        raise ValueError(
-            f"{type(model).__name__} does not hand forward keywords down to the attention of "
-            f"layers {missed}, so nothing would be recalibrated there: use a decoder without "
-            "recalibration (VCD, VDD)"
-        )
-
-
-def pictures_asked(
-    images: Any, expert: Branch, config: Any, recipe: Any
-) -> tuple[tuple[Any, ...], ...]:
-    """The caller's pictures by row, opened; raises `ValueError` unless they are the prompt's."""
-    if images is None:
-        if recipe.needs_images:
-            raise ValueError(
-                "this decoder looks at the picture again and needs it, not only its pixel_values: "
-                "generate(..., images=picture), or a list of all pictures of the batch in order"
-            )
-        return ()
-    given = [
-        open_picture(image)
-        for entry in listed(images)
-        for image in (listed(entry) if isinstance(entry, list | tuple) else [entry])
-    ]
-    rows = picture_rows(expert.input_ids, expert.features or {}, config).get("image")
-    rows = rows or [[] for _ in expert.input_ids]
-    count = sum(len(row) for row in rows)
-    if len(given) != count:
-        raise ValueError(
-            f"images holds {len(given)} pictures and the prompt {count}: pass those of the whole "
-            "batch, in the order of the prompts"
-        )
-    return tuple(tuple(given[picture] for picture in row) for row in rows)
-
-
 def show_prompt(token_streamer: Any, input_ids: Tensor) -> None:
     """A streamer's first value is the prompt: without it `skip_prompt` eats a token."""
     if token_streamer is not None:
         token_streamer.put(input_ids.cpu())
-
-
-def forward_prompt(model: Any, branch: Branch, cache: Any, shared: Mapping[str, Any]) -> Any:
-    """One branch's prompt through the model, into its cache: what that holds is not read again.
-
-    `shared` are keywords common to all branches, row tensors of B rows.
-    """
-    mask, start, features = branch.attention_mask, cache.get_seq_length(), branch.features or {}
-    if start:
-        features = select_from(features, branch.input_ids, model.config, start)
-    given = {
-        "next_sequence_length": branch.length - start,
-        "is_first_iteration": True,
-        "past_key_values": cache,
-        "attention_mask": None if mask.all() else mask,
-        "position_ids": branch.position_ids,
-        **{name: values[:, start:] for name, values in branch.aligned.items()},
-        **({"mm_encoder_outputs": dict(features)} if features else {}),
-        **shared,
-    }
-    return model(**prepare_inputs(model, branch.input_ids, given), return_dict=True)
-
-
-def prepare_inputs(model: Any, input_ids: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model makes of the loop's keywords, with the positions that are in them.
-
-    Some models drop them and count the padding along, which differs from branch to branch.
-    """
-    inputs = model.prepare_inputs_for_generation(input_ids, **given)
-    positions = given.get("position_ids")
-    if positions is not None and inputs.get("position_ids") is None:
-        latest = given.get("next_sequence_length") or input_ids.shape[1]
-        inputs["position_ids"] = positions[..., -latest:]
-    return inputs
 
 
 def read_pictures(branch: Branch, model: Any) -> Branch:
@@ -624,17 +479,6 @@ def read_pictures(branch: Branch, model: Any) -> Branch:
     forward_prompt(model, head, cache, last_logits(model))
     layers: Any = cache.layers
     return replace(branch, prefix=Prefix(tuple((la.keys, la.values) for la in layers)))
-
-
-def can_share(branch: Branch, model: Any) -> bool:
-    """Whether keys of the first columns are the same whatever follows them."""
-    if not branch.image_mask.any(dim=1).all() or branch.image_mask[:, -1].any():
-        return False
-    if set(branch.aligned) - HARMLESS:
-        return False
-    if has_windows(model.config) and len(branch.input_ids) > 1:
-        return False
-    return layers_that_keep_keys(model)
 
 
 def say(
@@ -668,9 +512,8 @@ def say(
         cache_implementation=None,
         disable_compile=True,
     )
-    ensemble = Ensemble(
-        model, [branch], Plausibility(beta=0), branch.length, copies, False, records=records
-    )
+    asked = Asked(branch.length, copies, records=records)
+    ensemble = Ensemble(model, [branch], Plausibility(beta=0), asked)
     mode = GenerationMode.GREEDY_SEARCH
     kwargs = loop_kwargs(ensemble, last_logits(model), config, mode)
     chosen = LogitsProcessorList(processors)
@@ -734,7 +577,7 @@ class Listening(LogitsProcessor):
         self.ensemble = ensemble
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.listen(self.ensemble, input_ids[:, self.ensemble.prompt_length :])
+        self.listen(self.ensemble, input_ids[:, self.ensemble.asked.prompt_length :])
         return scores
 
 
@@ -823,33 +666,6 @@ def position_offset_kept(model: Any) -> Iterator[None]:
             owner.rope_deltas = offset
 
 
-def encoded_pictures(
-    model_kwargs: Mapping[str, Any], input_ids: Tensor, copies: int, config: Any
-) -> dict[str, Any]:
-    """Encoded pictures of B prompts, from those that `generate` repeated for B * copies rows."""
-    features = {
-        modality: encoded
-        for modality, encoded in (model_kwargs.get("mm_encoder_outputs") or {}).items()
-        if encoded is not None
-    }
-    if copies == 1 or is_unrepeated(features, input_ids[::copies], config):
-        return features
-    return select_rows(features, input_ids, config, range(0, len(input_ids), copies))
-
-
-def is_unrepeated(features: Features, prompts: Tensor, config: Any) -> bool:
-    """Whether pictures fill the prompts once: `generate` repeats only what has a `pooler_output`.
-
-    (5.23. Without a decoder, such models cannot be asked for beams.)
-    """
-    fills = [
-        int(is_one_of(prompts, token_ids(config, (f"{modality}_token_id",))).sum())
-        == sum(picture_lengths(features, modality))
-        for modality in features
-    ]
-    return all(fills)
-
-
 def loop_kwargs(
     ensemble: Ensemble, model_kwargs: dict[str, Any], generation_config: Any, mode: GenerationMode
 ) -> dict[str, Any]:
@@ -866,7 +682,7 @@ def loop_kwargs(
     mask = ensemble.prompt_mask()
     kwargs["attention_mask"] = None if mask.all() else mask
     given = model_kwargs.get("past_key_values")
-    longest = generation_config.max_length - 1 + ensemble.width - ensemble.prompt_length
+    longest = generation_config.max_length - 1 + ensemble.width - ensemble.asked.prompt_length
     if getattr(given, "_is_user_defined", False):
         check_layers(given, ensemble.model)
         check_capacity(given, longest)
@@ -877,20 +693,6 @@ def loop_kwargs(
         )
         make_room(kwargs["past_key_values"], longest - ensemble.width)
     return kwargs
-
-
-def in_as_many_parts(positions: list[Tensor]) -> list[Tensor]:
-    """Positions of each branch, all `[B, T]` or all `[P, B, T]`.
-
-    A model may count text in one row and only pictures in P parts: text has the same in each.
-    """
-    parts = max((p.shape[:-2] for p in positions), key=len)
-    return [p.expand(*parts, *p.shape[-2:]) for p in positions]
-
-
-def is_row_tensor(value: Any, rows: Tensor) -> bool:
-    """Whether a keyword holds one entry for each row, as `generate` expands it."""
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(rows)
 
 
 def finish(outputs: Any, ensemble: Ensemble) -> Any:
@@ -906,55 +708,13 @@ def finish(outputs: Any, ensemble: Ensemble) -> Any:
         fields["logits"] = tuple(step[0] for step in steps)
         further["branch_logits"] = steps
     if ensemble.image_attention is not None:
-        answered = outputs.sequences.shape[1] - ensemble.prompt_length
+        answered = outputs.sequences.shape[1] - ensemble.asked.prompt_length
         further["image_attention"] = tuple(ensemble.image_attention[:answered])
         further["image_mask"] = ensemble.image_mask
     finished = type(outputs)(**fields)
     for name, value in further.items():
         finished[name] = value
     return finished
-
-
-def check_call(
-    model: Any, generation_config: Any, mode: Any, token_streamer: Any, model_kwargs: Mapping
-) -> None:
-    """Raises `ValueError` for what branches cannot be decoded with."""
-    if model.config.is_encoder_decoder:
-        raise ValueError(
-            f"decoders work on decoder-only vision-language models, got {type(model).__name__}, "
-            "an encoder-decoder model"
-        )
-    if mode not in SUPPORTED_MODES:
-        raise ValueError(
-            f"generation mode {mode.value} cannot hold branches: use greedy, sampling, beam search "
-            "or beam sampling"
-        )
-    if generation_config.use_cache is False:
-        raise ValueError("use_cache=False would lose the branches' state: leave the cache on")
-    if generation_config.prefill_chunk_size is not None:
-        raise ValueError("prefill_chunk_size is not supported: branches are prefilled whole")
-    if token_streamer is not None and generation_config.num_beams > 1:
-        raise ValueError("token_streamer cannot follow beam search: set num_beams=1")
-    if model_kwargs.get("inputs_embeds") is not None:
-        raise ValueError(
-            "decoders find pictures by their tokens and need input_ids, got inputs_embeds: pass "
-            "the processor's output to generate unchanged. A model whose own generate makes "
-            "inputs_embeds of it (BLIP-2, InstructBLIP) cannot be decoded with branches"
-        )
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise ValueError(
-            f"past_key_values already holds {int(cache.get_seq_length())} tokens of one branch: "
-            "start each call with an empty cache"
-        )
-
-
-def check_looks(looks: bool | tuple[int, int], generation_config: Any) -> None:
-    """Raises `ValueError` unless what was looked at can be handed out."""
-    if looks and not generation_config.return_dict_in_generate:
-        raise ValueError(
-            "output_image_attention is returned beside the tokens: add return_dict_in_generate=True"
-        )
 
 
 def check_vision_language(model: Any) -> None:
@@ -965,59 +725,4 @@ def check_vision_language(model: Any) -> None:
         raise ValueError(
             f"decoders need a vision-language model whose pictures stand in the prompt as "
             f"placeholder tokens, got {type(model).__name__}"
-        )
-
-
-def check_pictures(expert: Branch, needs_pixels: bool) -> None:
-    """Raises `ValueError` unless prompt and pictures are what contrasts need."""
-    if not expert.image_mask.any():
-        raise ValueError(
-            "the prompt holds no image token, so there is no picture to contrast: build it with "
-            "the processor's chat template and an image, or generate without a decoder"
-        )
-    if not expert.features:
-        raise ValueError(
-            "the prompt holds image tokens but no pixel_values came: pass the processor's whole "
-            "output to generate"
-        )
-    if needs_pixels and not expert.pixels:
-        raise ValueError(
-            "this decoder edits the picture and needs pixel_values, got pre-encoded images: pass "
-            "the processor's output to generate unchanged"
-        )
-
-
-def check_reusable(model: Any, branches: list[Branch]) -> None:
-    """Raises `ValueError` unless some branch's prompt is the same whatever the picture."""
-    if all(branch.features for branch in branches):
-        raise ValueError(
-            "prompts without pictures are what can be reused, and every branch of this decoder "
-            "sees one: use the decoder by itself"
-        )
-    if not layers_that_keep_keys(model):
-        raise ValueError(
-            f"layers of {type(model).__name__} keep more than keys and values, which is not known "
-            "how to reuse: use the decoder by itself"
-        )
-
-
-def check_cuttable(cache: Any) -> None:
-    """Raises `ValueError` unless keys can leave the cache between two steps."""
-    kinds = {type(layer) for layer in cache.layers} - {DynamicLayer, RoomyLayer}
-    fixed = sorted(kind.__name__ for kind in kinds)
-    if fixed or type(cache) is not DynamicCache:
-        raise ValueError(
-            f"keys can only leave a DynamicCache of full-attention layers, and this call has "
-            f"{', '.join(fixed) or type(cache).__name__}: leave cache_implementation unset, use "
-            "a model without sliding-window layers, or turn the selection off"
-        )
-
-
-def check_capacity(cache: Any, longest: int) -> None:
-    """Raises `ValueError` if a caller's own cache is too short for the longest branch."""
-    capacity = cache.get_max_length() if cache.layers else -1
-    if cache.is_compileable and 0 <= capacity < longest:
-        raise ValueError(
-            f"past_key_values has room for {capacity} tokens and the longest branch needs "
-            f"{longest}: make it larger, or let generate make it (cache_implementation='static')"
         )

@@ -1,21 +1,17 @@
 """An ensemble whose amateurs stay behind while they are not needed."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from sightline.attention.parts import Selection
 from sightline.decoders.branch import Branch
-from sightline.decoders.caches import layers_that_keep_keys, make_room
-from sightline.decoders.ensemble import (
-    Ensemble,
-    is_row_tensor,
-    last_logits,
-    prepare_inputs,
-)
-from sightline.decoders.memory import ReadTexts
+from sightline.decoders.caches import make_room
+from sightline.decoders.checks import check_gated
+from sightline.decoders.ensemble import Asked, Ensemble, last_logits
+from sightline.decoders.prompts import is_row_tensor, prepare_inputs
 from sightline.logits.gates import Gate
 from sightline.logits.rules import Plausibility, Rule
 
@@ -31,37 +27,21 @@ class GatedEnsemble(Ensemble):
         gate: Says of which rows the others are asked.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        branches: list[Branch],
-        rule: Rule,
-        prompt_length: int,
-        copies: int,
-        keep_logits: bool,
-        selections: tuple[Selection, ...] = (),
-        looks: bool | tuple[int, int] = False,
-        texts: ReadTexts | None = None,
-        *,
-        gate: Gate,
-    ):
+    def __init__(self, model: Any, branches: list[Branch], rule: Rule, asked: Asked, gate: Gate):
         check_gated(model, branches)
         expert, *others = branches
-        super().__init__(
-            model, [expert], rule, prompt_length, copies, keep_logits, selections, looks=looks
-        )
+        super().__init__(model, [expert], rule, replace(asked, texts=None))
         self.state.image_masks = tuple(branch.image_mask for branch in branches)
         self.gate = gate
-        self.others = Ensemble(
-            model, others, Plausibility(beta=0), prompt_length, copies, False, texts=texts
-        )
+        behind = replace(asked, keep_logits=False, selections=(), looks=False)
+        self.others = Ensemble(model, others, Plausibility(beta=0), behind)
         self.cache: Any = None  # the others', once they have read anything
         self.read = -1  # tokens of the answer that are in it; -1: not even the prompt
         self.starting: tuple[Any, dict[str, Any]] = (None, {})
         self.answer = self.prompts[:, :0]
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Any:
-        self.answer = input_ids[:, self.prompt_length :]
+        self.answer = input_ids[:, self.asked.prompt_length :]
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     def _prefill(
@@ -120,7 +100,7 @@ class GatedEnsemble(Ensemble):
             for name, value in given.items()
         }
         self.cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
-        make_room(self.cache, config.max_length - self.prompt_length)
+        make_room(self.cache, config.max_length - self.asked.prompt_length)
         others._prefill(others.prompts, config, {**kwargs, "past_key_values": self.cache})
         self.read = 0
 
@@ -143,18 +123,3 @@ class GatedEnsemble(Ensemble):
         )
         others._combine(others._forward(self.model, inputs))
         self.read = count
-
-
-def check_gated(model: Any, branches: list[Branch]) -> None:
-    """Raises `ValueError` unless branches can catch up by several tokens at once."""
-    if any(branch.recalibrations for branch in branches[1:]):
-        raise ValueError(
-            "a gate cannot leave branches behind whose attention is edited token by token (SID): "
-            "use the decoder without a gate"
-        )
-    if not layers_that_keep_keys(model):
-        raise ValueError(
-            "a gate leaves branches behind, which catch up by several tokens at once, and layers "
-            f"of {type(model).__name__} keep more than keys and values: use the decoder without a "
-            "gate"
-        )

@@ -12,9 +12,10 @@ from sightline.chat import input_device
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import ENCODER_INPUTS, Branch
 from sightline.decoders.caches import layers_without_attention
-from sightline.decoders.ensemble import encode, middle_layers, watch
+from sightline.decoders.ensemble import encode, watch
 from sightline.decoders.features import Features, picture_lengths, picture_rows
 from sightline.decoders.geometry import Layout, locate
+from sightline.decoders.streams import middle_layers
 
 
 @dataclass(frozen=True, eq=False)

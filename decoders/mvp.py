@@ -12,20 +12,19 @@ from transformers import LogitsProcessor, StoppingCriteria, TopPLogitsWarper
 
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch, Call
+from sightline.decoders.checks import check_call, check_pictures
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
 from sightline.decoders.ensemble import (
-    check_call,
-    check_pictures,
     check_vision_language,
     complete,
     ends,
     expert_branch,
-    pictures_asked,
     position_offset_kept,
     read_pictures,
     say,
 )
 from sightline.decoders.memory import Memory
+from sightline.decoders.prompts import pictures_asked
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import in_unit_interval
 from sightline.logits.votes import (

@@ -10,20 +10,18 @@ import torch
 from torch import Tensor
 
 from sightline.decoders.branch import Branch
+from sightline.decoders.checks import check_call, check_pictures
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
 from sightline.decoders.contrasts import NoImage, UnknownImage
 from sightline.decoders.ensemble import (
-    check_call,
-    check_pictures,
     check_vision_language,
     complete,
     expert_branch,
-    forward_prompt,
     last_logits,
     position_offset_kept,
-    prepare_inputs,
 )
 from sightline.decoders.memory import Memory
+from sightline.decoders.prompts import forward_prompt, prepare_inputs
 from sightline.decoders.ranges import Usual
 from sightline.decoders.vdd import image_free
 from sightline.logits.calibration import calibrate, label_masses, reference

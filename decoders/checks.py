@@ -1,0 +1,143 @@
+"""What branches cannot be decoded with: each check raises `ValueError` and names the way out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.generation import GenerationMode
+
+from sightline.attention.interface import Streams
+from sightline.decoders.branch import Branch
+from sightline.decoders.caches import RoomyLayer, layers_that_keep_keys
+
+SUPPORTED_MODES = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+)
+
+
+def check_call(
+    model: Any, generation_config: Any, mode: Any, token_streamer: Any, model_kwargs: Mapping
+) -> None:
+    """Raises `ValueError` for what branches cannot be decoded with."""
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"decoders work on decoder-only vision-language models, got {type(model).__name__}, "
+            "an encoder-decoder model"
+        )
+    if mode not in SUPPORTED_MODES:
+        raise ValueError(
+            f"generation mode {mode.value} cannot hold branches: use greedy, sampling, beam search "
+            "or beam sampling"
+        )
+    if generation_config.use_cache is False:
+        raise ValueError("use_cache=False would lose the branches' state: leave the cache on")
+    if generation_config.prefill_chunk_size is not None:
+        raise ValueError("prefill_chunk_size is not supported: branches are prefilled whole")
+    if token_streamer is not None and generation_config.num_beams > 1:
+        raise ValueError("token_streamer cannot follow beam search: set num_beams=1")
+    if model_kwargs.get("inputs_embeds") is not None:
+        raise ValueError(
+            "decoders find pictures by their tokens and need input_ids, got inputs_embeds: pass "
+            "the processor's output to generate unchanged. A model whose own generate makes "
+            "inputs_embeds of it (BLIP-2, InstructBLIP) cannot be decoded with branches"
+        )
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ValueError(
+            f"past_key_values already holds {int(cache.get_seq_length())} tokens of one branch: "
+            "start each call with an empty cache"
+        )
+
+
+def check_looks(looks: bool | tuple[int, int], generation_config: Any) -> None:
+    """Raises `ValueError` unless what was looked at can be handed out."""
+    if looks and not generation_config.return_dict_in_generate:
+        raise ValueError(
+            "output_image_attention is returned beside the tokens: add return_dict_in_generate=True"
+        )
+
+
+def check_pictures(expert: Branch, needs_pixels: bool) -> None:
+    """Raises `ValueError` unless prompt and pictures are what contrasts need."""
+    if not expert.image_mask.any():
+        raise ValueError(
+            "the prompt holds no image token, so there is no picture to contrast: build it with "
+            "the processor's chat template and an image, or generate without a decoder"
+        )
+    if not expert.features:
+        raise ValueError(
+            "the prompt holds image tokens but no pixel_values came: pass the processor's whole "
+            "output to generate"
+        )
+    if needs_pixels and not expert.pixels:
+        raise ValueError(
+            "this decoder edits the picture and needs pixel_values, got pre-encoded images: pass "
+            "the processor's output to generate unchanged"
+        )
+
+
+def check_reusable(model: Any, branches: list[Branch]) -> None:
+    """Raises `ValueError` unless some branch's prompt is the same whatever the picture."""
+    if all(branch.features for branch in branches):
+        raise ValueError(
+            "prompts without pictures are what can be reused, and every branch of this decoder "
+            "sees one: use the decoder by itself"
+        )
+    if not layers_that_keep_keys(model):
+        raise ValueError(
+            f"layers of {type(model).__name__} keep more than keys and values, which is not known "
+            "how to reuse: use the decoder by itself"
+        )
+
+
+def check_gated(model: Any, branches: list[Branch]) -> None:
+    """Raises `ValueError` unless branches can catch up by several tokens at once."""
+    if any(branch.recalibrations for branch in branches[1:]):
+        raise ValueError(
+            "a gate cannot leave branches behind whose attention is edited token by token (SID): "
+            "use the decoder without a gate"
+        )
+    if not layers_that_keep_keys(model):
+        raise ValueError(
+            "a gate leaves branches behind, which catch up by several tokens at once, and layers "
+            f"of {type(model).__name__} keep more than keys and values: use the decoder without a "
+            "gate"
+        )
+
+
+def check_cuttable(cache: Any) -> None:
+    """Raises `ValueError` unless keys can leave the cache between two steps."""
+    kinds = {type(layer) for layer in cache.layers} - {DynamicLayer, RoomyLayer}
+    fixed = sorted(kind.__name__ for kind in kinds)
+    if fixed or type(cache) is not DynamicCache:
+        raise ValueError(
+            f"keys can only leave a DynamicCache of full-attention layers, and this call has "
+            f"{', '.join(fixed) or type(cache).__name__}: leave cache_implementation unset, use "
+            "a model without sliding-window layers, or turn the selection off"
+        )
+
+
+def check_capacity(cache: Any, longest: int) -> None:
+    """Raises `ValueError` if a caller's own cache is too short for the longest branch."""
+    capacity = cache.get_max_length() if cache.layers else -1
+    if cache.is_compileable and 0 <= capacity < longest:
+        raise ValueError(
+            f"past_key_values has room for {capacity} tokens and the longest branch needs "
+            f"{longest}: make it larger, or let generate make it (cache_implementation='static')"
+        )
+
+
+def check_reached(model: Any, streams: Streams) -> None:
+    """Raises `ValueError` if a forward's attention never saw what was to be edited."""
+    ledger = streams.blocks[0].ledger
+    missed = sorted(set(range(ledger.layers)) - ledger.blind - streams.reached)
+    if missed:
+        raise ValueError(
+            f"{type(model).__name__} does not hand forward keywords down to the attention of "
+            f"layers {missed}, so nothing would be recalibrated there: use a decoder without "
+            "recalibration (VCD, VDD)"
+        )

@@ -1,0 +1,134 @@
+"""What is read of a prompt and its pictures, and how a branch reads it into its cache."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sightline.decoders.branch import Branch
+from sightline.decoders.caches import has_windows, layers_that_keep_keys
+from sightline.decoders.features import (
+    Features,
+    is_one_of,
+    picture_lengths,
+    picture_rows,
+    select_from,
+    select_rows,
+    token_ids,
+)
+from sightline.pictures import listed, open_picture
+
+HARMLESS = {"mm_token_type_ids"}  # along a prompt: changes no key before its token
+
+
+def pictures_asked(
+    images: Any, expert: Branch, config: Any, recipe: Any
+) -> tuple[tuple[Any, ...], ...]:
+    """The caller's pictures by row, opened; raises `ValueError` unless they are the prompt's."""
+    if images is None:
+        if recipe.needs_images:
+            raise ValueError(
+                "this decoder looks at the picture again and needs it, not only its pixel_values: "
+                "generate(..., images=picture), or a list of all pictures of the batch in order"
+            )
+        return ()
+    given = [
+        open_picture(image)
+        for entry in listed(images)
+        for image in (listed(entry) if isinstance(entry, list | tuple) else [entry])
+    ]
+    rows = picture_rows(expert.input_ids, expert.features or {}, config).get("image")
+    rows = rows or [[] for _ in expert.input_ids]
+    count = sum(len(row) for row in rows)
+    if len(given) != count:
+        raise ValueError(
+            f"images holds {len(given)} pictures and the prompt {count}: pass those of the whole "
+            "batch, in the order of the prompts"
+        )
+    return tuple(tuple(given[picture] for picture in row) for row in rows)
+
+
+def encoded_pictures(
+    model_kwargs: Mapping[str, Any], input_ids: Tensor, copies: int, config: Any
+) -> dict[str, Any]:
+    """Encoded pictures of B prompts, from those that `generate` repeated for B * copies rows."""
+    features = {
+        modality: encoded
+        for modality, encoded in (model_kwargs.get("mm_encoder_outputs") or {}).items()
+        if encoded is not None
+    }
+    if copies == 1 or is_unrepeated(features, input_ids[::copies], config):
+        return features
+    return select_rows(features, input_ids, config, range(0, len(input_ids), copies))
+
+
+def is_unrepeated(features: Features, prompts: Tensor, config: Any) -> bool:
+    """Whether pictures fill the prompts once: `generate` repeats only what has a `pooler_output`.
+
+    (5.23. Without a decoder, such models cannot be asked for beams.)
+    """
+    fills = [
+        int(is_one_of(prompts, token_ids(config, (f"{modality}_token_id",))).sum())
+        == sum(picture_lengths(features, modality))
+        for modality in features
+    ]
+    return all(fills)
+
+
+def in_as_many_parts(positions: list[Tensor]) -> list[Tensor]:
+    """Positions of each branch, all `[B, T]` or all `[P, B, T]`.
+
+    A model may count text in one row and only pictures in P parts: text has the same in each.
+    """
+    parts = max((p.shape[:-2] for p in positions), key=len)
+    return [p.expand(*parts, *p.shape[-2:]) for p in positions]
+
+
+def is_row_tensor(value: Any, rows: Tensor) -> bool:
+    """Whether a keyword holds one entry for each row, as `generate` expands it."""
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(rows)
+
+
+def can_share(branch: Branch, model: Any) -> bool:
+    """Whether keys of the first columns are the same whatever follows them."""
+    if not branch.image_mask.any(dim=1).all() or branch.image_mask[:, -1].any():
+        return False
+    if set(branch.aligned) - HARMLESS:
+        return False
+    if has_windows(model.config) and len(branch.input_ids) > 1:
+        return False
+    return layers_that_keep_keys(model)
+
+
+def forward_prompt(model: Any, branch: Branch, cache: Any, shared: Mapping[str, Any]) -> Any:
+    """One branch's prompt through the model, into its cache: what that holds is not read again.
+
+    `shared` are keywords common to all branches, row tensors of B rows.
+    """
+    mask, start, features = branch.attention_mask, cache.get_seq_length(), branch.features or {}
+    if start:
+        features = select_from(features, branch.input_ids, model.config, start)
+    given = {
+        "next_sequence_length": branch.length - start,
+        "is_first_iteration": True,
+        "past_key_values": cache,
+        "attention_mask": None if mask.all() else mask,
+        "position_ids": branch.position_ids,
+        **{name: values[:, start:] for name, values in branch.aligned.items()},
+        **({"mm_encoder_outputs": dict(features)} if features else {}),
+        **shared,
+    }
+    return model(**prepare_inputs(model, branch.input_ids, given), return_dict=True)
+
+
+def prepare_inputs(model: Any, input_ids: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model makes of the loop's keywords, with the positions that are in them.
+
+    Some models drop them and count the padding along, which differs from branch to branch.
+    """
+    inputs = model.prepare_inputs_for_generation(input_ids, **given)
+    positions = given.get("position_ids")
+    if positions is not None and inputs.get("position_ids") is None:
+        latest = given.get("next_sequence_length") or input_ids.shape[1]
+        inputs["position_ids"] = positions[..., -latest:]
+    return inputs

@@ -1,0 +1,87 @@
+"""What of a model's attention a call edits or records: one stream for each branch."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from sightline.attention.interface import Stream
+from sightline.attention.ledger import Ledger
+from sightline.attention.parts import Selection
+from sightline.decoders.branch import Branch
+from sightline.decoders.caches import layers_with_every_key, layers_without_attention
+
+MIDDLE = (0.4, 0.75)  # of the depth: the layers that read the picture for the answer
+
+
+def stream(
+    model: Any,
+    branch: Branch,
+    selections: tuple[Selection, ...],
+    records: Mapping[int, frozenset[str]],
+) -> Stream:
+    """A branch's keys, edits and records, checked against the model and the prompt."""
+    config = model.config.get_text_config(decoder=True)
+    depth = config.num_hidden_layers
+    heads = shared_number(config, "num_attention_heads")
+    ledger = Ledger(
+        image_mask=branch.image_mask,
+        mask=branch.attention_mask.bool(),
+        layers=depth,
+        heads=heads,
+        kv_heads=shared_number(config, "num_key_value_heads", heads),
+        partial=frozenset(range(depth)) - set(layers_with_every_key(config)),
+        blind=layers_without_attention(config),
+    )
+    asked = dict(records)
+    for part in (*branch.recalibrations, *selections):
+        part.check(ledger)
+        for layer, names in part.records(ledger).items():
+            if "looks" in names:
+                ledger.look_layer = layer
+                names = names - {"looks"} | {"mass"}
+            asked[layer] = asked.get(layer, frozenset()) | names
+    return Stream(ledger, branch.recalibrations, asked)
+
+
+def shared_number(config: Any, name: str, otherwise: int | None = None) -> int | None:
+    """What all layers of a text model have of `name`; None where they differ."""
+    layers = getattr(config, "per_layer_config", None) or [config]
+    numbers = {getattr(layer, name, None) or otherwise for layer in layers}
+    return numbers.pop() if len(numbers) == 1 else None
+
+
+def recording(block: Stream, layers: Iterable[int], name: str) -> Stream:
+    """The same stream, which also keeps `name` of these layers."""
+    asked = dict(block.asked or {})
+    for layer in layers:
+        asked[layer] = asked.get(layer, frozenset()) | {name}
+    return replace(block, asked=asked)
+
+
+def layers_that_look(ledger: Ledger, asked: bool | tuple[int, int]) -> tuple[int, ...]:
+    """The layers whose attention to the picture is shown, among those that see every key.
+
+    Those asked for, or the middle ones; where no middle one sees every key, all that do.
+    """
+    depth = ledger.layers
+    first, after = middle_layers(depth) if isinstance(asked, bool) else asked
+    if not 0 <= first < after <= depth:
+        raise ValueError(
+            f"output_image_attention is True or (first layer, first after) within (0, {depth}), "
+            f"got {asked}"
+        )
+    whole = [layer for layer in range(depth) if layer not in ledger.partial]
+    chosen = [layer for layer in whole if first <= layer < after]
+    if not chosen and asked is True:
+        chosen = whole
+    if not chosen:
+        raise ValueError(
+            "output_image_attention needs a layer that sees every key, and none of those asked "
+            f"for does: layers {whole} do"
+        )
+    return tuple(chosen)
+
+
+def middle_layers(depth: int) -> tuple[int, int]:
+    """(first, first after) of the layers that read the picture for the answer."""
+    return int(MIDDLE[0] * depth), max(1, int(MIDDLE[1] * depth))
