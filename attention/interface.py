@@ -26,6 +26,7 @@ from sightline.attention.parts import Recalibration
 from sightline.attention.reference import KeyWeights
 
 KEYWORD = "sightline_streams"
+OURS = "sightline_"  # before the name of the attention that ours stands in for
 STANDS_IN_FOR = ("sdpa", "eager")
 UNKNOWN_TO_US = ("softcap", "s_aux", "sinks", "position_bias", "cache")  # change the result
 # Keys that an indexer chose. Models make a mask of them, but only for attention that is called by
@@ -64,17 +65,63 @@ class Stream:
         return not (growing or asked & {"columns", "looks"} or self.ledger.partial)
 
 
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring blocks that are read in one call of attention.
+
+    Args:
+        blocks: How many.
+        start: Columns before it are padding in all their rows, and are not read.
+        is_padded: Whether some of their rows have further padding.
+        is_idle: Whether nothing edits or records them.
+    """
+
+    blocks: int
+    start: int
+    is_padded: bool
+    is_idle: bool
+
+
+def runs(blocks: Sequence[Stream], lengths: Sequence[int]) -> tuple[Run, ...]:
+    """Blocks that can be read together, of prompts so long, padded on the left to the longest.
+
+    Weights of keys count from the first column, so what is edited is read from there.
+    """
+    found: list[Run] = []
+    for block, length in zip(blocks, lengths, strict=True):
+        start = max(lengths) - length if block.is_idle else 0
+        is_padded = start < max(lengths) - length or not bool(block.ledger.mask.all())
+        run = Run(1, start, is_padded, block.is_idle)
+        if found and replace(found[-1], blocks=1) == run:
+            found[-1] = replace(run, blocks=found[-1].blocks + 1)
+        else:
+            found.append(run)
+    return tuple(found)
+
+
 class Streams:
     """The blocks of one forward, in the order of their rows, all equally many.
 
     Args:
         blocks: One stream per branch.
+        runs: How they are read, one after another; fewer than two: all in one call.
     """
 
-    def __init__(self, blocks: Sequence[Stream]):
+    def __init__(self, blocks: Sequence[Stream], runs: Sequence[Run] = ()):
         self.blocks = tuple(blocks)
         self.reached: set[int] = set()
         self._latest: tuple[Any, KeyWeights] | None = None
+        self.runs: list[tuple[Run, Streams]] = []
+        left = list(blocks)
+        for run in runs if len(runs) > 1 else ():
+            self.runs.append((run, Streams(left[: run.blocks])))
+            left = left[run.blocks :]
+
+    def are_apart(self, query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
+        """Whether this is one token of every row, over all keys, with padding hidden by a mask."""
+        if not self.runs or (query.shape[2], key.shape[2]) != (1, self.blocks[0].ledger.total):
+            return False
+        return mask is not None or not any(run.is_padded or run.start for run, _ in self.runs)
 
     def weights(self, layer: int, queries: int, keys: int, device: torch.device) -> Any:
         """`KeyWeights` of all rows, or None where every block leaves the layer alone."""
@@ -229,6 +276,10 @@ def recalibrated(
     """An attention function of transformers'. `original` None stands for the model's own eager."""
     streams: Streams | None = kwargs.pop(KEYWORD, None)
     check_mask(kwargs)
+    if streams is not None and streams.are_apart(query, key, attention_mask):
+        streams.reached.add(module.layer_idx)
+        attend = partial(recalibrated, original, module, scaling=scaling, dropout=dropout, **kwargs)
+        return one_by_one(attend, streams, query, key, value, attention_mask)
 
     def unedited() -> tuple[Tensor, Tensor | None]:
         attend = original or sys.modules[type(module).__module__].eager_attention_forward
@@ -269,6 +320,32 @@ def recalibrated(
         made["chosen"] = reference.chosen_rows(query, key, chosen, **given)
     streams.write(layer, made)
     return torch.cat([*before, output], dim=1) if before else output, None
+
+
+def one_by_one(
+    attend: Callable,
+    streams: Streams,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Each run by itself: an attention function's output of all rows."""
+    each, first = len(query) // len(streams.blocks), 0
+    outputs, shares = [], []
+    for run, own in streams.runs:
+        rows = slice(first, first + run.blocks * each)
+        first = rows.stop
+        hidden = None
+        if run.is_padded and mask is not None:
+            hidden = mask.expand(len(query), *mask.shape[1:])[rows, ..., run.start :]
+        keys, values = (x[rows, :, run.start :] for x in (key, value))
+        output, share = attend(query[rows], keys, values, hidden, **{KEYWORD: own})
+        outputs.append(output)
+        if share is not None:
+            shares.append(torch.nn.functional.pad(share, (run.start, 0)))
+    whole = torch.cat(shares) if len(shares) == len(outputs) else None
+    return torch.cat(outputs), whole
 
 
 def first_concerned(weights: KeyWeights | None, asked: frozenset[str], queries: int) -> int:
@@ -344,6 +421,16 @@ def check_keywords(kwargs: dict[str, Any]) -> None:
         )
 
 
+def can_switch(model: Any) -> bool:
+    """Whether the text model's attention can be ours, and is handed a forward's keywords."""
+    config = model.config.get_text_config(decoder=True)
+    return (
+        model._supports_attention_backend
+        and config._attn_implementation.removeprefix(OURS) in STANDS_IN_FOR
+        and (config is model.config or _name_of(config, model) is not None)
+    )
+
+
 @contextmanager
 def switched(model: Any) -> Iterator[None]:
     """The text model's attention is ours inside; the last user of the model switches back."""
@@ -368,7 +455,7 @@ def _registered(name: str) -> str:
             f"recalibration stands in for {' or '.join(STANDS_IN_FOR)} attention, and this model "
             f'uses {name!r}: load it with attn_implementation="sdpa"'
         )
-    ours = f"sightline_{name}"
+    ours = f"{OURS}{name}"
     if ours not in ALL_ATTENTION_FUNCTIONS:
         original = None if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
         AttentionMaskInterface.register(ours, ALL_MASK_ATTENTION_FUNCTIONS[name])
@@ -377,12 +464,17 @@ def _registered(name: str) -> str:
 
 
 def _replaced(ours: str) -> str:
-    return ours.removeprefix("sightline_")
+    return ours.removeprefix(OURS)
 
 
 def _switch(model: Any, config: Any, name: str) -> None:
     """Sets the text model's attention, by the name of its config within the model's."""
     key = "" if config is model.config else _name_of(config, model)
+    if key is None:
+        raise ValueError(
+            f"recalibration changes the attention of the text model alone, and the config of "
+            f"{type(model).__name__} does not name one"
+        )
     model.set_attn_implementation({key: name})
     if config._attn_implementation != name:
         raise ValueError(
@@ -391,12 +483,9 @@ def _switch(model: Any, config: Any, name: str) -> None:
         )
 
 
-def _name_of(config: Any, model: Any) -> str:
-    """What the model's config calls that of its text model."""
+def _name_of(config: Any, model: Any) -> str | None:
+    """What the model's config calls that of its text model; None where it has no name for it."""
     for name in model.config.sub_configs:
         if getattr(model.config, name) is config:
             return name
-    raise ValueError(
-        f"recalibration changes the attention of the text model alone, and the config of "
-        f"{type(model).__name__} does not name one"
-    )
+    return None

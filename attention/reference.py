@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-SCORES_AT_ONCE = 2**24  # float32 scores held at a time: 64 MiB
+SCORES_AT_ONCE = 2**21  # float32 scores held at a time: 8 MiB, of which a few copies live at once
 KEYS_AT_ONCE = 128
 
 

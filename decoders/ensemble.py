@@ -28,7 +28,7 @@ from transformers.generation import (
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from sightline.attention.interface import KEYWORD, Stream, Streams, switched
+from sightline.attention.interface import KEYWORD, Run, Stream, Streams, switched
 from sightline.attention.parts import Selection
 from sightline.attention.selections import cut_cache
 from sightline.decoders.branch import Branch, Call, Prefix, image_mask
@@ -61,7 +61,7 @@ from sightline.decoders.prompts import (
     prepare_inputs,
 )
 from sightline.decoders.rescue import RescuedProcessors
-from sightline.decoders.streams import layers_that_look, recording, stream
+from sightline.decoders.streams import layers_that_look, recording, separate, stream
 from sightline.logits.rules import Plausibility, Rule, State
 
 COMPILED = Lock()  # the next replay of a recorded graph, by any thread, writes over its outputs
@@ -128,11 +128,12 @@ class Ensemble:
             self.look_layers = layers_that_look(self.blocks[0].ledger, asked.looks)
             self.blocks[0] = recording(self.blocks[0], self.look_layers, "row")
         self.early = EarlyLogits(model, rule)
+        self.runs: tuple[Run, ...] = ()
 
     @property
     def watches(self) -> bool:
-        """Whether any branch's attention is edited or recorded."""
-        return not all(block.is_idle for block in self.blocks)
+        """Whether any branch's attention is edited, recorded or read by itself."""
+        return len(self.runs) > 1 or not all(block.is_idle for block in self.blocks)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -199,7 +200,7 @@ class Ensemble:
 
     def _forward(self, call: Any, inputs: dict[str, Any]) -> Any:
         """One answered token of every row through the model."""
-        with self._watched(self.blocks, 1) as watching:
+        with self._watched(self.blocks, 1, self.runs) as watching:
             outputs = call(**{**inputs, **watching, **self.early.keywords})
         self.state.early = self.early.take(outputs, self.rows)
         if not inputs.get("output_hidden_states"):
@@ -207,15 +208,16 @@ class Ensemble:
         return outputs
 
     @contextmanager
-    def _watched(self, blocks: list[Stream], queries: int) -> Iterator[dict[str, Any]]:
+    def _watched(
+        self, blocks: list[Stream], queries: int, runs: tuple[Run, ...] = ()
+    ) -> Iterator[dict[str, Any]]:
         """A forward of these blocks' rows: the keyword that carries their edits and records."""
         for block in blocks:
             block.ledger.begin(self.state.step, queries)
-        if all(block.is_idle for block in blocks):
-            yield {}
+        streams, is_idle = Streams(blocks, runs), all(block.is_idle for block in blocks)
+        yield {} if is_idle and not streams.runs else {KEYWORD: streams}
+        if is_idle:
             return
-        streams = Streams(blocks)
-        yield {KEYWORD: streams}
         check_reached(self.model, streams)
         for block in blocks:
             block.ledger.end()
@@ -437,6 +439,8 @@ def decode(
     kwargs = loop_kwargs(ensemble, model_kwargs, generation_config, mode)
     if recipe.selections:
         check_cuttable(kwargs["past_key_values"])
+    lengths = [branch.length for branch in ensemble.branches]
+    ensemble.runs = separate(model, ensemble.blocks, lengths, kwargs["past_key_values"])
     show_prompt(token_streamer, input_ids)
     with switched(model) if ensemble.watches else nullcontext():
         outputs = loop(

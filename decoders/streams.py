@@ -1,16 +1,57 @@
 """What of a model's attention a call edits or records: one stream for each branch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sightline.attention.interface import Stream
+from transformers import DynamicCache
+
+from sightline.attention.interface import Run, Stream, can_switch, runs
 from sightline.attention.ledger import Ledger
 from sightline.attention.parts import Selection
 from sightline.decoders.branch import Branch
-from sightline.decoders.caches import layers_with_every_key, layers_without_attention
+from sightline.decoders.caches import (
+    RoomyLayer,
+    layers_with_every_key,
+    layers_without_attention,
+)
 
 MIDDLE = (0.4, 0.75)  # of the depth: the layers that read the picture for the answer
+
+# From how many bytes of padding on, in one layer's keys and values, branches are read one by one:
+# on a CPU always; elsewhere from what is read in the time of a few launches (estimated).
+PADDING = {"cpu": 0}
+PADDING_ELSEWHERE = 2**26
+
+
+def separate(
+    model: Any, blocks: Sequence[Stream], lengths: Sequence[int], cache: Any
+) -> tuple[Run, ...]:
+    """How the branches' answered tokens are read one after another; empty: in one call.
+
+    Args:
+        blocks: One stream per branch, whose masks have the rows of its prompt.
+        lengths: Of the branches' prompts, which stand padded to the longest in the cache.
+        cache: The call's.
+    """
+    if type(cache) is not DynamicCache or not can_switch(model):
+        return ()
+    if not all(type(layer) is RoomyLayer for layer in cache.layers):
+        return ()
+    found = runs(blocks, lengths)
+    padding = sum(run.start * run.blocks for run in found) * len(blocks[0].ledger.mask)
+    least = PADDING.get(model.device.type, PADDING_ELSEWHERE)
+    return found if len(found) > 1 and padding * key_bytes(model) >= least else ()
+
+
+def key_bytes(model: Any) -> int:
+    """Of one token's key and value in one layer, where all heads are kept as they are."""
+    config = model.config.get_text_config(decoder=True)
+    heads = shared_number(config, "num_attention_heads") or 1
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return (
+        2 * (shared_number(config, "num_key_value_heads", heads) or 1) * size * model.dtype.itemsize
+    )
 
 
 def stream(

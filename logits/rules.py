@@ -108,7 +108,7 @@ class Rule(ABC):
     def __call__(self, logits: Sequence[Tensor], state: State | None = None) -> Tensor:
         """`[expert, *others]`, each `[B, V]` -> scores `[B, V]`, implausible tokens at -inf."""
         scores = self.combine(logits, state if state is not None else State())
-        return scores.masked_fill(~self.keep(logits[0]), -math.inf) if self.cuts else scores
+        return torch.where(self.keep(logits[0]), scores, -math.inf) if self.cuts else scores
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Contrastive(Weighted):
     """
 
     def weigh(self, expert: Tensor, others: Tensor) -> Tensor:
-        return (1 + self.alpha) * expert - self.alpha * others
+        return torch.lerp(others, expert, 1 + self.alpha)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Additive(Weighted):
     normalize: bool = False
 
     def weigh(self, expert: Tensor, others: Tensor) -> Tensor:
-        total = expert + self.alpha * others
+        total = torch.add(expert, others, alpha=self.alpha)
         return total / (1 + self.alpha) if self.normalize else total
 
 
