@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-SCORES_AT_ONCE = 2**21  # float32 scores held at a time: 8 MiB, of which a few copies live at once
+SCORES_AT_ONCE = 2**18  # float32 scores held at a time: 1 MiB, of which some copies live at once
+QUERIES_AT_ONCE = 16  # at least: each chunk of queries reads all keys
 KEYS_AT_ONCE = 128
 
 
@@ -104,7 +105,7 @@ def attend(
     wanted = record or Record()
     if queries > 1:
         key, value = key.float(), value.float()  # read by every chunk of queries
-    chunk = max(1, SCORES_AT_ONCE // max(1, rows * heads * keys))
+    chunk = max(QUERIES_AT_ONCE, SCORES_AT_ONCE // max(1, rows * heads * keys))
     parts = []
     columns = query.new_zeros(rows, heads, keys, dtype=torch.float32) if wanted.columns else None
     probabilities = query.new_zeros(rows, heads, 0, keys, dtype=torch.float32)

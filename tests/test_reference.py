@@ -249,6 +249,7 @@ def test_chunks_of_queries_change_nothing(inputs, recording, monkeypatch):
         "record": recording,
     }
     output, recorded = attend(**everything)
+    monkeypatch.setattr(reference, "QUERIES_AT_ONCE", 1)
     for at_once in (1, 2 * 2 * 4 * 9):  # one query, two queries at a time
         monkeypatch.setattr(reference, "SCORES_AT_ONCE", at_once)
         again, chunked = attend(**everything)
