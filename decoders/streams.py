@@ -18,10 +18,11 @@ from sightline.decoders.caches import (
 
 MIDDLE = (0.4, 0.75)  # of the depth: the layers that read the picture for the answer
 
-# From how many bytes of padding on, in one layer's keys and values, branches are read one by one:
-# on a CPU always; elsewhere from what is read in the time of a few launches (estimated).
-PADDING = {"cpu": 0}
-PADDING_ELSEWHERE = 2**26
+# From how many spared bytes on, of one layer's keys and values, branches are read one by one: on a
+# CPU, where attention is slow, and elsewhere
+# what is read in the time of a few launches (estimated).
+SPARED = {"cpu": 2**20}
+SPARED_ELSEWHERE = 2**26
 
 
 def separate(
@@ -39,9 +40,16 @@ def separate(
     if not all(type(layer) is RoomyLayer for layer in cache.layers):
         return ()
     found = runs(blocks, lengths)
-    padding = sum(run.start * run.blocks for run in found) * len(blocks[0].ledger.mask)
-    least = PADDING.get(model.device.type, PADDING_ELSEWHERE)
-    return found if len(found) > 1 and padding * key_bytes(model) >= least else ()
+    columns = sum(run.blocks * spared(run, found, max(lengths)) for run in found)
+    bytes_spared = columns * len(blocks[0].ledger.mask) * key_bytes(model)
+    least = SPARED.get(model.device.type, SPARED_ELSEWHERE)
+    return found if len(found) > 1 and bytes_spared >= least else ()
+
+
+def spared(run: Run, all_runs: Sequence[Run], width: int) -> int:
+    """Columns of its rows that are not read, or not by edited attention, when it is by itself."""
+    is_mixed = not all(other.is_idle for other in all_runs)
+    return width if is_mixed and run.is_idle else run.start
 
 
 def key_bytes(model: Any) -> int:

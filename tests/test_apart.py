@@ -28,7 +28,13 @@ def generate(model, inputs, decoder, **kwargs):
 
 def together(monkeypatch):
     """As where a launch costs more than padding."""
-    monkeypatch.setitem(streams.PADDING, "cpu", math.inf)
+    monkeypatch.setitem(streams.SPARED, "cpu", math.inf)
+
+
+@pytest.fixture(autouse=True)
+def one_by_one(monkeypatch):
+    """Prompts of a tiny model are too short for it."""
+    monkeypatch.setitem(streams.SPARED, "cpu", 0)
 
 
 @pytest.fixture
@@ -206,9 +212,9 @@ def test_padding_worth_a_call_of_its_own(monkeypatch):
     blocks, lengths = [block([9, 9]), block([4, 4])], [9, 4]
     cache = DynamicCache(config=config)
     make_room(cache, 4)
-    monkeypatch.setitem(streams.PADDING, "cpu", 5 * 2 * per_token)
+    monkeypatch.setitem(streams.SPARED, "cpu", 5 * 2 * per_token)
     assert len(streams.separate(model, blocks, lengths, cache)) == 2
-    monkeypatch.setitem(streams.PADDING, "cpu", 5 * 2 * per_token + 1)
+    monkeypatch.setitem(streams.SPARED, "cpu", 5 * 2 * per_token + 1)
     assert streams.separate(model, blocks, lengths, cache) == ()
 
 
@@ -245,3 +251,14 @@ def test_probabilities_are_put_back_where_their_keys_are():
     output, shares = interface.one_by_one(attend, both, query, keys, keys, mask)
     assert torch.equal(output, query.transpose(1, 2))
     assert shares[:, 0, 0].tolist() == [[0.25] * 4, [0, 0, 0, 1]]
+
+
+def test_what_is_spared():
+    """By hand, of a prompt of 9: padding, and what need not go through edited attention."""
+    expert, blind = block([9]), block([4])
+    alike = runs([expert, blind], [9, 4])
+    assert [streams.spared(run, alike, 9) for run in alike] == [0, 5]
+    mixed = runs([expert, block([9], is_idle=False)], [9, 9])
+    assert [streams.spared(run, mixed, 9) for run in mixed] == [9, 0]
+    mixed = runs([block([9], is_idle=False), blind], [9, 4])
+    assert [streams.spared(run, mixed, 9) for run in mixed] == [0, 9]

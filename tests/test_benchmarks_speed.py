@@ -639,11 +639,10 @@ def test_steps(tmp_path, capsys):
     steps.main([*arguments.split(), "--out", str(out), "--markdown", str(table)])
     result = json.loads(out.read_text())
     assert [row["key"] for row in result["rows"]] == ["greedy", "vdd"]
-    # Four layers, in each of which VDD's two prompts are read at their own lengths.
-    for row, reads in zip(result["rows"], (4.0, 8.0), strict=True):
+    for row in result["rows"]:
         calls = {operator["name"]: operator["calls"] for operator in row["operators"]}
         assert calls["aten::argmax"] == 1.0  # one token is chosen in each step
-        assert calls["aten::_scaled_dot_product_flash_attention_for_cpu"] == reads
+        assert calls["aten::_scaled_dot_product_flash_attention_for_cpu"] == 4.0  # layers
         assert row["waits"]["aten::_local_scalar_dense"] >= 1
         assert row["ms_per_token"] > 0 and row["device_ms"] == 0
         assert row["host_ms"] == pytest.approx(sum(o["ms"] for o in row["operators"]))
