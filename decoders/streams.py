@@ -19,8 +19,7 @@ from sightline.decoders.caches import (
 MIDDLE = (0.4, 0.75)  # of the depth: the layers that read the picture for the answer
 
 # From how many spared bytes on, of one layer's keys and values, branches are read one by one: on a
-# CPU, where attention is slow, and elsewhere
-# what is read in the time of a few launches (estimated).
+# CPU, where attention is slow; elsewhere what is read in the time of a few launches (estimated).
 SPARED = {"cpu": 2**20}
 SPARED_ELSEWHERE = 2**26
 
