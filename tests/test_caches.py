@@ -82,6 +82,7 @@ def test_decoders_decode_with_it(llava, mode, monkeypatch):
     asked = dict(make_inputs(PROMPTS), max_new_tokens=4, do_sample=False, **mode)
     model.generate(**asked, custom_generate=VDD(alpha=1.5, beta=0.05))
     assert seen.count(1) == 3 * 3  # layers, tokens after the first
+    assert set(seen) == {1}  # prompts are written to the room that was opened, not copied there
 
 
 def test_other_layers_stay_as_they_are():
