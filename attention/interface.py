@@ -128,7 +128,8 @@ class Streams:
         edits = []
         for block in self.blocks:
             made = [part(layer, block.ledger) for part in block.recalibrations]
-            edits.append(side_by_side([w for w in made if w is not None]))
+            edit = side_by_side([w for w in made if w is not None])
+            edits.append(from_latest(edit, block.ledger.queries - queries))
         if all(edit is None for edit in edits):
             return None
         if torch.compiler.is_compiling():  # where equal operations are found by the compiler
@@ -160,6 +161,17 @@ class Streams:
             if names:
                 own = {name: recorded[name].chunk(len(self.blocks))[number] for name in names}
                 block.ledger.write(layer, own)
+
+
+def from_latest(edit: KeyWeights | None, left_out: int) -> KeyWeights | None:
+    """The edit of a layer that gets the latest queries alone, without the first `left_out`.
+
+    Layers that share another's keys need no others of a prompt, and some models know it.
+    """
+    if edit is None or left_out <= 0:
+        return edit
+    first = edit.rows - left_out
+    return replace(edit, rows=first.clamp_min(0) if isinstance(first, Tensor) else max(0, first))
 
 
 def parts_of(edit: KeyWeights | None) -> tuple[Any, ...]:
@@ -297,6 +309,7 @@ def recalibrated(
         return unedited()
     check_keywords(kwargs)
     ledgers = [block.ledger for block in streams.blocks]
+    check_queries(asked, ledgers, layer, queries)
     record = reference.Record(
         row="row" in asked,
         groups="groups" in asked,
@@ -316,7 +329,7 @@ def recalibrated(
     )
     made = {n: values for n, values in recorded._asdict().items() if values is not None}
     if "chosen" in asked:
-        chosen = torch.cat([queried(ledger) for ledger in ledgers])
+        chosen = torch.cat([queried(ledger)[:, -queries:] for ledger in ledgers])
         made["chosen"] = reference.chosen_rows(query, key, chosen, **given)
     streams.write(layer, made)
     return torch.cat([*before, output], dim=1) if before else output, None
@@ -418,6 +431,22 @@ def check_keywords(kwargs: dict[str, Any]) -> None:
         raise ValueError(
             f"this model's attention uses {', '.join(unknown)}, which recalibrated attention does "
             "not reproduce: use a decoder without recalibration (VCD, VDD)"
+        )
+
+
+def check_queries(
+    asked: frozenset[str], ledgers: Sequence[Ledger], layer: int, queries: int
+) -> None:
+    """Raises `ValueError` if a layer lacks queries that something is to be recorded of."""
+    left_out = ledgers[0].queries - queries
+    if left_out <= 0:
+        return
+    chosen = "chosen" in asked and any(queried(own)[:, :left_out].any() for own in ledgers)
+    if chosen or "columns" in asked:
+        raise ValueError(
+            f"layer {layer} of this model reads the last {queries} of the prompt's tokens alone, "
+            "as it shares the keys of another layer, and the attention of earlier ones is asked "
+            "for: use earlier layers, or a decoder that does not record it"
         )
 
 

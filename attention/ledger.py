@@ -22,11 +22,15 @@ class Ledger:
         layers: Number of decoder layers.
         heads, kv_heads: H and Hkv, numbers of query heads and of heads in the cache; None where
             layers differ in them.
-        partial: Layers that do not see every key: those with a window, or without attention.
+        partial: Layers that do not see every key of this call: those with a window that it
+            outgrows, or without attention.
+        sharing: Layers that attend to another layer's keys, and may get the last query of a
+            prompt alone.
         blind: Layers without attention.
         step: Tokens answered so far: 0 while the prompt is read.
         reads_prompt: Whether this forward reads the prompt, and not an answered token.
-        queries: Q, the queries of this forward: P in the prompt, then 1.
+        queries: Q, the queries of this forward: P in the prompt, then 1. A layer may get the
+            latest of them alone.
         removed: Keys that selections have taken out of every layer.
         row: By layer, of the last query of this forward, the mean over heads, `[R, K]`.
         groups: By layer, of the same query, the mean by KV head, `[R, Hkv, K]`.
@@ -47,6 +51,7 @@ class Ledger:
     kv_heads: int | None = 1
     partial: frozenset[int] = frozenset()
     blind: frozenset[int] = frozenset()
+    sharing: frozenset[int] = frozenset()
     step: int = 0
     reads_prompt: bool = field(init=False)
     queries: int = 0

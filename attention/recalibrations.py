@@ -212,9 +212,11 @@ class LeastAttended(Recalibration):
         check_attends((self.start, ledger.layers), ledger)
         if self.start - 1 in ledger.partial:
             whole = [n + 1 for n in range(ledger.layers - 1) if n not in ledger.partial]
+            instead = f"choose a start after one that does, of {whole}, or " if whole else ""
             raise ValueError(
-                f"layer {self.start - 1} does not attend to the whole prompt, so it cannot choose "
-                f"among the image's tokens: choose a start after one that does, of {whole}"
+                f"layer {self.start - 1} does not attend to the whole prompt until the answer's "
+                f"end, so it cannot choose among the image's tokens: {instead}ask for fewer new "
+                "tokens (max_new_tokens) where it has a window"
             )
         images = ledger.image_mask.sum(dim=1)
         if self.count is not None and bool(((images > 0) & (images < self.count)).any()):
@@ -282,10 +284,11 @@ class SinkPenalty(Recalibration):
         return True
 
     def check(self, ledger: Ledger) -> None:
-        if ledger.partial:
+        if unread := ledger.partial | ledger.sharing:
             raise ValueError(
                 "the sink penalty sums the attention that each key has drawn, and layers "
-                f"{sorted(ledger.partial)} of this model do not keep every key: leave it off (b=0)"
+                f"{sorted(unread)} of this model do not keep every key: leave it off (b=0), or ask "
+                "for fewer new tokens (max_new_tokens) where they have a window"
             )
 
     def records(self, ledger: Ledger) -> Mapping[int, frozenset[str]]:

@@ -44,10 +44,11 @@ class WeakAnswerKeys(Selection):
         return self.keep == 1
 
     def check(self, ledger: Ledger) -> None:
-        if ledger.partial:
+        if unkept := ledger.partial | ledger.sharing:
             raise ValueError(
-                f"layers {sorted(ledger.partial)} of this model do not keep every key, so nothing "
-                "can be taken from all layers alike: turn the selection off (keep=1)"
+                f"layers {sorted(unkept)} of this model do not keep every key, so nothing can be "
+                "taken from all layers alike: turn the selection off (keep=1), or ask for fewer "
+                "new tokens (max_new_tokens) where they have a window"
             )
 
     def records(self, ledger: Ledger) -> Mapping[int, frozenset[str]]:

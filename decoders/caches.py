@@ -102,15 +102,16 @@ def roomy(values: Tensor, length: int) -> tuple[int, ...]:
     return (*values.shape[:-2], length, values.shape[-1])
 
 
-def make_room(cache: Any, most: int) -> None:
+def make_room(cache: Any, most: int, longest: int) -> None:
     """Gives an empty cache layers that need no copy per token, where it has such that do.
 
     Args:
         most: Tokens that may follow the prompt.
+        longest: Tokens of prompt and answer that are cached at most, padding included.
     """
     if type(cache) is DynamicCache and not cache.offloading:
         cache.layers = [
-            RoomyLayer(most) if type(layer) is DynamicLayer else layer for layer in cache.layers
+            RoomyLayer(most) if keeps_all(layer, longest) else layer for layer in cache.layers
         ]
 
 
@@ -151,10 +152,38 @@ def has_windows(config: Any) -> bool:
     return any(without_window(layer) is not layer for layer in layers)
 
 
-def layers_with_every_key(config: Any) -> tuple[int, ...]:
-    """Layers of a text model that see a whole prompt: no window, no state in place of keys."""
-    layers = enumerate(DynamicCache(config=config).layers)
-    return tuple(n for n, layer in layers if type(layer) is DynamicLayer)
+def layers_with_every_key(config: Any, longest: int) -> tuple[int, ...]:
+    """Layers of a text model that see `longest` tokens whole: no shorter window, no state in place
+    of keys. One that shares another's keys sees what that sees.
+    """
+    layers: Any = DynamicCache(config=config).layers
+    sources = key_sources(config, len(layers))
+    return tuple(n for n, source in enumerate(sources) if keeps_all(layers[source], longest))
+
+
+def keeps_all(layer: Any, longest: int) -> bool:
+    """Whether a layer of a cache keeps keys and values alone, of each of `longest` tokens."""
+    window = getattr(layer, "sliding_window", None)
+    fits = window is not None and longest <= window
+    return type(without_window(layer) if fits else layer) is DynamicLayer
+
+
+def key_sources(config: Any, count: int) -> list[int]:
+    """Of each layer of a text model the one whose keys it attends to: itself, or an earlier one."""
+    kinds = getattr(config, "layer_types", None) or [None] * count
+    sources: list[int] = []
+    latest: dict[Any, int] = {}
+    for layer, kind in zip(range(count), kinds, strict=True):
+        if layer not in layers_that_share_keys(config):
+            latest[kind] = layer
+        sources.append(latest[kind])
+    return sources
+
+
+def layers_that_share_keys(config: Any) -> frozenset[int]:
+    """Layers of a text model that attend to the keys of an earlier one of their kind."""
+    modes = getattr(config, "kv_sharing_modes", None) or ()
+    return frozenset(layer for layer, mode in enumerate(modes) if mode == "reuse")
 
 
 def layers_that_keep_keys(model: Any) -> bool:
@@ -168,13 +197,11 @@ def layers_without_attention(config: Any) -> frozenset[int]:
 
     A layer that attends to another's keys keeps nothing either, and is none of these.
     """
-    sharing = getattr(config, "kv_sharing_modes", None) or {}
-    reusing = {n for n, mode in enumerate(sharing) if mode == "reuse"}
     made: Any = DynamicCache(config=config).layers
     layers = enumerate(made)
     # Of a new cache's layers only those that never keep anything need no first token.
     keyless = {n for n, layer in layers if not hasattr(layer, "keys") or layer.is_initialized}
-    return frozenset(keyless - reusing)
+    return frozenset(keyless) - layers_that_share_keys(config)
 
 
 def without_window(layer: Any) -> Any:

@@ -142,15 +142,15 @@ class RefinedPicture:
             return instead(expert, smaller, self.processor, model)
         return beside(expert, smaller, chat)
 
-    def _compared(self, config: Any) -> tuple[int, ...]:
-        """Those of the asked layers that see the whole picture."""
+    def _compared(self, config: Any, longest: int) -> tuple[int, ...]:
+        """Those of the asked layers that see all of `longest` tokens, the picture with them."""
         depth = config.num_hidden_layers
         asked = range(*(self.layers or middle(depth)))
         if asked.stop > depth:
             raise ValueError(
                 f"layers {self.layers} end outside the model, which has {depth} decoder layers"
             )
-        whole = layers_with_every_key(config)
+        whole = layers_with_every_key(config, longest)
         compared = tuple(layer for layer in whole if layer in asked)
         if not compared:
             raise ValueError(
@@ -164,17 +164,20 @@ class RefinedPicture:
 
     def _contrast(self, chat: Chat, expert: Branch, model: Any) -> list[Tensor]:
         """For each row, the contrast of each token of its picture, `[N]`."""
-        layers = self._compared(model.config.get_text_config(decoder=True))
         texts, rows = [], []
         for row, asked in enumerate(chat.asked(expert)):
             texts += [f"{asked.question} {self.suffix}", f"{self.general} {self.suffix}"]
             rows += [row, row]
+        asking = chat.ask(expert, rows, texts)
+        tokens = 1 if self.steps == "start" else self.tokens
+        config = model.config.get_text_config(decoder=True)
+        layers = self._compared(config, asking.length + tokens - 1)
         eos = ends(expert.call.generation_config)
         contrast = Contrasted(layers, self.steps, self.smoothing, eos)
         say(
             model,
-            chat.ask(expert, rows, texts),
-            1 if self.steps == "start" else self.tokens,
+            asking,
+            tokens,
             records=dict.fromkeys(layers, frozenset({"row"})),
             listen=contrast.listen,
             criteria=[contrast],

@@ -73,6 +73,7 @@ class Asked:
 
     Args:
         prompt_length: T of the caller's prompt; a preparation may have given the expert another.
+        most: Tokens that are answered at most.
         copies: Rows per prompt: beams, or returned sequences. R = B * copies.
         keep_logits: Remember every branch's logits of every step in `branch_logits`.
         selections: Which keys leave the cache, in every branch alike.
@@ -83,6 +84,7 @@ class Asked:
     """
 
     prompt_length: int
+    most: int
     copies: int = 1
     keep_logits: bool = False
     selections: tuple[Selection, ...] = ()
@@ -120,7 +122,8 @@ class Ensemble:
         self.latest: tuple[Tensor, ...] = ()
         self.branch_logits: list[Tensor] | None = [] if asked.keep_logits else None
         self.blocks = [
-            stream(model, branch, asked.selections, asked.records or {}) for branch in branches
+            stream(model, branch, asked.selections, asked.records or {}, self.longest)
+            for branch in branches
         ]
         self.image_attention: list[Tensor] | None = None
         if asked.looks:
@@ -142,6 +145,11 @@ class Ensemble:
     def rows(self) -> int:
         """R, the rows that the generation loop sees."""
         return len(self.prompts) // len(self.branches)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of prompt and answer that are read at most, padding included."""
+        return self.width + self.asked.most - 1
 
     def stack(
         self,
@@ -428,6 +436,7 @@ def decode(
     keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
     asked = Asked(
         prompt_length=input_ids.shape[1],
+        most=generation_config.max_length - input_ids.shape[1],
         copies=copies,
         keep_logits=bool(keep_logits),
         selections=recipe.selections,
@@ -516,7 +525,7 @@ def say(
         cache_implementation=None,
         disable_compile=True,
     )
-    asked = Asked(branch.length, copies, records=records)
+    asked = Asked(branch.length, tokens, copies, records=records)
     ensemble = Ensemble(model, [branch], Plausibility(beta=0), asked)
     mode = GenerationMode.GREEDY_SEARCH
     kwargs = loop_kwargs(ensemble, last_logits(model), config, mode)
@@ -550,12 +559,14 @@ def watch(model: Any, branch: Branch, layers: Iterable[int], chosen: Tensor) -> 
         By layer, the mean over heads and chosen tokens, `[B, T]` float32.
     """
     read = 0 if branch.prefix is None else branch.prefix.length
-    block = stream(model, branch, (), dict.fromkeys(layers, frozenset({"chosen"})))
+    block = stream(model, branch, (), dict.fromkeys(layers, frozenset({"chosen"})), branch.length)
     block.ledger.queried = chosen[:, read:]
     block.ledger.begin(0, branch.length - read)
     streams = Streams([block])
+    given = {**last_logits(model), KEYWORD: streams}
+    if "logits_to_keep" in given:  # a number would have some layers read the last query alone
+        given["logits_to_keep"] = torch.tensor([-1], device=branch.input_ids.device)
     with switched(model):
-        given = {**last_logits(model), KEYWORD: streams}
         forward_prompt(model, branch, branch.cache(model), given)
     check_reached(model, streams)
     return block.ledger.chosen
@@ -686,16 +697,15 @@ def loop_kwargs(
     mask = ensemble.prompt_mask()
     kwargs["attention_mask"] = None if mask.all() else mask
     given = model_kwargs.get("past_key_values")
-    longest = generation_config.max_length - 1 + ensemble.width - ensemble.asked.prompt_length
     if getattr(given, "_is_user_defined", False):
         check_layers(given, ensemble.model)
-        check_capacity(given, longest)
+        check_capacity(given, ensemble.longest)
     else:
         kwargs.pop("past_key_values", None)
         ensemble.model._prepare_cache_for_generation(
-            generation_config, kwargs, mode, len(branches) * len(expert.input_ids), longest
+            generation_config, kwargs, mode, len(branches) * len(expert.input_ids), ensemble.longest
         )
-        make_room(kwargs["past_key_values"], longest - ensemble.width)
+        make_room(kwargs["past_key_values"], ensemble.longest - ensemble.width, ensemble.longest)
     return kwargs
 
 

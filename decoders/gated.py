@@ -100,7 +100,7 @@ class GatedEnsemble(Ensemble):
             for name, value in given.items()
         }
         self.cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
-        make_room(self.cache, config.max_length - self.asked.prompt_length)
+        make_room(self.cache, others.longest - others.width, others.longest)
         others._prefill(others.prompts, config, {**kwargs, "past_key_values": self.cache})
         self.read = 0
 

@@ -12,6 +12,7 @@ from sightline.attention.parts import Selection
 from sightline.decoders.branch import Branch
 from sightline.decoders.caches import (
     RoomyLayer,
+    layers_that_share_keys,
     layers_with_every_key,
     layers_without_attention,
 )
@@ -66,8 +67,13 @@ def stream(
     branch: Branch,
     selections: tuple[Selection, ...],
     records: Mapping[int, frozenset[str]],
+    longest: int,
 ) -> Stream:
-    """A branch's keys, edits and records, checked against the model and the prompt."""
+    """A branch's keys, edits and records, checked against the model and the prompt.
+
+    Args:
+        longest: Tokens of prompt and answer that are read at most, padding included.
+    """
     config = model.config.get_text_config(decoder=True)
     depth = config.num_hidden_layers
     heads = shared_number(config, "num_attention_heads")
@@ -77,8 +83,9 @@ def stream(
         layers=depth,
         heads=heads,
         kv_heads=shared_number(config, "num_key_value_heads", heads),
-        partial=frozenset(range(depth)) - set(layers_with_every_key(config)),
+        partial=frozenset(range(depth)) - set(layers_with_every_key(config, longest)),
         blind=layers_without_attention(config),
+        sharing=layers_that_share_keys(config),
     )
     asked = dict(records)
     for part in (*branch.recalibrations, *selections):

@@ -211,7 +211,7 @@ def test_padding_worth_a_call_of_its_own(monkeypatch):
     assert streams.key_bytes(model) == per_token
     blocks, lengths = [block([9, 9]), block([4, 4])], [9, 4]
     cache = DynamicCache(config=config)
-    make_room(cache, 4)
+    make_room(cache, 4, 13)
     monkeypatch.setitem(streams.SPARED, "cpu", 5 * 2 * per_token)
     assert len(streams.separate(model, blocks, lengths, cache)) == 2
     monkeypatch.setitem(streams.SPARED, "cpu", 5 * 2 * per_token + 1)

@@ -90,6 +90,6 @@ def test_other_layers_stay_as_they_are():
     caches[0].layers = [RoomyLayer(4)]
     caches[1].layers = [kept := torch.nn.Identity(), DynamicLayer()]
     for cache in caches:
-        make_room(cache, 8)
+        make_room(cache, 8, 16)
     assert caches[0].layers[0].room == 4
     assert caches[1].layers[0] is kept and type(caches[1].layers[1]) is RoomyLayer
