@@ -9,7 +9,7 @@ import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
@@ -83,7 +83,13 @@ class OutlierImage:
                 "outlier tokens are chosen in still pictures, and this prompt holds "
                 f"{' and '.join(sorted(features)) or 'none'}: ask about pictures alone"
             )
-        encoded = features["image"]
+        try:
+            return self._cut_down(expert, model)
+        except Unreadable as error:
+            raise ValueError(f"{error}: use {self._instead(expert, model)}") from None
+
+    def _cut_down(self, expert: Branch, model: Any) -> Branch:
+        encoded = (expert.features or {})["image"]
         scores = self.scores(expert, model)
         if self.score == "norm":
             chosen = [outliers(picture, self.k) for picture in scores]
@@ -91,6 +97,22 @@ class OutlierImage:
         first = class_features(expert, model)
         chosen = [first + outliers(picture, self.k) for picture in scores]
         return expert.with_fewer_image_tokens(model, only(encoded, chosen, newline(model)))
+
+    def _instead(self, expert: Branch, model: Any) -> str:
+        """What does work for this prompt, in words; each is tried."""
+        settings: list[dict[str, Any]] = [{"layer": "last"}]
+        # Without pixels the tower cannot be asked.
+        scores = ("norm", "auto", *PATCH_SCORES) if expert.pixels else ("norm",)
+        settings += [{"score": score} for score in scores]
+        working = []
+        for setting in settings:
+            try:
+                replace(self, **setting)._cut_down(expert, model)
+            except Exception:  # whatever it trips over, it is no way out
+                continue
+            ((name, value),) = setting.items()
+            working.append(f'{name}="{value}"')
+        return " or ".join(working) or "another contrast (VDD)"
 
     def scores(self, expert: Branch, model: Any) -> list[Tensor]:
         """Scores `[N]` of each picture's tokens; of a picture in tiles, of the whole's tokens."""
@@ -107,9 +129,8 @@ class OutlierImage:
         if score == "auto":
             score = "concat" if has_cls else "pooled_query"
         if score in CLS_SCORES and not has_cls:
-            raise ValueError(
-                f'score="{score}" is the attention of a class token, and this vision tower has '
-                f'none: use score="auto", or one of {", ".join(PATCH_SCORES)}, norm'
+            raise Unreadable(
+                f'score="{score}" is the attention of a class token, and this vision tower has none'
             )
         queries, keys = queries_and_keys(attention, *layer_input(attention, expert, model, tower))
         heads = head_count(attention)
@@ -139,9 +160,8 @@ class OutlierImage:
         state = setting("vision_feature_layer", expert, model)
         if self.layer == "features" and state is not None:
             if not isinstance(state, int):
-                raise ValueError(
-                    f"features come from several layers of the vision tower, {list(state)}: use "
-                    'layer="last"'
+                raise Unreadable(
+                    f"features come from several layers of the vision tower, {list(state)}"
                 )
             # States of the tower: 0 is what enters its first layer, i what leaves the i-th.
             latest = (state if state >= 0 else count + 1 + state) - 1
@@ -184,10 +204,9 @@ def norm(features: Tensor) -> Tensor:
 def told_apart(lengths: Tensor) -> Tensor:
     """The same `[N]`; `ValueError` where features of several tokens are all of one length."""
     if len(lengths) > 1 and lengths.max() - lengths.min() <= EVEN * lengths.max():
-        raise ValueError(
+        raise Unreadable(
             'score="norm" chooses the longest features, and those of this model are all of one '
-            "length (a norm comes last): choose by the vision tower's attention, or use another "
-            "contrast (VCD, VDD)"
+            "length (a norm comes last)"
         )
     return lengths
 
@@ -381,18 +400,18 @@ def in_spatial_order(scores: list[Tensor], tower: Any, expert: Branch) -> list[T
     return list(flat[order.argsort().to(flat.device)].split(lengths))
 
 
+class Unreadable(ValueError):
+    """Outliers cannot be chosen in the way that was asked for."""
+
+
 def unreadable(reason: str) -> NoReturn:
     """The vision tower is laid out in a way that this file cannot read."""
-    raise ValueError(
-        f"this model exposes no vision-tower attention that can be read ({reason}): use "
-        'score="norm", which reads the features alone'
-    )
+    raise Unreadable(f"this model exposes no vision-tower attention that can be read ({reason})")
 
 
 def mismatch(tokens: int, patches: int) -> NoReturn:
     """The language model's tokens are not the tower's patches, nor known groups of them."""
-    raise ValueError(
-        f"the pictures fill {tokens} tokens and the vision tower attends to {patches} patches: "
-        'which patches a token stands for is not known here; use score="norm", which reads the '
-        "features alone"
+    raise Unreadable(
+        f"the pictures fill {tokens} tokens and the vision tower attends to {patches} patches; "
+        "which patches a token stands for is not known here"
     )

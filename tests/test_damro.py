@@ -1,6 +1,7 @@
 """DAMRO: its scores by hand, its choice of tokens, and the amateur that sees no others."""
 
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from models import (
     sharpen,
 )
 from models import llava as build_llava
+from tiny import Tiny, families
 from torch import nn, tensor
 from transformers import (
     CLIPVisionConfig,
@@ -31,9 +33,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from sightline import Branch, Recipe
+from sightline import VDD, Branch, Recipe
 from sightline.decoders.damro import DAMRO
 from sightline.decoders.outliers import (
+    SCORES,
     OutlierImage,
     concat_attention,
     head_mean,
@@ -45,6 +48,7 @@ from sightline.decoders.outliers import (
 )
 from sightline.logits.rules import Contrastive
 
+BUILT = [name for name, family in families().items() if not family.why_untested]
 SIX_DIGITS = dict(atol=1e-6, rtol=0)  # float64, numbers of the note
 FLOAT32 = dict(atol=1e-5, rtol=1e-4)
 PICTURE_TOKENS = [IMAGE, VIDEO, VISION_START, VISION_END]
@@ -532,14 +536,14 @@ def test_k_beyond_the_picture(family, refuses, score):
 @pytest.mark.parametrize("score", ["concat", "head_mean"])
 def test_class_attention_without_a_class_token(qwen, refuses, score):
     model, make_inputs = qwen
-    message = f'score="{score}" .* has none: use score="auto", or one of pooled_query'
+    message = f'score="{score}" .* has none: use .*score="auto" or score="pooled_query"'
     refuses(model, make_inputs(PROMPTS), DAMRO(score=score), message)
 
 
 def test_tokens_that_are_no_known_groups_of_patches(refuses):
     """Four patches make a token, in an order that the tower does not tell; norm needs no tower."""
     model, inputs = lfm2(), lfm2_inputs(PROMPTS)
-    refuses(model, inputs, DAMRO(), '4 tokens .* 16 patches: .* use score="norm"')
+    refuses(model, inputs, DAMRO(), '4 tokens .* 16 patches; .* use score="norm"')
     assert generate(model, inputs, DAMRO(score="norm")).shape[0] == 2
 
 
@@ -570,7 +574,7 @@ def test_features_of_several_layers(deep_llava, refuses):
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     pixels = {"vision_feature_layer": [-2, -1], "pixel_values": inputs["pixel_values"]}
     expert = Branch(ids, mask, ids == IMAGE, features=features, pixels=pixels)
-    with pytest.raises(ValueError, match=r'several layers .* use layer="last"'):
+    with pytest.raises(ValueError, match="several layers"):
         OutlierImage()(expert, deep_llava)
     assert config.vision_feature_layer == -2
 
@@ -610,3 +614,29 @@ def test_presets_and_defaults():
     assert DAMRO.first_release() == DAMRO(layer="last")
     assert DAMRO().recipe() == Recipe(contrasts=(OutlierImage(),), rule=Contrastive(2.0, 0.1))
     assert DAMRO().needs_pixels and not DAMRO(score="norm").needs_pixels
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_what_a_refusal_recommends_works(name):
+    """With the model that was refused: each setting that it names, or else VDD."""
+    made = Tiny.of(name)
+
+    def answer(decoder):
+        asked = dict(max_new_tokens=1, do_sample=False, custom_generate=decoder)
+        return made.model.generate(**made.inputs(PROMPTS[:1]), **asked)
+
+    try:
+        answer(VDD(beta=0))
+    except Exception:
+        pytest.skip("no decoder that compares images works with it: docs/families.md says why")
+    for score in SCORES:
+        try:
+            answer(DAMRO(score=score))
+        except ValueError as refused:
+            recommended = str(refused).rpartition(": use ")[2]
+        else:
+            continue
+        settings = re.findall(r'(score|layer)="(\w+)"', recommended)
+        assert settings or "(VDD)" in recommended, recommended
+        for setting in settings:
+            answer(DAMRO(**{"score": score, **dict([setting])}))
