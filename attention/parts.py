@@ -10,7 +10,12 @@ from sightline.attention.reference import KeyWeights
 
 
 class KeyPart:
-    """What recalibrations and selections have in common."""
+    """What recalibrations and selections have in common.
+
+    One that is `about_images` does nothing where a prompt has no image.
+    """
+
+    about_images = False
 
     @property
     def is_neutral(self) -> bool:

@@ -61,6 +61,8 @@ class ImageGain(Recalibration):
     alpha: float
     layers: Layers | None = None
 
+    about_images = True
+
     def __post_init__(self):
         check_finite("alpha", self.alpha)
         if self.alpha < 0:
@@ -109,6 +111,8 @@ class ImageScale(Recalibration):
     layers: Layers | None = None
     mode: str = "scale"
     heads: tuple[int, ...] | None = None
+
+    about_images = True
 
     def __post_init__(self):
         for name in ("image", "system"):
@@ -188,6 +192,8 @@ class LeastAttended(Recalibration):
     start: int = 3
     ratio: float = 0.1
     count: int | None = None
+
+    about_images = True
 
     def __post_init__(self):
         if isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 1:

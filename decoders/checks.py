@@ -1,8 +1,11 @@
 """What branches cannot be decoded with: each check raises `ValueError` and names the way out."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMode
@@ -53,6 +56,30 @@ def check_call(
         )
 
 
+def check_padding(mask: Tensor) -> None:
+    """Raises `ValueError` for prompts `[B, T]` that end in padding."""
+    padded = torch.nonzero(mask[:, -1] == 0)[:, 0].tolist()
+    if padded:
+        raise ValueError(
+            "prompts must be padded on the left, as answers go on behind their last column, and "
+            f"attention_mask ends in 0 in rows {padded}: call the processor with "
+            'padding_side="left"'
+        )
+
+
+def check_audio(model: Any, model_kwargs: Mapping) -> None:
+    """Raises `ValueError` for audio, which branches and questions of their own would not get."""
+    encode = getattr(model.base_model, "get_audio_features", None)
+    names = () if encode is None else inspect.signature(encode).parameters
+    heard = [name for name in names if model_kwargs.get(name) is not None]
+    if heard:
+        raise ValueError(
+            f"this decoder compares prompts by their images, and this one has audio "
+            f"({', '.join(heard)}), which it cannot give to each of them: leave the audio out, or "
+            "use a decoder of one prompt (VAF, DoLa, DeCo, VASparse)"
+        )
+
+
 def check_looks(looks: bool | tuple[int, int], generation_config: Any) -> None:
     """Raises `ValueError` unless what was looked at can be handed out."""
     if looks and not generation_config.return_dict_in_generate:
@@ -65,8 +92,8 @@ def check_pictures(expert: Branch, needs_pixels: bool) -> None:
     """Raises `ValueError` unless prompt and pictures are what contrasts need."""
     if not expert.image_mask.any():
         raise ValueError(
-            "the prompt holds no image token, so there is no picture to contrast: build it with "
-            "the processor's chat template and an image, or generate without a decoder"
+            "a picture came, or is asked about, and the prompt holds no image token: build it with "
+            "the processor's chat template and an image"
         )
     if not expert.features:
         raise ValueError(

@@ -22,6 +22,8 @@ class NoImage:
 
     markers: tuple[int, ...] = ()
 
+    about_images = True
+
     def __call__(self, expert: Branch, model: Any) -> Branch:
         return expert.without_pictures(model, markers=self.markers)
 
@@ -37,6 +39,8 @@ class UnknownImage:
 
     tokens: tuple[int, ...]
     markers: tuple[int, ...] = ()
+
+    about_images = True
 
     def __post_init__(self):
         if not self.tokens or any(token < 0 for token in self.tokens):
@@ -109,3 +113,8 @@ def needs_pixels(part: Any) -> bool:
 def needs_images(part: Any) -> bool:
     """Whether a part looks at the caller's pictures."""
     return getattr(part, "needs_images", False)
+
+
+def about_images(part: Any) -> bool:
+    """Whether a part does nothing where a prompt has no image."""
+    return getattr(part, "about_images", False) or needs_pixels(part) or needs_images(part)

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from sightline.attention.parts import Recalibration, Selection
 from sightline.decoders.branch import ENCODER_INPUTS, POSITION_INPUTS, Branch
-from sightline.decoders.contrasts import needs_images, needs_pixels
+from sightline.decoders.contrasts import about_images, needs_images, needs_pixels
 from sightline.decoders.ensemble import Asked, Ensemble, decode
 from sightline.decoders.gated import GatedEnsemble
 from sightline.decoders.memory import ReadTexts
 from sightline.logits.gates import Gate, Undecided
-from sightline.logits.rules import Plausibility, Rule
+from sightline.logits.rules import Alone, Plausibility, Rule
 
 Contrast = Callable[[Branch, Any], Branch]
 Preparation = Callable[[Branch, Any], Branch]
@@ -162,6 +162,28 @@ class Recipe(Strategy):
         if rule is None or rule.uses_others:
             return recipe
         return replace(recipe, contrasts=(), rule=None if rule.is_identity else rule)
+
+    def without_images(self) -> "Recipe":
+        """The recipe for prompts without an image: parts about images do nothing, the rest acts.
+
+        A contrast that is left out counts as if it said what the expert says.
+        """
+
+        def others(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(part for part in parts if not about_images(part))
+
+        left = replace(
+            self,
+            preparations=others(self.preparations),
+            contrasts=others(self.contrasts),
+            recalibrations=others(self.recalibrations),
+            selections=others(self.selections),
+        )
+        missing = len(self.contrasts) - len(left.contrasts)
+        if self.rule is None or not missing:
+            return left
+        agreeing = Alone(self.rule, missing) if left.contrasts else self.rule.alone(missing)
+        return replace(left, rule=agreeing)
 
     def __add__(self, other: "Recipe") -> "Recipe":
         """Both recipes' parts; rules and gates must be equal, or one of them missing."""

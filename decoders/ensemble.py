@@ -31,7 +31,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from sightline.attention.interface import KEYWORD, Run, Stream, Streams, switched
 from sightline.attention.parts import Selection
 from sightline.attention.selections import cut_cache
-from sightline.decoders.branch import Branch, Call, Prefix, image_mask
+from sightline.decoders.branch import PIXELS, Branch, Call, Prefix, image_mask
 from sightline.decoders.caches import (
     cached_heads,
     check_layers,
@@ -40,10 +40,12 @@ from sightline.decoders.caches import (
     scratch_cache,
 )
 from sightline.decoders.checks import (
+    check_audio,
     check_call,
     check_capacity,
     check_cuttable,
     check_looks,
+    check_padding,
     check_pictures,
     check_reached,
     check_reusable,
@@ -406,6 +408,9 @@ def decode(
         "generation_config": generation_config,
         **streaming,
     }
+    text_only = not recipe.is_plain and is_text_only(model, input_ids, images, pixels, model_kwargs)
+    if text_only:
+        recipe = recipe.without_images()
     if recipe.is_plain and not looks:
         show_prompt(token_streamer, input_ids)
         return loop(model, input_ids, logits_processor=logits_processor, **calling, **model_kwargs)
@@ -415,8 +420,9 @@ def decode(
     scratch_cache(model)  # raises for layers that branches cannot share
     expert = expert_branch(model, input_ids, copies, pixels, model_kwargs, generation_config)
     expert = complete(expert, model, generation_config)
-    if recipe.contrasts or recipe.preparations or looks:
+    if looks or (not text_only and (recipe.contrasts or recipe.preparations)):
         check_pictures(expert, recipe.needs_pixels)
+        check_audio(model, model_kwargs)
     pictures = pictures_asked(images, expert, model.config, recipe)
     expert = replace(expert, call=Call(pictures, generation_config))
     parts = (*recipe.preparations, *recipe.contrasts)
@@ -608,6 +614,8 @@ def expert_branch(
     ids = input_ids[::copies]
     shape = input_ids.shape
     mask = model_kwargs.get("attention_mask")
+    if mask is not None:
+        check_padding(mask[::copies])
     positions = model_kwargs.get("position_ids")
     if positions is not None:
         positions = positions.expand(*positions.shape[:-2], shape[0], shape[1])
@@ -729,6 +737,22 @@ def finish(outputs: Any, ensemble: Ensemble) -> Any:
     for name, value in further.items():
         finished[name] = value
     return finished
+
+
+def is_text_only(
+    model: Any,
+    input_ids: Tensor,
+    images: Any,
+    pixels: Mapping[str, Any],
+    model_kwargs: Mapping[str, Any],
+) -> bool:
+    """Whether no prompt of a batch has an image or a video, and none came beside them."""
+    check_vision_language(model)
+    encoded = model_kwargs.get("mm_encoder_outputs") or {}
+    given = None if isinstance(images, list | tuple) and not images else images
+    came = [given, *(pixels.get(name) for name in PIXELS), *encoded.values()]
+    has_tokens = bool(image_mask(input_ids, model.config).any())
+    return not has_tokens and all(value is None for value in came)
 
 
 def check_vision_language(model: Any) -> None:

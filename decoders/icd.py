@@ -24,6 +24,7 @@ class OtherInstruction:
     processor: Any = field(repr=False)
     instruction: str = INSTRUCTION
 
+    about_images = True
     shares_picture = True
 
     def __post_init__(self):

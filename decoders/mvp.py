@@ -12,13 +12,15 @@ from transformers import LogitsProcessor, StoppingCriteria, TopPLogitsWarper
 
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch, Call
-from sightline.decoders.checks import check_call, check_pictures
+from sightline.decoders.checks import check_audio, check_call, check_pictures
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
+from sightline.decoders.decoder import Recipe
 from sightline.decoders.ensemble import (
     check_vision_language,
     complete,
     ends,
     expert_branch,
+    is_text_only,
     position_offset_kept,
     read_pictures,
     say,
@@ -169,6 +171,10 @@ class MVP:
         **model_kwargs: Any,
     ) -> Any:
         """Called by `generate`: the prompt and the path that adds most to the winning label."""
+        check_one_answer("MVP", generation_config)
+        if is_text_only(model, input_ids, images, {}, model_kwargs):
+            calling = (logits_processor, stopping_criteria, generation_config, token_streamer)
+            return Recipe()(model, input_ids, *calling, **model_kwargs)
         votes = self._votes(model, input_ids, generation_config, images, model_kwargs)
         fill = generation_config._pad_token_tensor
         return as_generated(
@@ -189,6 +195,7 @@ class MVP:
             expert = expert_branch(model, input_ids, 1, {}, given, generation_config)
             expert = complete(expert, model, generation_config)
             check_pictures(expert, needs_pixels=False)
+            check_audio(model, given)
             pictures = pictures_asked(images, expert, model.config, self)
             expert = replace(expert, call=Call(pictures, generation_config))
             chat = Chat(self.processor, model)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from sightline.decoders.branch import Branch
-from sightline.decoders.checks import check_call, check_pictures
+from sightline.decoders.checks import check_audio, check_call, check_pictures
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
 from sightline.decoders.contrasts import NoImage, UnknownImage
 from sightline.decoders.ensemble import (
     check_vision_language,
     complete,
     expert_branch,
+    is_text_only,
     last_logits,
     position_offset_kept,
 )
@@ -125,14 +126,20 @@ class PostHocDebias:
         check_call(model, generation_config, mode, None, model_kwargs)
         check_vision_language(model)
         expert = expert_branch(model, input_ids, 1, {}, model_kwargs, generation_config)
-        check_pictures(expert, needs_pixels=False)
+        text_only = is_text_only(model, input_ids, None, {}, model_kwargs)
+        if not text_only:
+            check_pictures(expert, needs_pixels=False)
+            check_audio(model, model_kwargs)
         shared = last_logits(model)
+        amateurs = []
         with position_offset_kept(model):
-            amateurs = [
-                complete(c(expert, model), model, generation_config) for c in self.contrasts
-            ]
-        prior = reference(*(self._remembered(model, branch, shared) for branch in amateurs))
+            for contrast in () if text_only else self.contrasts:
+                amateurs.append(complete(contrast(expert, model), model, generation_config))
+        priors = [self._remembered(model, branch, shared) for branch in amateurs]
         masses, logits = self._masses(model, expert, shared)
+        even = torch.full_like(masses, 1 / len(self.labels))
+        has_image = expert.image_mask.any(dim=1, keepdim=True)
+        prior = torch.where(has_image, reference(*priors), even) if priors else even
         return calibrate(masses, prior, self.smoothing), logits
 
     def _remembered(self, model: Any, branch: Branch, shared: dict[str, Any]) -> Tensor:

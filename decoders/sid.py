@@ -20,6 +20,8 @@ class Unattended:
 
     hiding: LeastAttended
 
+    about_images = True
+
     def __call__(self, expert: Branch, model: Any) -> Branch:
         return replace(expert, recalibrations=(self.hiding,))
 

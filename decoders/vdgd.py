@@ -49,6 +49,8 @@ class Described:
     request: str = REQUEST
     statement: str = STATEMENT
 
+    about_images = True
+
     def __post_init__(self):
         if self.processor is None:
             raise ValueError("a description needs processor=, the model's own, to be asked for")

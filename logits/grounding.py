@@ -89,7 +89,7 @@ class Grounded(Rule):
 
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         expert = logits[0]
-        if self.mix == 0:
+        if self.mix == 0 or state.is_text_only:
             return expert.log_softmax(dim=-1)
         if SUPPORT not in state.notes:
             raise ValueError(

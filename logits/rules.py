@@ -7,7 +7,7 @@ processors. What it does not want said it sets to -inf.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,11 @@ class State:
     step: int = 0
     early: tuple[Tensor, ...] = ()
     notes: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def is_text_only(self) -> bool:
+        """Whether no prompt of the expert's has an image."""
+        return bool(self.image_masks) and not bool(self.image_masks[0].any())
 
 
 def in_unit_interval(name: str, value: float) -> None:
@@ -93,6 +98,10 @@ class Rule(ABC):
         """The tokens that are not left out: logits or log-probabilities `[B, V]` -> bool."""
         return plausible(expert, self.threshold)
 
+    def alone(self, missing: int) -> "Rule":
+        """The rule of prompts without an image, where its branches, so many, are left out."""
+        return Alone(self, missing)
+
     def early_layers(self, blocks: int, tied: bool) -> tuple[int, ...]:
         """Hidden states of the expert whose logits `state.early` is to hold.
 
@@ -109,6 +118,39 @@ class Rule(ABC):
         """`[expert, *others]`, each `[B, V]` -> scores `[B, V]`, implausible tokens at -inf."""
         scores = self.combine(logits, state if state is not None else State())
         return torch.where(self.keep(logits[0]), scores, -math.inf) if self.cuts else scores
+
+
+@dataclass(frozen=True)
+class Alone(Rule):
+    """A rule some of whose branches are left out, because they agree with the expert.
+
+    Args:
+        rule: Whose they are.
+        missing: How many.
+    """
+
+    rule: Rule
+    missing: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "early_norm", self.rule.early_norm)
+
+    @property
+    def threshold(self) -> float:
+        return self.rule.threshold
+
+    @property
+    def cuts(self) -> bool:
+        return self.rule.cuts
+
+    def keep(self, expert: Tensor) -> Tensor:
+        return self.rule.keep(expert)
+
+    def early_layers(self, blocks: int, tied: bool) -> tuple[int, ...]:
+        return self.rule.early_layers(blocks, tied)
+
+    def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
+        return self.rule.combine((*logits, *[logits[0]] * self.missing), state)
 
 
 @dataclass(frozen=True)
@@ -176,6 +218,10 @@ class Additive(Weighted):
     """
 
     normalize: bool = False
+
+    def alone(self, missing: int) -> Rule:
+        """Without a view nothing is added."""
+        return replace(self, alpha=0.0)
 
     def weigh(self, expert: Tensor, others: Tensor) -> Tensor:
         total = torch.add(expert, others, alpha=self.alpha)

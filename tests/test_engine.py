@@ -476,7 +476,8 @@ def refused(model, inputs, decoder, match, **kwargs):
 def test_refusals(llava, decoder):
     model, make_inputs = llava
     inputs = make_inputs(PROMPTS)
-    refused(model, make_inputs([[BOS, 8, 9]]), decoder, "no image token")
+    no_tokens = make_inputs([[BOS, 8, 9]]) | {"pixel_values": inputs["pixel_values"]}
+    refused(model, no_tokens, decoder, "no image token")
     no_pixels = {k: v for k, v in inputs.items() if k != "pixel_values"}
     refused(model, no_pixels, decoder, "pixel_values")
     refused(model, inputs, decoder, "leave the cache on", use_cache=False)

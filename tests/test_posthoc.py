@@ -137,5 +137,6 @@ def test_one_answer_only(llava):
             max_new_tokens=2,
             custom_generate=PostHocDebias(Words()),
         )
+    inputs = make_inputs([[1, 8, 9]]) | {"pixel_values": make_inputs(PROMPTS)["pixel_values"]}
     with pytest.raises(ValueError, match="no image token"):
-        PostHocDebias(Words()).probabilities(model, **make_inputs([[1, 8, 9]]))
+        PostHocDebias(Words()).probabilities(model, **inputs)
