@@ -7,6 +7,7 @@ import torch
 from methods import METHODS
 from models import BOS, PROMPTS
 from talkers import TALKERS
+from tiny import Tiny
 
 from sightline import (
     AGLA,
@@ -199,3 +200,17 @@ def test_padding_on_the_right_is_refused_by_closed_sets(talker, build):
     given = dict(images=list(talker.pictures[:2])) if build is MVP else {}
     with pytest.raises(ValueError, match=r"ends in 0 in rows \[1\]"):
         generate(talker.model, inputs, build(talker.processor), **given)
+
+
+# Audio beside images
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - EARLY - {"vaf", "pai-attention"}))
+def test_audio_beside_images_is_refused_where_prompts_are_compared(method):
+    made = Tiny.of("gemma4")
+    audio = dict(input_features=torch.zeros(1, 8, 128), input_features_mask=torch.ones(1, 8))
+    ran = []
+    made.model.lm_head.register_forward_pre_hook(lambda *_: ran.append(1))
+    with pytest.raises(ValueError, match=r"has audio \(input_features, input_features_mask\)"):
+        generate(made.model, made.inputs(PROMPTS[:1]) | audio, METHODS[method].strong)
+    assert not ran
