@@ -12,6 +12,7 @@ def answer(
     images: Any,
     text: str,
     decoder: Any = None,
+    processor_kwargs: dict[str, Any] | None = None,
     **generate_kwargs: Any,
 ) -> str:
     """What the model says of one or several pictures.
@@ -23,6 +24,8 @@ def answer(
             look at the picture again get it too.
         text: The question or instruction, put after the pictures.
         decoder: What `generate` takes as `custom_generate`; None: the model's own decoding.
+        processor_kwargs: Arguments of the processor's call (`max_pixels`, ...); decoders that look
+            at the picture again get them too.
         generate_kwargs: Further arguments of `generate`. `streamer=` works with and without a
             decoder here (with one, it is passed on as `token_streamer=`).
 
@@ -31,11 +34,17 @@ def answer(
     """
     check_question(text)
     pictures = [open_picture(image) for image in listed(images)]
-    inputs = prompt_inputs(model, processor, pictures, text)
-    return reply(model, processor, inputs, decoder, pictures, **generate_kwargs)
+    inputs = prompt_inputs(model, processor, pictures, text, processor_kwargs)
+    return reply(model, processor, inputs, decoder, pictures, processor_kwargs, **generate_kwargs)
 
 
-def prompt_inputs(model: Any, processor: Any, images: Any, text: str) -> dict[str, Any]:
+def prompt_inputs(
+    model: Any,
+    processor: Any,
+    images: Any,
+    text: str,
+    processor_kwargs: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """The inputs of `generate` for a user's turn: pictures first, then text.
 
     Tensors are on the model's device (`input_device`), and pixels in its dtype.
@@ -49,6 +58,7 @@ def prompt_inputs(model: Any, processor: Any, images: Any, text: str) -> dict[st
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
+        **({"processor_kwargs": dict(processor_kwargs)} if processor_kwargs else {}),
     )
     return dict(inputs.to(input_device(model), model.dtype))
 
@@ -79,6 +89,7 @@ def reply(
     inputs: dict[str, Any],
     decoder: Any = None,
     images: Any = None,
+    processor_kwargs: dict[str, Any] | None = None,
     **generate_kwargs: Any,
 ) -> str:
     """The text that the model puts after a prompt of `prompt_inputs`; arguments as in `answer`.
@@ -89,6 +100,8 @@ def reply(
         generate_kwargs["custom_generate"] = decoder
         if getattr(decoder, "needs_images", False):
             generate_kwargs["images"] = images
+            if processor_kwargs:
+                generate_kwargs["processor_kwargs"] = processor_kwargs
         # transformers 5 drops `streamer` when a callable decodes.
         if "streamer" in generate_kwargs:
             generate_kwargs["token_streamer"] = generate_kwargs.pop("streamer")

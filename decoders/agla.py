@@ -10,7 +10,7 @@ from sightline.attention.recalibrations import check_layers
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch
 from sightline.decoders.decoder import Decoder, Recipe
-from sightline.decoders.looking import Look, picture_inputs, question_looks
+from sightline.decoders.looking import Look, question_looks
 from sightline.decoders.matching import (
     Matcher,
     Relevance,
@@ -19,6 +19,7 @@ from sightline.decoders.matching import (
     masked_picture,
     stretched,
 )
+from sightline.decoders.preparing import check_reproduced, encoder_inputs
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Additive, in_unit_interval
 
@@ -79,6 +80,7 @@ class MaskedImage:
     suffix: str = ""
 
     needs_images = True
+    needs_pixels = True
 
     def __post_init__(self):
         if self.processor is None:
@@ -92,6 +94,10 @@ class MaskedImage:
         """Whether the expert's prompt is read in parts, to watch it."""
         return self.matcher.needs_attention
 
+    def check(self, expert: Branch, model: Any) -> None:
+        Chat(self.processor, model)  # raises for another model's
+        check_reproduced(self.processor, expert, model)
+
     def __call__(self, expert: Branch, model: Any) -> Branch:
         asked = Chat(self.processor, model).asked(expert)
         pairs = [
@@ -104,11 +110,12 @@ class MaskedImage:
         if self.matcher.needs_attention:
             looks = question_looks(expert, model, self.processor, self.matcher.layers)
         relevances = self.matcher(pictures, questions, looks)
-        masked = [
+        masked = (
             masked_picture(picture, kept_pixels(relevance.values, relevance.masked))
             for picture, relevance in zip(pictures, relevances, strict=True)
-        ]
-        pixels = picture_inputs(masked, self.processor, model)
+        )
+        rows = [[next(masked) for _ in row] for row in expert.call.pictures]
+        pixels = expert.pixels | encoder_inputs(self.processor, rows, expert, model)
         return replace(expert, pixels=pixels, features=None, prefix=None)
 
 

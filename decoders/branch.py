@@ -112,10 +112,12 @@ class Call:
     Args:
         pictures: Of each row, in the order of its prompt; empty where the caller gave none.
         generation_config: As `generate` prepared it.
+        processor_kwargs: The arguments that the processor made the prompt with.
     """
 
     pictures: tuple[tuple[Any, ...], ...] = ()
     generation_config: Any = None
+    processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

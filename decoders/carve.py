@@ -17,7 +17,8 @@ from sightline.decoders.caches import layers_with_every_key
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ensemble import Ensemble, ends, read_pictures, say
 from sightline.decoders.features import alternating, pictures_of
-from sightline.decoders.looking import encoded, layouts_by_row, picture_inputs
+from sightline.decoders.looking import encoded, layouts_by_row
+from sightline.decoders.preparing import check_reproduced, encoder_inputs
 from sightline.decoders.ranges import Usual
 from sightline.decoders.regions import FILLS, contrasted, kept_regions, refined
 from sightline.logits.rules import in_unit_interval
@@ -101,6 +102,7 @@ class RefinedPicture:
     suffix: str = SUFFIX
 
     needs_images = True
+    needs_pixels = True
 
     def __post_init__(self):
         if self.processor is None:
@@ -125,8 +127,12 @@ class RefinedPicture:
         if not (math.isfinite(self.smoothing) and self.smoothing > 0):
             raise ValueError(f"smoothing must be a finite number > 0, got {self.smoothing}")
 
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def check(self, expert: Branch, model: Any) -> None:
         check_one_picture(expert)
+        Chat(self.processor, model)  # raises for another model's
+        check_reproduced(self.processor, expert, model)
+
+    def __call__(self, expert: Branch, model: Any) -> Branch:
         chat = Chat(self.processor, model)
         expert = read_pictures(expert, model)
         layouts = [layout for (layout,) in layouts_by_row(expert, model, self.processor)]
@@ -217,21 +223,22 @@ def beside(expert: Branch, pictures: list[Image.Image], chat: Chat) -> Branch:
         rows = [[*head, *tail] for head, tail in zip(heads, tails, strict=True)]
     else:
         rows = side_by_side(heads, tails, expert.prefix.length)
-    both = [
-        p for pair in zip((p for (p,) in expert.call.pictures), pictures, strict=True) for p in pair
-    ]
+    both = [[*own, other] for own, other in zip(expert.call.pictures, pictures, strict=True)]
     return replace(
         expert.gathered(rows, keeps_pictures=True),
         position_ids=None,
-        features={"image": alternating((expert.features or {})["image"], features["image"])},
-        pixels=picture_inputs(both, processor, model),
+        features={
+            **(expert.features or {}),
+            "image": alternating((expert.features or {})["image"], features["image"]),
+        },
+        pixels=expert.pixels | encoder_inputs(processor, both, expert, model),
         prefix=expert.prefix,
     )
 
 
 def instead(expert: Branch, pictures: list[Image.Image], processor: Any, model: Any) -> Branch:
     """Each row with another picture in the place of its own."""
-    pixels = picture_inputs(pictures, processor, model)
+    pixels = encoder_inputs(processor, [[picture] for picture in pictures], expert, model)
     features = encoded(pictures, expert, processor, model)
     rows = []
     for row, (mask, picture) in enumerate(
@@ -243,7 +250,12 @@ def instead(expert: Branch, pictures: list[Image.Image], processor: Any, model: 
         after = [(column, None) for column in tokens if column > places[-1]]
         rows.append([*before, *[(places[0], None)] * len(picture), *after])
     made = expert.gathered(rows, keeps_pictures=True)
-    return replace(made, position_ids=None, features=features, pixels=pixels)
+    return replace(
+        made,
+        position_ids=None,
+        features={**(expert.features or {}), **features},
+        pixels=expert.pixels | pixels,
+    )
 
 
 @dataclass

@@ -73,13 +73,16 @@ class Strategy(ABC):
         generation_config: Any,
         token_streamer: Any = None,
         images: Any = None,
+        processor_kwargs: dict[str, Any] | None = None,
         output_image_attention: bool | tuple[int, int] = False,
         **model_kwargs: Any,
     ) -> Any:
         """Called by `generate`, not by users.
 
         What looks at the picture again gets it by `generate(..., images=picture)`: one, or a list
-        of all pictures of the batch in the order of the prompts.
+        of all pictures of the batch in the order of the prompts. What prepares it again does so by
+        the processor's own call, with the arguments that the prompt was made with
+        (`processor_kwargs=dict(max_pixels=...)`).
 
         `generate(..., return_dict_in_generate=True, output_image_attention=True)` also returns
         where the model looked: `image_attention`, for each token `[R, T]` over the expert's prompt,
@@ -100,6 +103,7 @@ class Strategy(ABC):
             generation_config=generation_config,
             token_streamer=token_streamer,
             images=images,
+            processor_kwargs=processor_kwargs,
             looks=output_image_attention,
             pixels=pixels,
             model_kwargs=model_kwargs,

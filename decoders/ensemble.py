@@ -379,6 +379,7 @@ def decode(
     generation_config: Any,
     token_streamer: Any = None,
     images: Any = None,
+    processor_kwargs: Mapping[str, Any] | None = None,
     looks: bool | tuple[int, int] = False,
     pixels: Mapping[str, Any],
     model_kwargs: dict[str, Any],
@@ -389,6 +390,7 @@ def decode(
         recipe: Preparations, contrasts and rule.
         input_ids: `[B * copies, T]`, expanded by `generate` for beams and returned sequences.
         images: The prompt's pictures, one or a list: PIL images, paths, bytes or open files.
+        processor_kwargs: What the processor was told when it made the prompt.
         looks: Whether, or from which layers, `image_attention` is wanted.
         pixels: The raw inputs of the picture encoder, unexpanded, where the recipe asked for them.
         model_kwargs: The rest of what `generate` hands a loop.
@@ -424,8 +426,12 @@ def decode(
         check_pictures(expert, recipe.needs_pixels)
         check_audio(model, model_kwargs)
     pictures = pictures_asked(images, expert, model.config, recipe)
-    expert = replace(expert, call=Call(pictures, generation_config))
+    call = Call(pictures, generation_config, processor_kwargs or {})
+    expert = replace(expert, call=call)
     parts = (*recipe.preparations, *recipe.contrasts)
+    for part in parts:
+        if hasattr(part, "check"):
+            part.check(expert, model)
     with position_offset_kept(model):
         if any(getattr(part, "shares_picture", False) for part in parts):
             expert = read_pictures(expert, model)

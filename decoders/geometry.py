@@ -5,7 +5,7 @@ tell their own coordinates, so crops, resizes, padding and tiles need no rules h
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -19,6 +19,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 )
 
 from sightline.decoders.memory import Memory
+from sightline.decoders.preparing import processed
 
 # Grey levels that tell picture from padding. Not 0: transformers takes all zeros for rescaled.
 DARK, LIGHT = 64, 192
@@ -156,7 +157,13 @@ class Layout:
 _KNOWN: Memory[str, Layout] = Memory(REMEMBERED)
 
 
-def locate(processor: Any, config: Any, picture: Image.Image, tokens: int) -> Layout:
+def locate(
+    processor: Any,
+    config: Any,
+    picture: Image.Image,
+    tokens: int,
+    arguments: Mapping[str, Any] | None = None,
+) -> Layout:
     """Where the tokens of a picture lie in it, by what the processor makes of its size.
 
     An axis of fewer than 5 pixels, or of which fewer than 3 come out, cannot be asked about and is
@@ -169,6 +176,7 @@ def locate(processor: Any, config: Any, picture: Image.Image, tokens: int) -> La
         config: The model's.
         picture: Sent alone in its prompt; only its size is used.
         tokens: N, features that the model has of the picture.
+        arguments: Of the processor's call that the picture was sent with.
 
     Raises:
         ValueError: The tokens have no place in the picture, or are laid out in a way that is not
@@ -181,12 +189,13 @@ def locate(processor: Any, config: Any, picture: Image.Image, tokens: int) -> La
                 f"each of its {tokens} (its config has {name}): use a model that keeps patches"
             )
     image_processor = getattr(processor, "image_processor", processor)
-    settings = _settings(processor)
+    arguments = dict(arguments or {})
     known = _KNOWN.of(image_processor)
     # All that the answer depends on: settings may be changed between calls.
-    key = repr((vars(image_processor), settings, _read_of(config), picture.size, tokens))
+    settings = (vars(image_processor), _settings(processor), arguments)
+    key = repr((settings, _read_of(config), picture.size, tokens))
     if key not in known:
-        known[key] = _located(image_processor, settings, config, picture.size, tokens)
+        known[key] = _located(processor, arguments, config, picture.size, tokens)
         _KNOWN.trim(image_processor)
     return known[key]
 
@@ -201,20 +210,18 @@ def _read_of(config: Any) -> list[Any]:
 
 
 def _settings(processor: Any) -> dict[str, Any]:
-    """What a processor hands its image processor in a prompt."""
-    defaults = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
-    settings = {**getattr(processor, "images_kwargs", {}), **defaults.get("images_kwargs", {})}
-    settings.pop("return_tensors", None)
-    return settings
+    """What of a processor's own settings may decide what it makes of a picture."""
+    plain = (bool, int, float, str, list, tuple, dict)
+    return {name: value for name, value in vars(processor).items() if isinstance(value, plain)}
 
 
 def _located(
-    image_processor: Any, settings: dict[str, Any], config: Any, size: tuple[int, int], tokens: int
+    processor: Any, arguments: dict[str, Any], config: Any, size: tuple[int, int], tokens: int
 ) -> Layout:
     patch = _patch_size(config)
     tiled = getattr(config, "image_grid_pinpoints", None) is not None
     mosaic = _mosaic_shape(config, size) if tiled else None
-    process = _processing(image_processor, settings, patch, mosaic)
+    process = _processing(processor, arguments, patch, mosaic)
     grids = _kept_grids(config, mosaic, size, tokens) if mosaic else None
     flat = [process(np.full((*size[::-1], 3), grey, np.uint8)) for grey in (DARK, LIGHT)]
     shown = _shown(*flat)
@@ -402,16 +409,17 @@ Process = Callable[[np.ndarray], list[np.ndarray]]
 
 
 def _processing(
-    image_processor: Any, settings: dict[str, Any], patch: int, mosaic: tuple[int, int] | None
+    processor: Any, arguments: dict[str, Any], patch: int, mosaic: tuple[int, int] | None
 ) -> Process:
     """`[height, width, 3]` uint8 -> canvases `[C, H, W]`, as the processor is used in a prompt."""
 
     def process(pixels: np.ndarray) -> list[np.ndarray]:
-        output = image_processor(images=Image.fromarray(pixels), **settings)
+        output = processed(processor, [[Image.fromarray(pixels)]], arguments)
         if "image_grid_thw" in output:
             grid = np.asarray(output["image_grid_thw"]).reshape(3)
             rows = np.asarray(output["pixel_values"])
-            return [_assemble(rows, grid, patch, image_processor.merge_size)]
+            merge = getattr(processor, "image_processor", processor).merge_size
+            return [_assemble(rows, grid, patch, merge)]
         canvases = _canvases(output["pixel_values"])
         if mosaic is None:
             return canvases

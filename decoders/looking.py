@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sightline.chat import input_device
 from sightline.decoders.asking import Chat
-from sightline.decoders.branch import ENCODER_INPUTS, Branch
+from sightline.decoders.branch import Branch
 from sightline.decoders.caches import layers_without_attention
 from sightline.decoders.ensemble import encode, watch
 from sightline.decoders.features import Features, picture_lengths, picture_rows
 from sightline.decoders.geometry import Layout, locate
+from sightline.decoders.preparing import encoder_inputs
 from sightline.decoders.streams import middle_layers
 
 
@@ -70,28 +70,19 @@ def layouts_by_row(branch: Branch, model: Any, processor: Any) -> list[list[Layo
     rows = picture_rows(branch.input_ids, branch.features or {}, model.config)["image"]
     return [
         [
-            locate(processor, model.config, picture, lengths[index])
+            locate(processor, model.config, picture, lengths[index], branch.call.processor_kwargs)
             for picture, index in zip(pictures, indices, strict=True)
         ]
         for pictures, indices in zip(branch.call.pictures, rows, strict=True)
     ]
 
 
-def picture_inputs(pictures: Sequence[Image.Image], processor: Any, model: Any) -> dict[str, Any]:
-    """What the model's encoder takes, for pictures in the order of their prompts."""
-    prepared = processor.image_processor(images=list(pictures), return_tensors="pt")
-    return {
-        name: value.to(input_device(model), model.dtype if value.is_floating_point() else None)
-        for name, value in prepared.items()
-        if name in ENCODER_INPUTS
-    }
-
-
 def encoded(
     pictures: Sequence[Image.Image], branch: Branch, processor: Any, model: Any
 ) -> Features:
     """Pictures through the model's encoder; `ValueError` unless they come out one by one."""
-    features = encode(branch, picture_inputs(pictures, processor, model), model)
+    rows = [[picture] for picture in pictures]
+    features = encode(branch, encoder_inputs(processor, rows, branch, model), model)
     came = len(picture_lengths(features, "image"))
     if came != len(pictures):
         raise ValueError(

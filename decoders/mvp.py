@@ -168,9 +168,13 @@ class MVP:
         generation_config: Any,
         token_streamer: Any = None,
         images: Any = None,
+        processor_kwargs: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """Called by `generate`: the prompt and the path that adds most to the winning label."""
+        """Called by `generate`: the prompt and the path that adds most to the winning label.
+
+        `processor_kwargs` are taken as by decoders that prepare images again; votes do without.
+        """
         check_one_answer("MVP", generation_config)
         if is_text_only(model, input_ids, images, {}, model_kwargs):
             calling = (logits_processor, stopping_criteria, generation_config, token_streamer)

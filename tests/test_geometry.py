@@ -160,10 +160,7 @@ FAMILIES = {
         flat_patches,
     ),
     "internvl": (
-        SimpleNamespace(
-            image_processor=GotOcr2ImageProcessorPil(size=SQUARE, max_patches=4),
-            images_kwargs={"crop_to_patches": True},
-        ),
+        GotOcr2ImageProcessorPil(size=SQUARE, max_patches=4, crop_to_patches=True),
         config(),
         shuffled(shuffle_of_internvl),
     ),
@@ -175,11 +172,6 @@ FAMILIES = {
         shuffled(shuffle_of_idefics3),
     ),
 }
-
-
-def processed(processor, picture):
-    image_processor = getattr(processor, "image_processor", processor)
-    return image_processor(images=picture, **getattr(processor, "images_kwargs", {}))
 
 
 def part_of_pixels(start, end, length):
@@ -209,7 +201,7 @@ def inside(box, size):
 def test_paint_on_a_cell_lands_on_the_patches_of_its_token(family, size):
     processor, model_config, read = FAMILIES[family]
     blank = painted(size, (0, 0, 0, 0))
-    before, groups, views = read(processed(processor, blank), size)
+    before, groups, views = read(processor(images=blank), size)
     layout = locate(processor, model_config, blank, len(groups))
     cells = layout.cells().tolist()
     assert [math.isnan(box[0]) for box in cells] == [not group for group in groups]
@@ -220,7 +212,7 @@ def test_paint_on_a_cell_lands_on_the_patches_of_its_token(family, size):
         ]
         clear = [token for token, share in enumerate(shares) if share > 0.5 * max(shares)]
         for token in clear[:: max(1, len(clear) // 6)]:
-            after, _, _ = read(processed(processor, painted(size, cells[token])), size)
+            after, _, _ = read(processor(images=painted(size, cells[token])), size)
             change = np.abs(after - before).sum(axis=1)
             changed = [sum(change[place] for place in group) for group in groups]
             rivals = [other for other, group in enumerate(groups) if group <= set(view)]
@@ -234,7 +226,7 @@ def test_a_grid_that_onevision_makes_smaller_lies_where_its_own_interpolation_lo
     """Patches that carry their place in the picture go through the model's own packing."""
     processor, full, read = FAMILIES["llava-onevision"]
     picture = Image.new("RGB", size)
-    patches, groups, _ = read(processed(processor, picture), size)
+    patches, groups, _ = read(processor(images=picture), size)
     boxes = locate(processor, full, picture, len(groups)).cells()  # as checked with paint
     smaller = onevision(1)
     seen = []
@@ -374,7 +366,7 @@ def test_models_that_resample_patches_are_refused(model_config):
 def test_a_wrong_number_of_tokens_is_refused(family):
     processor, model_config, read = FAMILIES[family]
     picture = Image.new("RGB", (96, 64))
-    _, groups, _ = read(processed(processor, picture), picture.size)
+    _, groups, _ = read(processor(images=picture), picture.size)
     for count in (0, len(groups) - 1, len(groups) + 1):
         with pytest.raises(ValueError, match=f"{count} tokens do not fit .* Pass the processor"):
             locate(processor, model_config, picture, count)

@@ -967,12 +967,14 @@ class Processor:
     def __call__(
         self,
         text: list[str],
-        images: Sequence[Image.Image] | None = None,
+        images: Sequence[Any] | None = None,
         padding: bool = True,
         padding_side: str = "left",
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Prompts as the template writes them; their pictures one after the other."""
+        """Prompts as the template writes them; their pictures one after the other, or by row."""
+        if images and isinstance(images[0], list):
+            images = [picture for row in images for picture in row]
         rows = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         counts = [row.count(IMAGE) for row in rows]
         filled = [[x for t in row for x in self.tiny.filled(t)] for row in rows]

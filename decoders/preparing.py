@@ -1,0 +1,106 @@
+"""Images through the processor once more, as the caller's prompt was made of them.
+
+A processor decides at its own call what its image processor is told (patches, tiles, limits of
+size), so images are prepared by that call, with the caller's arguments, and by nothing else.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sightline.chat import input_device, user_turn
+from sightline.decoders.branch import ENCODER_INPUTS, PIXELS, Branch
+from sightline.decoders.features import is_one_of, token_ids
+
+
+def processed(
+    processor: Any, rows: Sequence[Sequence[Image.Image]], arguments: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """What a processor makes of prompts with these images, one prompt a row.
+
+    An image processor by itself is called as it is, with the images of one row.
+    """
+    if not hasattr(processor, "image_processor"):
+        (images,) = rows
+        return processor(images=list(images), **arguments)
+    texts = [shortest_prompt(processor, images) for images in rows]
+    given = {"padding": True, **arguments, "return_tensors": "pt"}
+    return processor(text=texts, images=[list(images) for images in rows], **given)
+
+
+def shortest_prompt(processor: Any, images: Sequence[Image.Image]) -> str:
+    """Text that a processor takes with these images."""
+    if getattr(processor, "chat_template", None) is None:
+        return f"{processor.image_token}" * len(images) + "?"
+    turn = user_turn(images, "?")
+    return processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+
+
+def encoder_inputs(
+    processor: Any,
+    rows: Sequence[Sequence[Image.Image]],
+    expert: Branch,
+    model: Any,
+) -> dict[str, Any]:
+    """What the model's encoder takes for other images, and the caller's settings of it.
+
+    Args:
+        rows: The images of each prompt.
+        expert: As it was asked.
+    """
+    made = processed(processor, rows, expert.call.processor_kwargs)
+    settings = {k: v for k, v in expert.pixels.items() if not isinstance(v, Tensor)}
+    return settings | {
+        name: value.to(input_device(model), model.dtype if value.is_floating_point() else None)
+        for name, value in made.items()
+        if name in ENCODER_INPUTS and isinstance(value, Tensor)
+    }
+
+
+def check_reproduced(processor: Any, expert: Branch, model: Any) -> None:
+    """Raises `ValueError` unless the caller's images, prepared again, make the caller's prompt.
+
+    Compared are the image tokens of each row, sizes and grids, and of one row the pixels' shape.
+    """
+    rows = expert.call.pictures
+    if not all(rows):
+        return  # what looks at images again refuses rows without one itself
+    made = processed(processor, rows, expert.call.processor_kwargs)
+    ids = token_ids(model.config, ("image_token_id",))
+    wanted, came = (
+        [
+            image_runs(is_one_of(own, ids), len(images))
+            for own, images in zip(all_ids, rows, strict=True)
+        ]
+        for all_ids in (expert.input_ids, torch.as_tensor(made["input_ids"]))
+    )
+    if came != wanted:
+        not_reproduced("image tokens by row", came, wanted)
+    for name, own in expert.pixels.items():
+        again = made.get(name)
+        if not isinstance(own, Tensor) or not isinstance(again, Tensor):
+            continue
+        if name in PIXELS and len(rows) == 1 and again.shape != own.shape:
+            not_reproduced(f"{name} of shape", list(again.shape), list(own.shape))
+        is_size = own.ndim <= 2 and not own.is_floating_point() and "mask" not in name
+        if is_size and again.tolist() != own.tolist():
+            not_reproduced(name, again.tolist(), own.tolist())
+
+
+def image_runs(is_image: Tensor, images: int) -> list[int]:
+    """Of a row `[T]`: tokens side by side in its one image, or in all of its images together."""
+    if images > 1:
+        return [int(is_image.sum())]
+    edges = torch.nn.functional.pad(is_image.long(), (1, 1)).diff()
+    return (torch.nonzero(edges < 0) - torch.nonzero(edges > 0)).flatten().tolist()
+
+
+def not_reproduced(what: str, came: Any, wanted: Any) -> NoReturn:
+    raise ValueError(
+        f"images= do not make this prompt again: they make {what} {came}, and the prompt has "
+        f"{wanted}. Pass the images that it was made of, and the processor's arguments that it was "
+        "made with as processor_kwargs= (generate and sightline.answer take it)"
+    )
