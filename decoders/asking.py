@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from sightline.chat import check_processor
-from sightline.decoders.branch import MARKERS, Branch
-from sightline.decoders.features import token_ids
+from sightline.decoders.branch import Branch
+from sightline.decoders.image_spans import named_markers
 
 WORDS, REPLY, MORE = "SIGHTLINE0WORDS", "SIGHTLINE1REPLY", "SIGHTLINE2MORE"
 
@@ -91,7 +91,7 @@ class Chat:
 
     def put_before(self, branch: Branch, texts: Sequence[str]) -> Branch:
         """Each row with a text before its first picture, in the turn that the picture is in."""
-        markers = set(token_ids(self.model.config, MARKERS))
+        markers = set(named_markers(self.model.config))
         starts = []
         for ids, mask in zip(branch.input_ids.tolist(), branch.image_mask, strict=True):
             start = int(torch.nonzero(mask)[0])

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from sightline.decoders.contrasts import NoImage, UnknownImage
 from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.image_spans import can_be_asked
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
 
@@ -57,8 +58,9 @@ def image_free(
     """The amateurs of a variant: "none", "unk" or "both"."""
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    written_by = processor if can_be_asked(processor) else None
     if variant == "none":
-        return (NoImage(markers),)
+        return (NoImage(markers, written_by),)
     if unk_token_id is not None:
         tokens: tuple[int, ...] = (unk_token_id,)
     elif processor is not None:
@@ -68,8 +70,8 @@ def image_free(
             f'variant "{variant}" puts an unknown token in the picture\'s place: pass processor= '
             'or unk_token_id=, or use variant="none"'
         )
-    unknown = UnknownImage(tokens, markers)
-    return (unknown,) if variant == "unk" else (NoImage(markers), unknown)
+    unknown = UnknownImage(tokens, markers, written_by)
+    return (unknown,) if variant == "unk" else (NoImage(markers, written_by), unknown)
 
 
 def unknown_tokens(processor: Any) -> tuple[int, ...]:
