@@ -306,6 +306,24 @@ class Branch:
             ]
         )
 
+    def images(self, model: Any, processor: Any = None) -> list[list[tuple[int, ...]]]:
+        """By row and image, without videos, the columns of its image tokens.
+
+        Args:
+            model: Names the image tokens in its config.
+            processor: As in `without_pictures`.
+        """
+        rows = rows_of(self.input_ids, self.attention_mask, self.features, model, processor)
+        ids = token_ids(model.config, ("image_token_id",))
+        return [
+            [
+                tuple(columns[number] for number in image.tokens)
+                for image in row.images
+                if row.ids[image.tokens[0]] in ids
+            ]
+            for row, columns in zip(rows, self.columns(), strict=True)
+        ]
+
     def columns(self) -> list[list[int]]:
         """By row, the columns that hold tokens and no padding."""
         return [

@@ -13,7 +13,7 @@ from sightline.decoders.asking import Chat
 from sightline.decoders.branch import ENCODER_INPUTS, Branch
 from sightline.decoders.caches import layers_without_attention
 from sightline.decoders.ensemble import encode, watch
-from sightline.decoders.features import Features, picture_lengths, picture_rows
+from sightline.decoders.features import Features, picture_lengths
 from sightline.decoders.geometry import Layout, locate
 from sightline.decoders.streams import middle_layers
 
@@ -66,14 +66,14 @@ def question_looks(
 
 def layouts_by_row(branch: Branch, model: Any, processor: Any) -> list[list[Layout]]:
     """Where the tokens of each row's pictures lie in them."""
-    lengths = picture_lengths(branch.features, "image")
-    rows = picture_rows(branch.input_ids, branch.features or {}, model.config)["image"]
     return [
         [
-            locate(processor, model.config, picture, lengths[index])
-            for picture, index in zip(pictures, indices, strict=True)
+            locate(processor, model.config, picture, len(columns))
+            for picture, columns in zip(pictures, images, strict=True)
         ]
-        for pictures, indices in zip(branch.call.pictures, rows, strict=True)
+        for pictures, images in zip(
+            branch.call.pictures, branch.images(model, processor), strict=True
+        )
     ]
 
 
