@@ -8,7 +8,7 @@ import torch
 
 from sightline.chat import check_processor
 from sightline.decoders.branch import Branch
-from sightline.decoders.image_spans import named_markers
+from sightline.decoders.image_spans import Writing, named_markers, writing_of
 
 WORDS, REPLY, MORE = "SIGHTLINE0WORDS", "SIGHTLINE1REPLY", "SIGHTLINE2MORE"
 
@@ -50,11 +50,15 @@ class Chat:
 
     def __post_init__(self):
         check_processor(self.processor)
-        check_same_tokens(self.processor, self.model)
+        _ = self._writing  # of this model's images
+
+    @property
+    def _writing(self) -> Writing:
+        return writing_of(self.processor, self.model.config)
 
     def asked(self, branch: Branch) -> list[Asked]:
         """What each row asks; `ValueError` for a row that asks nothing about a picture in words."""
-        opening, closing = self._around_words()
+        openings, closing = self._around_words()
         found = []
         for row, mask in enumerate(branch.image_mask):
             places = torch.nonzero(mask, as_tuple=True)[0]
@@ -67,7 +71,7 @@ class Chat:
             text = self._text(
                 branch.input_ids[row, start:][branch.attention_mask[row, start:] != 0]
             )
-            found.append(self._parsed(start, text, opening, closing))
+            found.append(self._parsed(start, text, openings, closing))
         return found
 
     def ask(self, branch: Branch, index: Sequence[int], texts: Sequence[str]) -> Branch:
@@ -137,7 +141,7 @@ class Chat:
         rows = torch.tensor(list(index), device=branch.input_ids.device)
         return branch.continued(rows, starts, ids, self.model.config)
 
-    def _parsed(self, start: int, text: str, opening: str, closing: str) -> Asked:
+    def _parsed(self, start: int, text: str, openings: Sequence[str], closing: str) -> Asked:
         stripped = text.rstrip()
         if not stripped.endswith(closing.strip()):
             raise ValueError(
@@ -147,7 +151,7 @@ class Chat:
             )
         body = stripped.removesuffix(closing.strip())
         following = self._between_turns()
-        lead = len(opening) if body.startswith(opening) else 0
+        lead = next((len(opening) for opening in openings if body.startswith(opening)), 0)
         if following.strip() and following in body:
             lead = body.rindex(following) + len(following)
         words = body[lead:].strip()
@@ -159,17 +163,25 @@ class Chat:
         cut = body.index(words, lead)
         return Asked(start, body[:cut], words, text[cut + len(words) :])
 
-    def _around_words(self) -> tuple[str, str]:
-        """What the template puts between a picture and the user's words, and after them."""
+    def _around_words(self) -> tuple[list[str], str]:
+        """What may stand between image tokens and the user's words, the longest first, and what
+        the template puts after the words.
+        """
+        writing = self._writing
+        openings = {
+            closing + after for closing in writing.closings for after in (writing.words, "")
+        }
         rendered = self._rendered([_turn("user", WORDS, pictures=1)])
-        before, _, after = rendered.partition(WORDS)
-        token = self._picture_token()
-        return before.rpartition(token)[2], after
+        return sorted(openings, key=len, reverse=True), rendered.partition(WORDS)[2]
 
     def _between_turns(self) -> str:
         """What the template puts between a reply and the user's next words."""
-        turns = [_turn("user", WORDS, pictures=1), _turn("assistant", REPLY), _turn("user", MORE)]
-        return self._rendered(turns).partition(REPLY)[2].partition(MORE)[0]
+        asked, more = _turn("user", WORDS, pictures=1), _turn("user", MORE)
+        # A template may print a reply's parts as they are, or leave out one that has none.
+        replies = _turn("assistant", REPLY), {"role": "assistant", "content": REPLY}
+        rendered = [self._rendered([asked, reply, more]) for reply in replies]
+        shown = min((text for text in rendered if REPLY in text), key=len)
+        return shown.partition(REPLY)[2].partition(MORE)[0]
 
     def _rendered(self, turns: list[dict[str, Any]]) -> str:
         return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
@@ -195,19 +207,6 @@ class Chat:
         for token in self.processor.tokenizer.all_special_tokens:
             text = text.replace(token, " ")
         return text.strip()
-
-
-def check_same_tokens(processor: Any, model: Any) -> None:
-    """Raises `ValueError` for a processor of another model, by its picture's token."""
-    wanted = model.config.image_token_id
-    tokenizer = processor.tokenizer
-    token = getattr(processor, "image_token", None)
-    ours = None if token is None else tokenizer.convert_tokens_to_ids(str(token))
-    if (token is not None and ours != wanted) or wanted >= len(tokenizer):
-        raise ValueError(
-            f"the processor belongs to another model: its image token has the id {ours}, the "
-            f"model's has {wanted}. Load both from one checkpoint"
-        )
 
 
 def _turn(role: str, words: str, pictures: int = 0) -> dict[str, Any]:

@@ -9,6 +9,7 @@ tokens enclose and the markers that the model's config names.
 import re
 import warnings
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -160,20 +161,20 @@ def writing_of(processor: Any, config: Any) -> Writing:
         ValueError: It writes no image token of the model's, or cannot be asked.
     """
     known = _KNOWN.of(processor)
-    placeholders = token_ids(config, PLACEHOLDERS)
+    image = token_ids(config, ("image_token_id",))
     plain = {n: v for n, v in vars(processor).items() if isinstance(v, str | int | float | None)}
-    key = repr((plain, vars(processor.image_processor), len(processor.tokenizer), placeholders))
+    key = repr((plain, vars(processor.image_processor), len(processor.tokenizer), image))
     if key not in known:
-        known[key] = _asked(processor, placeholders)
+        known[key] = _asked(processor, set(image))
         _KNOWN.trim(processor)
     return known[key]
 
 
-def _asked(processor: Any, placeholders: tuple[int, ...]) -> Writing:
+def _asked(processor: Any, image: set[int]) -> Writing:
     unit, words = _unit(processor)
     inner = unit.strip()
     blank = Writing(processor.tokenizer, (), (), (), "")
-    parts = [_written(processor, blank, unit, size, placeholders) for size in SIZES]
+    parts = [_written(processor, blank, unit, size, image) for size in SIZES]
     lead, trail = unit.partition(inner)[::2]
     shown = [text.removeprefix(lead).removesuffix(trail).split(RUN) for text in parts]
     first, last = processor.tokenizer.bos_token, processor.tokenizer.eos_token
@@ -248,7 +249,7 @@ def _alike(one: str, other: str) -> int:
 
 
 def _written(
-    processor: Any, blank: Writing, unit: str, size: tuple[int, int], placeholders: tuple[int, ...]
+    processor: Any, blank: Writing, unit: str, size: tuple[int, int], image: set[int]
 ) -> str:
     """What the processor makes of an image's place in a prompt, as text."""
     pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
@@ -261,13 +262,14 @@ def _written(
             f"{size[1]} pixels in {unit!r}, and failed: {error}"
         ) from error
     ids = [int(token) for token in made["input_ids"][0]]
-    read = "".join(piece.text for piece in pieces_of(ids, blank, set(placeholders)))
+    read = "".join(piece.text for piece in pieces_of(ids, blank, image))
     found = read.partition(BEFORE)[2].rpartition(WORDS)[0]
-    if RUN not in found:
+    special = Counter(token for token in ids if token in blank.special)
+    if RUN not in found or max(special.values(), default=0) > max(special[t] for t in image):
         raise ValueError(
-            f"the processor belongs to another model: {type(processor).__name__} writes no image "
-            f"token of the model's ({', '.join(map(str, placeholders))}). Load both from one "
-            "checkpoint"
+            f"the processor belongs to another model: {type(processor).__name__} does not fill an "
+            f"image's place with the model's image token ({', '.join(map(str, image))}). Load both "
+            "from one checkpoint"
         )
     return found
 
@@ -554,14 +556,18 @@ class BareRow:
         return entries
 
     def left_over(self) -> set[int]:
-        """Tokens next to an image that look like its markers, and stay."""
+        """Tokens next to an image that look like its markers, and stay.
+
+        Before an image alone they are taken for the role's, which many templates put there.
+        """
         found = set()
         for image in self.images:
-            sides = self.ids[: image.start][::-1], self.ids[image.stop :]
-            for side in sides:
-                near = next((token for token in side if token not in self.named), None)
-                if near is not None and self.is_near(near):
-                    found.add(near)
+            sides = self.ids[image.stop :], self.ids[: image.start][::-1]
+            after, before = (
+                next((token for token in side if token not in self.named), None) for side in sides
+            )
+            if after is not None and self.is_near(after):
+                found |= {token for token in (before, after) if token and self.is_near(token)}
         return found
 
 
@@ -661,8 +667,8 @@ def warn_of_markers(model: Any, rows: Sequence[BareRow]) -> None:
     if left and model not in _WARNED:
         _WARNED.add(model)
         warnings.warn(
-            f"the image is taken out of the prompt and tokens {left} next to it stay, which look "
-            f"like markers of {type(model).__name__}: pass processor=, which says what belongs to "
-            f"an image, or name them, markers={tuple(left)}",
+            f"the image is taken out of the prompt of {type(model).__name__}, and tokens {left} "
+            "next to it stay, which look like its markers: pass processor=, the model's own, which "
+            "says what belongs to an image, or name those that are by markers=",
             stacklevel=2,
         )
