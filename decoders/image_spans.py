@@ -473,6 +473,7 @@ class BareRow:
     Args:
         ids: Its tokens, without padding.
         placeholders: Ids of image tokens.
+        videos: Those of them that are a video's.
         starts: Numbers of tokens at which an entry of the encoder's output begins.
         named: Ids of markers, the config's and the caller's.
         is_near: Whether an id looks like a marker's.
@@ -482,11 +483,13 @@ class BareRow:
         self,
         ids: Sequence[int],
         placeholders: set[int],
+        videos: set[int],
         starts: set[int],
         named: set[int],
         is_near: Callable[[int], bool],
     ):
         self.ids = ids
+        self.videos = videos
         self.named = named
         self.is_near = is_near
         self.images = [
@@ -544,7 +547,7 @@ class BareRow:
         """The row with other tokens in the place of each image, none by default."""
         if not self.images:
             return [(number, None) for number in range(len(self.ids))]
-        gone = {n for image in self.images for n in range(image.start, image.stop)}
+        gone = {n for image in self.images for n in self._enclosed(image)}
         gone |= {number for number, token in enumerate(self.ids) if token in self.named}
         begins = {image.start for image in self.images}
         entries: list[Entry] = []
@@ -554,6 +557,11 @@ class BareRow:
             if number not in gone:
                 entries.append((number, None))
         return entries
+
+    def _enclosed(self, image: Owned) -> Iterable[int]:
+        """Tokens of an image with all between them; text between a video's frames stays."""
+        is_video = self.ids[image.start] in self.videos
+        return image.tokens if is_video else range(image.start, image.stop)
 
     def left_over(self) -> set[int]:
         """Tokens next to an image that look like its markers, and stay.
@@ -606,10 +614,11 @@ def rows_of(
             WrittenRow(row, placeholders, own, writing)
             for row, own in zip(kept, starts, strict=True)
         ]
+    videos = set(token_ids(config, ("video_token_id",)))
     named = {*named_markers(config), *markers} - placeholders
     is_near = _nearness(model, placeholders)
     return [
-        BareRow(row, placeholders, own, named, is_near)
+        BareRow(row, placeholders, videos, own, named, is_near)
         for row, own in zip(kept, starts, strict=True)
     ]
 
