@@ -1,5 +1,6 @@
 """Asks the model something else about the same picture, in its own chat template."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from sightline.chat import check_processor
 from sightline.decoders.branch import Branch
-from sightline.decoders.image_spans import Writing, named_markers, writing_of
+from sightline.decoders.image_spans import Writing, WrittenRow, rows_of, writing_of
 
 WORDS, REPLY, MORE = "SIGHTLINE0WORDS", "SIGHTLINE1REPLY", "SIGHTLINE2MORE"
 
@@ -95,19 +96,22 @@ class Chat:
 
     def put_before(self, branch: Branch, texts: Sequence[str]) -> Branch:
         """Each row with a text before its first picture, in the turn that the picture is in."""
-        markers = set(named_markers(self.model.config))
-        starts = []
-        for ids, mask in zip(branch.input_ids.tolist(), branch.image_mask, strict=True):
-            start = int(torch.nonzero(mask)[0])
-            while start > 0 and ids[start - 1] in markers:
-                start -= 1
-            starts.append(start)
-        tokenizer = self.processor.tokenizer
-        ids = [
-            tokenizer(f"{self._plain(text)}\n", add_special_tokens=False)["input_ids"]
-            for text in texts
-        ]
-        return branch.inserted(starts, ids)
+        rows = zip(self.rows(branch), branch.columns(), texts, strict=True)
+        return branch.inserted(
+            [
+                [
+                    (columns[number], token)
+                    for number, token in row.with_text_before(f"{self._plain(text)}\n")
+                ]
+                for row, columns, text in rows
+            ]
+        )
+
+    def rows(self, branch: Branch) -> list[WrittenRow]:
+        """The prompts as the processor wrote them."""
+        return rows_of(
+            branch.input_ids, branch.attention_mask, branch.features, self.model, self.processor
+        )
 
     def question_tokens(self, branch: Branch) -> torch.Tensor:
         """`[B, T]` bool, true on the tokens of each row's question, the template's left out."""
@@ -120,12 +124,20 @@ class Chat:
             chosen[row, tail[first:last]] = True
         return chosen
 
-    def between_pictures(self) -> list[int]:
-        """Token ids that the template puts between two pictures."""
-        turn = _turn("user", WORDS, pictures=2)
-        token = self._picture_token()
-        between = self._rendered([turn]).split(token)[1]
-        return self._tokens(between, self.model.config.image_token_id)
+    def shown(self, count: int) -> str:
+        """What the template writes for so many pictures of one turn, side by side."""
+        unit = self._writing.unit.strip()
+        if count == 1:
+            return unit
+        rendered = self._rendered([_turn("user", WORDS, pictures=count)])
+        found = re.search(rf"{re.escape(unit)}(.*{re.escape(unit)})?", rendered, re.DOTALL)
+        if rendered.count(unit) != count or found is None:
+            raise ValueError(
+                f"{count} pictures are shown together, and the chat template of "
+                f"{type(self.processor).__name__} does not write so many in one turn: use a model "
+                "that takes several"
+            )
+        return found.group()
 
     def replies(self, tokens: torch.Tensor) -> list[str]:
         """Answers `[R, L]` as text, without special tokens."""
@@ -185,9 +197,6 @@ class Chat:
 
     def _rendered(self, turns: list[dict[str, Any]]) -> str:
         return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-
-    def _picture_token(self) -> str:
-        return self.processor.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
 
     def _text(self, ids: torch.Tensor) -> str:
         return self.processor.tokenizer.decode(

@@ -207,6 +207,18 @@ class Branch:
             tails.append([(place, None) for place in tokens if place >= start])
         return self.gathered(side_by_side(heads, tails), keeps_pictures=True)
 
+    def regathered(self, rows: Sequence[Sequence[tuple[int, int | None]]]) -> "Branch":
+        """Rows of entries as `gathered` takes them; the prefix stays if all of it does, in each."""
+        width = 0 if self.prefix is None else self.prefix.length
+        counts = self.attention_mask[:, :width].sum(dim=1).tolist()
+        heads = [list(row[:count]) for row, count in zip(rows, counts, strict=True)]
+        tails = [row[count:] for row, count in zip(rows, counts, strict=True)]
+        is_kept = all(token is None and column < width for head in heads for column, token in head)
+        if not width or not is_kept:
+            return self.gathered(rows, keeps_pictures=True)
+        made = self.gathered(side_by_side(heads, tails, width), keeps_pictures=True)
+        return replace(made, prefix=self.prefix)
+
     def continued(
         self, index: Tensor, starts: Sequence[int], texts: Sequence[Sequence[int]], config: Any
     ) -> "Branch":
@@ -246,24 +258,23 @@ class Branch:
             made.position_ids[..., row, made.length - len(text) :] = bases[row] + count
         return replace(made, prefix=branch.prefix)
 
-    def inserted(self, starts: Sequence[int], texts: Sequence[Sequence[int]]) -> "Branch":
-        """The same rows with text put in: tokens `texts[r]` before column `starts[r]` of row r.
+    def inserted(self, rows: Sequence[Sequence[tuple[int, int | None]]]) -> "Branch":
+        """The same rows with one run of new text in each, which may stand in the place of old text.
 
         What follows, pictures included, moves on by as many positions.
+
+        Args:
+            rows: Of (column of an old token, None), and (column, id) of the new ones, the column
+                being that of the first old token that they stand for or before.
         """
-        rows: list[list[tuple[int, int | None]]] = []
-        for row, (start, text) in enumerate(zip(starts, texts, strict=True)):
-            places = torch.nonzero(self.attention_mask[row], as_tuple=True)[0].tolist()
-            before = [(place, None) for place in places if place < start]
-            after = [(place, None) for place in places if place >= start]
-            rows.append([*before, *((start, token) for token in text), *after])
         made = self.gathered(rows, keeps_pictures=True)
         assert made.position_ids is not None, "a completed branch has positions"
-        for row, (text, entries) in enumerate(zip(texts, rows, strict=True)):
-            first = made.length - len(entries) + sum(place < starts[row] for place, _ in entries)
+        for row, (entries, columns) in enumerate(zip(rows, self.columns(), strict=True)):
+            text = [number for number, (_, token) in enumerate(entries) if token is not None]
+            first = made.length - len(entries) + text[0]
             moved = torch.arange(len(text), device=made.input_ids.device)
             made.position_ids[..., row, first : first + len(text)] += moved
-            made.position_ids[..., row, first + len(text) :] += len(text)
+            made.position_ids[..., row, first + len(text) :] += len(entries) - len(columns)
         return made
 
     def with_pixels(self, edit: Callable[[str, Tensor], Tensor]) -> "Branch":

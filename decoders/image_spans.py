@@ -85,6 +85,7 @@ class Writing:
 
     Args:
         tokenizer: The processor's.
+        unit: What the template writes for an image, in whose place the processor writes.
         openings: Texts before the first image token, of images of several sizes.
         gaps: Texts between two image tokens of one image.
         closings: Texts after the last image token.
@@ -92,6 +93,7 @@ class Writing:
     """
 
     tokenizer: Any = field(repr=False)
+    unit: str
     openings: tuple[str, ...]
     gaps: tuple[str, ...]
     closings: tuple[str, ...]
@@ -173,13 +175,14 @@ def writing_of(processor: Any, config: Any) -> Writing:
 def _asked(processor: Any, image: set[int]) -> Writing:
     unit, words = _unit(processor)
     inner = unit.strip()
-    blank = Writing(processor.tokenizer, (), (), (), "")
+    blank = Writing(processor.tokenizer, unit, (), (), (), "")
     parts = [_written(processor, blank, unit, size, image) for size in SIZES]
     lead, trail = unit.partition(inner)[::2]
     shown = [text.removeprefix(lead).removesuffix(trail).split(RUN) for text in parts]
     first, last = processor.tokenizer.bos_token, processor.tokenizer.eos_token
     return Writing(
         processor.tokenizer,
+        unit,
         _distinct(_after(part[0], first, last) for part in shown),
         _distinct(gap for part in shown for gap in part[1:-1]),
         _distinct(_before(part[-1], first, last) for part in shown),
@@ -243,8 +246,8 @@ def _added(fewer: str, more: str) -> str:
     return more[start:end] if "".join(rest.split()) == "".join(fewer.split()) else ""
 
 
-def _alike(one: str, other: str) -> int:
-    """Characters that two texts begin with alike."""
+def _alike(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many characters or tokens both begin with."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
@@ -342,6 +345,7 @@ class WrittenRow:
         self, ids: Sequence[int], placeholders: set[int], starts: set[int], writing: Writing
     ):
         self.ids = ids
+        self.placeholders = placeholders
         self.writing = writing
         # Where nothing stands around an image, two may stand side by side.
         cuts = () if writing.is_marked or writing.gaps else sorted(starts)
@@ -360,6 +364,38 @@ class WrittenRow:
     def without_images(self, replacement: tuple[int, ...]) -> list[Entry]:
         """The row with other tokens in the place of each image, none by default."""
         return self.edited([Edit(i.start, i.stop, replacement) for i in self.images])
+
+    def with_text_before(self, text: str) -> list[Entry]:
+        """The row with a text before its first image and the template's white space there."""
+        unit, start = self.writing.unit, self.images[0].start
+        space = unit[: len(unit) - len(unit.lstrip())]
+        start -= len(space) if self.text[:start].endswith(space) else 0
+        return self.edited([Edit(start, start, text)])
+
+    def as_asked(self, unit: str) -> str:
+        """The row's text as the processor is given it, `unit` in the place of each image."""
+        ends = [0, *(image.stop for image in self.images)]
+        begins = [*(image.start for image in self.images), len(self.text)]
+        kept = (self.text[end:begin] for end, begin in zip(ends, begins, strict=True))
+        return unit.join(kept)
+
+    def like(self, ids: Sequence[int]) -> "WrittenRow":
+        """Another row of the same processor's."""
+        return WrittenRow(ids, self.placeholders, set(), self.writing)
+
+    def compared(self, ids: Sequence[int]) -> list[Entry]:
+        """Another row as entries of this one: what both begin and end with, and between them
+        tokens of this row's first image for the same ones of other images.
+        """
+        head = _alike(self.ids, ids)
+        tail = min(_alike(self.ids[::-1], ids[::-1]), min(len(self.ids), len(ids)) - head)
+        own = range(self.images[0].tokens[0], self.images[0].tokens[-1] + 1)
+        known = {self.ids[number]: number for number in own}
+        entries: list[Entry] = [(number, None) for number in range(head)]
+        for token in ids[head : len(ids) - tail]:
+            is_known = token in known
+            entries.append((known[token], None) if is_known else (max(head - 1, 0), token))
+        return [*entries, *((n, None) for n in range(len(self.ids) - tail, len(self.ids)))]
 
     def edited(self, edits: Sequence[Edit]) -> list[Entry]:
         """The row with edits, in their order; text that one touches is made into tokens again.
