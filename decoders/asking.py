@@ -96,12 +96,15 @@ class Chat:
 
     def put_before(self, branch: Branch, texts: Sequence[str]) -> Branch:
         """Each row with a text before its first picture, in the turn that the picture is in."""
+        turn = {"role": "user", "content": [_words(f"{WORDS}\n"), {"type": "image"}, _words(MORE)]}
+        after, unit, _ = self._rendered([turn]).partition(WORDS)[2].partition(self.shown(1))
+        space = after if unit and not after.strip() else "\n"  # a template may put images first
         rows = zip(self.rows(branch), branch.columns(), texts, strict=True)
         return branch.inserted(
             [
                 [
                     (columns[number], token)
-                    for number, token in row.with_text_before(f"{self._plain(text)}\n")
+                    for number, token in row.with_text_before(self._plain(text), space)
                 ]
                 for row, columns, text in rows
             ]
@@ -220,4 +223,8 @@ class Chat:
 
 def _turn(role: str, words: str, pictures: int = 0) -> dict[str, Any]:
     content: list[dict[str, str]] = [{"type": "image"}] * pictures
-    return {"role": role, "content": [*content, {"type": "text", "text": words}]}
+    return {"role": role, "content": [*content, _words(words)]}
+
+
+def _words(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}

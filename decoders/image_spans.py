@@ -365,12 +365,16 @@ class WrittenRow:
         """The row with other tokens in the place of each image, none by default."""
         return self.edited([Edit(i.start, i.stop, replacement) for i in self.images])
 
-    def with_text_before(self, text: str) -> list[Entry]:
-        """The row with a text before its first image and the template's white space there."""
-        unit, start = self.writing.unit, self.images[0].start
-        space = unit[: len(unit) - len(unit.lstrip())]
-        start -= len(space) if self.text[:start].endswith(space) else 0
-        return self.edited([Edit(start, start, text)])
+    def with_text_before(self, text: str, space: str) -> list[Entry]:
+        """The row with a text before its first image.
+
+        Args:
+            space: What the template puts behind such a text, up to the image's own markers.
+        """
+        unit, stop = self.writing.unit, self.images[0].start
+        own = unit[: len(unit) - len(unit.lstrip())]
+        start = stop - len(own) if self.text[:stop].endswith(own) else stop
+        return self.edited([Edit(start, stop, text + space)])
 
     def as_asked(self, unit: str) -> str:
         """The row's text as the processor is given it, `unit` in the place of each image."""
