@@ -37,12 +37,17 @@ lint: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-# A type checker does not follow the package-dir mapping of an editable install.
+# A type checker does not follow the package-dir mapping of an editable install. What runs on a GPU
+# alone no test runs, so names and calls are checked there too.
 types: .venv/dev
 	rm -rf build/wheel build/types
 	.venv/bin/pip --disable-pip-version-check wheel --quiet --no-deps -w build/wheel .
 	.venv/bin/pip --disable-pip-version-check install --quiet --no-deps --target build/types build/wheel/*.whl
 	cd build/types && ../../.venv/bin/mypy --config-file ../../pyproject.toml -p sightline
+	rm -rf build/benchmarks && mkdir -p build/benchmarks && cp benchmarks/*.py tests/kernel_cases.py build/benchmarks
+	cd build/benchmarks && MYPYPATH=.:../types ../../.venv/bin/mypy --config-file ../../pyproject.toml \
+		--explicit-package-bases --disable-error-code arg-type --disable-error-code assignment \
+		device.py kernel_check.py dry_run.py compile_kernels.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

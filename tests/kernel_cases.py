@@ -160,8 +160,8 @@ def make_record(kind, batch, keys):
 def make(keys=65, size=64, heads=(4, 2), dtype=torch.float32, queries=1, **kinds):
     """Inputs as transformers lays them out: heads transposed, keys a part of a larger cache."""
     batch = 2
-    kinds = SimpleNamespace(**{"mask": "none", "record": "none", "weights": "none", **kinds})
-    mask, causal = make_mask(kinds.mask, batch, heads[0], queries, keys)
+    chosen = SimpleNamespace(**{"mask": "none", "record": "none", "weights": "none", **kinds})
+    mask, causal = make_mask(chosen.mask, batch, heads[0], queries, keys)
     return {
         "query": strided(batch, queries, heads[0], size, dtype=dtype, seed=1).transpose(1, 2),
         "key": strided(batch, heads[1], keys, size, dtype=dtype, seed=2),
@@ -169,8 +169,8 @@ def make(keys=65, size=64, heads=(4, 2), dtype=torch.float32, queries=1, **kinds
         "scaling": size**-0.5,
         "mask": mask,
         "causal": causal,
-        "weights": make_weights(kinds.weights, batch, heads[0], queries, keys),
-        "record": make_record(kinds.record, batch, keys),
+        "weights": make_weights(chosen.weights, batch, heads[0], queries, keys),
+        "record": make_record(chosen.record, batch, keys),
     }
 
 
