@@ -60,7 +60,7 @@ class Checkpoint:
             return_dict=True,
             return_tensors="pt",
         )
-        return dict(made)
+        return dict(made.to(self.model.dtype))
 
     def untemplated(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         """Images and words as the processor takes them by itself."""
@@ -163,19 +163,21 @@ def configured(record: Any, tokenizer: Any, vocabulary: int) -> Any:
     change(values, families()[record.family].changes)
     used: set[str] = set()
 
-    def renumber(values: dict[str, Any]) -> None:
-        for name, value in values.items():
+    def renumber(values: dict[Any, Any]) -> None:
+        for key, value in values.items():
+            name = str(key).lstrip("_")
             if isinstance(value, dict):
                 renumber(value)
-            elif name.lstrip("_") in OWN:
-                values[name] = getattr(tokenizer, name.lstrip("_"))
-            elif str(name).startswith("vocab_size"):
-                values[name] = vocabulary
-            elif str(name).endswith(("_token_id", "_token_index")):
-                assert value is None or name in record.tokens, f"the config names {name}"
-                if name in record.tokens:
-                    used.add(name)
-                    values[name] = tokenizer.convert_tokens_to_ids(record.tokens[name])
+            elif name in OWN:
+                values[key] = getattr(tokenizer, name)
+            elif name.startswith("vocab_size"):
+                values[key] = vocabulary
+            elif name in record.tokens:
+                used.add(name)
+                values[key] = tokenizer.convert_tokens_to_ids(record.tokens[name])
+            else:
+                is_token = name.endswith(("_token_id", "_token_index", "_token_ids"))
+                assert not is_token or value is None, f"the config names {name}"
 
     renumber(values)
     assert used == set(record.tokens), f"not in the config: {set(record.tokens) - used}"

@@ -26,7 +26,7 @@ class Record:
 
     family: str
     processor: Callable[[], Any]
-    tokens: Mapping[str, str | None] = field(default_factory=dict)
+    tokens: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     written: str = ""
     has_template: bool = True
@@ -242,6 +242,256 @@ def paligemma_processor() -> Any:
     return hf.PaliGemmaProcessor(images, gemma_tokenizer(last=("<image>",)))
 
 
+def smolvlm_processor() -> Any:
+    tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+    tokenizer = byte_level(
+        ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        ("<global-img>", *tiles, "<fake_token_around_image>", "<image>", "<end_of_utterance>"),
+        bos="<|im_start|>",
+        eos="<end_of_utterance>",
+        pad="<|im_end|>",
+        unk="<|endoftext|>",
+    )
+    size = {"longest_edge": 4 * 56}
+    images = hf.SmolVLMImageProcessor(size=size, max_image_size={"longest_edge": 56})
+    videos = hf.SmolVLMVideoProcessor(size=size, max_image_size={"longest_edge": 56})
+    return hf.SmolVLMProcessor(images, tokenizer, videos, image_seq_len=4)
+
+
+def mistral_tokenizer(*last: str, **settings: Any) -> Any:
+    return pieces(
+        ("<unk>", "<s>", "</s>"),
+        last,
+        bos="<s>",
+        eos="</s>",
+        unk="<unk>",
+        newlines=False,
+        leading_space=True,
+        **settings,
+    )
+
+
+def idefics2_processor() -> Any:
+    tokenizer = mistral_tokenizer(
+        "<fake_token_around_image>", "<image>", "<end_of_utterance>", pad="<unk>"
+    )
+    images = hf.Idefics2ImageProcessor(
+        size={"shortest_edge": 28, "longest_edge": 56}, do_image_splitting=True
+    )
+    return hf.Idefics2Processor(images, tokenizer, image_seq_len=4)
+
+
+def llava_next_processor() -> Any:
+    images = hf.LlavaNextImageProcessor(
+        size={"shortest_edge": 56}, crop_size=square(56), image_grid_pinpoints=NEXT_TILES
+    )
+    return hf.LlavaNextProcessor(
+        images,
+        mistral_tokenizer("<image>", "<pad>", pad="<pad>"),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+NEXT_TILES = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+COHERE = ("<PAD>", "<UNK>", "<CLS>", "<SEP>", "<MASK_TOKEN>", "<BOS_TOKEN>")
+COHERE_TURNS = ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|USER_TOKEN|>")
+COHERE_TURNS += ("<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>")
+COHERE_IMAGE = ("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>", "<|IMG_PATCH|>")
+
+
+def cohere_tokenizer(*last: str, **settings: Any) -> Any:
+    return byte_level(
+        COHERE,
+        (*COHERE_TURNS, *last),
+        bos="<BOS_TOKEN>",
+        eos="<|END_OF_TURN_TOKEN|>",
+        pad="<PAD>",
+        unk="<UNK>",
+        adds_bos=True,
+        **settings,
+    )
+
+
+def aya_vision_processor() -> Any:
+    tiles = [f"TILE_{number}" for number in range(1, 13)]
+    tokenizer = cohere_tokenizer(
+        *("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<image>", *tiles, "TILE_GLOBAL"),
+        *COHERE_IMAGE,
+    )
+    images = hf.GotOcr2ImageProcessor(size=square(56), crop_to_patches=True)
+    return hf.AyaVisionProcessor(images, tokenizer, 14, 56, downsample_factor=2)
+
+
+def cohere2_vision_processor() -> Any:
+    names = {
+        "boi_token": "<|START_OF_IMG|>",
+        "eoi_token": "<|END_OF_IMG|>",
+        "img_line_break_token": "<|IMG_LINE_BREAK|>",
+        "image_token": "<|IMG_PATCH|>",
+    }
+    tokenizer = cohere_tokenizer(
+        "<|START_TEXT|>", "<|END_TEXT|>", *COHERE_IMAGE, extra_special_tokens=names
+    )
+    images = hf.Cohere2VisionImageProcessor(size=square(32), patch_size=4)
+    return hf.Cohere2VisionProcessor(images, tokenizer)
+
+
+LLAMA4 = ("<|begin_of_text|>", "<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eom|>")
+LLAMA4 += ("<|eot|>", "<|finetune_right_pad|>", "<|image_start|>", "<|image_end|>")
+LLAMA4 += ("<|tile_x_separator|>", "<|tile_y_separator|>", "<|image|>", "<|patch|>")
+
+
+def llama4_processor() -> Any:
+    tokenizer = byte_level(
+        last=LLAMA4,
+        bos="<|begin_of_text|>",
+        eos="<|eot|>",
+        pad="<|finetune_right_pad|>",
+        adds_bos=True,
+    )
+    images = hf.Llama4ImageProcessor(size=square(56))
+    return hf.Llama4Processor(images, tokenizer, patch_size=14)
+
+
+OVIS = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+
+
+def ovis2_processor() -> Any:
+    tokenizer = qwen_tokenizer((*CHATML, "<IMG_ATOM>", *OVIS, "<image>"))
+    images = hf.Ovis2ImageProcessor(size=square(56), crop_to_patches=True, max_patches=9)
+    return hf.Ovis2Processor(images, tokenizer, image_seq_length=4)
+
+
+def deepseek_tokenizer(*last: str, **settings: Any) -> Any:
+    bar, space = "\N{FULLWIDTH VERTICAL LINE}", "▁"
+    named = ("begin of sentence", "end of sentence", " pad ")
+    ends = [f"<{bar}{name.replace(' ', space)}{bar}>" for name in named]
+    return byte_level(
+        last=(*ends, *last), bos=ends[0], eos=ends[1], pad=ends[2], adds_bos=True, **settings
+    )
+
+
+def janus_processor() -> Any:
+    names = {
+        "image_token": "<image_placeholder>",
+        "boi_token": "<begin_of_image>",
+        "eoi_token": "<end_of_image>",
+    }
+    tokenizer = deepseek_tokenizer(
+        *("<|User|>", "<|Assistant|>"),
+        *("<begin_of_image>", "<image_placeholder>", "<end_of_image>"),
+        extra_special_tokens=names,
+    )
+    images = hf.JanusImageProcessor(size=square(56))
+    return hf.JanusProcessor(images, tokenizer, use_default_system_prompt=True, num_image_tokens=16)
+
+
+def deepseek_vl_processor() -> Any:
+    names = {"image_token": "<image_placeholder>"}
+    tokenizer = deepseek_tokenizer("<image_placeholder>", extra_special_tokens=names)
+    images = hf.DeepseekVLImageProcessor(size=square(56))
+    return hf.DeepseekVLProcessor(images, tokenizer, num_image_tokens=16)
+
+
+def lfm2_vl_processor() -> Any:
+    ends = ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    tiles = [f"<|img_row_{row}_col_{column}|>" for row in range(1, 11) for column in range(1, 11)]
+    tokenizer = byte_level(
+        (*ends, "<image>", *tiles, "<|img_thumbnail|>", "<|image_start|>", "<|image_end|>"),
+        bos="<|startoftext|>",
+        eos="<|im_end|>",
+        pad="<|pad|>",
+        adds_bos=True,
+    )
+    images = hf.Lfm2VlImageProcessor(
+        tile_size=32,
+        encoder_patch_size=8,
+        min_image_tokens=4,
+        max_image_tokens=8,
+        max_tiles=6,
+        return_row_col_info=True,
+    )
+    return hf.Lfm2VlProcessor(images, tokenizer)
+
+
+CODES = [f"<|visual token {number:06}|>" for number in range(8)]
+
+
+def emu3_processor() -> Any:
+    names = {
+        "image_token": "<image>",
+        "boi_token": "<|image start|>",
+        "eoi_token": "<|image end|>",
+        "image_wrapper_token": "<|image token|>",
+        "eof_token": "<|extra_201|>",
+    }
+    tokenizer = byte_level(
+        last=(
+            *("<|extra_203|>", "<|extra_204|>", "<|endoftext|>", "<|image start|>"),
+            *("<|image end|>", "<|image token|>", "<|extra_200|>", "<|extra_201|>", *CODES),
+            "<image>",
+        ),
+        bos="<|extra_203|>",
+        eos="<|extra_204|>",
+        pad="<|endoftext|>",
+        extra_special_tokens=names,
+    )
+    images = hf.Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64)
+    return hf.Emu3Processor(images, tokenizer)
+
+
+def emu3_vocabulary(tokenizer: Any) -> dict[str, int]:
+    return {
+        token: tokenizer.convert_tokens_to_ids(token)
+        for token in ("<image>", "<|extra_200|>", *CODES)
+    }
+
+
+def minicpmv46_processor() -> Any:
+    names = {
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "image_start_token": "<image>",
+        "image_end_token": "</image>",
+        "slice_start_token": "<slice>",
+        "slice_end_token": "</slice>",
+        "image_id_start_token": "<image_id>",
+        "image_id_end_token": "</image_id>",
+    }
+    more = [*names.values()][2:]
+    tokenizer = qwen_tokenizer((*QWEN, "<think>", "</think>", *more), extra_special_tokens=names)
+    sizes = dict(scale_resolution=112, patch_size=14)
+    images = hf.MiniCPMV4_6ImageProcessor(**sizes)
+    return hf.MiniCPMV4_6Processor(images, hf.MiniCPMV4_6VideoProcessor(**sizes), tokenizer)
+
+
+KIMI = ("[BOS]", "[EOS]", "<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>")
+KIMI += ("<|im_middle|>", "<|media_begin|>", "<|media_content|>", "<|media_end|>", "<|media_pad|>")
+KIMI += ("<think>", "</think>", "[UNK]", "[PAD]", "<|kimi_k25_video_placeholder|>")
+
+
+def kimi_processor() -> Any:
+    tokenizer = byte_level(last=KIMI, bos="[BOS]", eos="<|im_end|>", pad="[PAD]", unk="[UNK]")
+    images = hf.Kimi_K25ImageProcessor()
+    return hf.Kimi_K25Processor(images, tokenizer, hf.Kimi_K25VideoProcessor())
+
+
+def aria_processor() -> Any:
+    special = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<fim_prefix>")
+    tokenizer = pieces(
+        (*special, "<fim_middle>", "<fim_suffix>", "<|reserved|>", "<|img|>"),
+        bos="<s>",
+        eos="<|im_end|>",
+        pad="<unk>",
+        unk="<unk>",
+        adds_bos=False,
+        extra_special_tokens={"image_token": "<|img|>"},
+    )
+    return hf.AriaProcessor(hf.AriaImageProcessor(), tokenizer, size_conversion={980: 4})
+
+
 RECORDS: dict[str, Record] = {
     "gemma3": Record(
         "gemma3",
@@ -386,5 +636,76 @@ RECORDS: dict[str, Record] = {
         QWEN_TOKENS,
         vision(patch_size=16),
         facts="qwen35",
+    ),
+    # Made of transformers' processors and configs and of what is publicly known of their prompts.
+    "aria": Record(
+        "aria",
+        aria_processor,
+        {"image_token_index": "<|img|>"},
+        vision(image_size=980, patch_size=245),
+    ),
+    "aya_vision": Record(
+        "aya_vision", aya_vision_processor, {"image_token_index": "<|IMG_PATCH|>"}, TOWER
+    ),
+    "cohere2_vision": Record(
+        "cohere2_vision",
+        cohere2_vision_processor,
+        {"image_token_id": "<|IMG_PATCH|>"},
+        vision(image_size=32, patch_size=4),
+    ),
+    "deepseek_vl": Record(
+        "deepseek_vl", deepseek_vl_processor, {"image_token_id": "<image_placeholder>"}, TOWER
+    ),
+    "emu3": Record(
+        "emu3", emu3_processor, {"image_token_id": "<image>"}, {"vocabulary_map": emu3_vocabulary}
+    ),
+    "idefics2": Record("idefics2", idefics2_processor, {"image_token_id": "<image>"}, TOWER),
+    "janus": Record("janus", janus_processor, {"image_token_id": "<image_placeholder>"}, TOWER),
+    "kimi_k25": Record(
+        "kimi_k25",
+        kimi_processor,
+        {
+            "image_token_id": "<|media_pad|>",
+            "video_token_id": "<|kimi_k25_video_placeholder|>",
+            "vision_start_token_id": "<|media_begin|>",
+            "vision_end_token_id": "<|media_end|>",
+        },
+        vision(patch_size=14),
+    ),
+    "lfm2_vl": Record("lfm2_vl", lfm2_vl_processor, {"image_token_id": "<image>"}),
+    "llama4": Record(
+        "llama4",
+        llama4_processor,
+        {
+            "boi_token_index": "<|image_start|>",
+            "eoi_token_index": "<|image_end|>",
+            "image_token_index": "<|patch|>",
+        },
+        TOWER,
+    ),
+    "llava_next": Record(
+        "llava_next",
+        llava_next_processor,
+        {"image_token_index": "<image>"},
+        {**TOWER, "image_grid_pinpoints": NEXT_TILES},
+    ),
+    "minicpmv46": Record(
+        "minicpmv4_6",
+        minicpmv46_processor,
+        {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"},
+        vision(patch_size=14, image_size=112),
+    ),
+    "ovis2": Record(
+        "ovis2",
+        ovis2_processor,
+        {"image_token_id": "<IMG_ATOM>", "visual_indicator_token_ids": OVIS},
+        {**TOWER, **vision(hidden_stride=2)},
+    ),
+    "smolvlm": Record(
+        "smolvlm",
+        smolvlm_processor,
+        {"image_token_id": "<image>"},
+        {**TOWER, "scale_factor": 2},
+        written="idefics3",
     ),
 }
