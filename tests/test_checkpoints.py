@@ -13,6 +13,7 @@ if Version(transformers.__version__) < Version("5.23"):
 pytest.importorskip("torchvision", reason="make build/vision/ready, then PYTHONPATH=build/vision")
 
 from checkpoints.records import RECORDS
+from prompts import PAGE, page_of
 
 from checkpoints import chat, load, names, picture
 from sightline import VDD
@@ -261,3 +262,13 @@ def test_the_question_is_the_users_and_asked_again_gives_the_same_prompt(name, q
         found, again = checkpoint.within(inputs, asked)
         assert found == question, kind
         assert torch.equal(again, inputs["input_ids"]), kind
+
+
+# Everybody's prompts
+
+
+@pytest.mark.parametrize("name", names())
+def test_prompts_are_those_of_the_page(name):
+    """tests/checkpoints/prompts.txt; where a change is meant, `python -m tests.prompts --write`."""
+    parts = dict(zip(names(), PAGE.read_text(encoding="utf-8").split("\n\n== ")[1:], strict=True))
+    assert f"== {parts[name].rstrip()}" == page_of(name).rstrip()
