@@ -1,6 +1,7 @@
 """Prompts of real checkpoints: what decoders make of their templates, tokens and processors."""
 
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ if Version(transformers.__version__) < Version("5.23"):
 pytest.importorskip("torchvision", reason="make build/vision/ready, then PYTHONPATH=build/vision")
 
 from checkpoints.records import RECORDS
+from families import REAL, cell, real_template
 from prompts import PAGE, page_of
+from test_families import TABLE
 
 from checkpoints import chat, load, names, picture
 from sightline import VDD
@@ -130,6 +133,17 @@ ARGUMENTS = [
     {"preserve_thinking": True},
     {"add_vision_id": True},
 ]
+NAMED = {  # tokens that the facts give by the config's names
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "image_start_token_id": "<|begin_of_image|>",
+    "image_end_token_id": "<|end_of_image|>",
+    "video_start_token_id": "<|begin_of_video|>",
+    "video_end_token_id": "<|end_of_video|>",
+    "image_token_index": "<image>",
+    "video_token_index": "<video>",
+    "pad": "<pad>",
+}
 PUBLISHED = [name for name in TEMPLATED if RECORDS[name].facts]
 
 
@@ -202,6 +216,23 @@ def test_classes_and_image_tokens_are_the_real_ones(name):
     assert image == known["model_image_token_in_tiny"]
 
 
+@needs_facts
+@pytest.mark.parametrize("name", [name for name in names() if RECORDS[name].facts])
+def test_special_tokens_follow_each_other_as_the_real_ones(name):
+    """Neighbours are neighbours: what looks like a marker by its id does so here too."""
+    tokenizer, known = load(name).tokenizer, facts(RECORDS[name].facts)
+    ours, special = tokenizer.get_vocab(), r"<\S+>|\[\S+\]"
+    real = {}
+    for label, number in known["ids"].items():
+        token = re.search(special, label) or NAMED.get(label)
+        token = token[0] if isinstance(token, re.Match) else token
+        if token in ours:
+            real[token] = number
+    for first, second in pairwise(sorted(real, key=real.get)):
+        distance = ours[second] - ours[first]
+        assert (distance == 1) if real[second] - real[first] == 1 else distance > 0, (first, second)
+
+
 # A1: the prompt without its images
 
 
@@ -262,6 +293,16 @@ def test_the_question_is_the_users_and_asked_again_gives_the_same_prompt(name, q
         found, again = checkpoint.within(inputs, asked)
         assert found == question, kind
         assert torch.equal(again, inputs["input_ids"]), kind
+
+
+# Every decoder
+
+
+@pytest.mark.parametrize("family", sorted({record.family for record in RECORDS.values()}))
+def test_decoders_answer_as_the_table_of_families_says(family):
+    found = real_template(family)
+    assert not [outcome for outcome in found.values() if "FAILS" in outcome]
+    assert cell(found) == TABLE.cells[family][REAL]
 
 
 # Everybody's prompts
