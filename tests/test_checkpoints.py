@@ -1,0 +1,315 @@
+"""Prompts of real checkpoints: what decoders make of their templates, tokens and processors."""
+
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+import transformers
+from packaging.version import Version
+from shared import CHECKPOINTS, facts, needs_facts
+
+if Version(transformers.__version__) < Version("5.23"):
+    pytest.skip("the records are written for transformers 5.23", allow_module_level=True)
+pytest.importorskip("torchvision", reason="make build/vision/ready, then PYTHONPATH=build/vision")
+
+from checkpoints.records import RECORDS
+from families import REAL, cell, real_template
+from prompts import PAGE, page_of
+from test_families import TABLE
+
+from checkpoints import chat, load, names, picture
+from sightline import VDD
+from sightline.decoders.asking import Chat
+from sightline.decoders.vdd import unknown_tokens
+
+QUESTIONS = ("Is there a cup in the image?", "Do you see an orange or a vase?\nSay it.", "Why?")
+SIZES = ((200, 120), (90, 140), (56, 56), (300, 60))
+WIDE, TALL = picture(200, 120), picture(90, 140)
+
+# Of which checkpoints an invariant does not hold yet.
+MARKED = {"aria", "aya_vision", "cohere2_vision", "emu3", "idefics2", "idefics3", "internvl3"}
+MARKED |= {
+    "janus",
+    "kimi_k25",
+    "lfm2_vl",
+    "llama4",
+    "minicpmv46",
+    "mistral31",
+    "pixtral",
+    "smolvlm",
+}
+FAILING: dict[str, set[str]] = {
+    "A1": MARKED,
+    "A2": MARKED | {"ovis2"},
+    "A3": (MARKED | {"gemma3", "gemma4", "ovis2"}) - {"aria", "kimi_k25"},
+}
+REFUSED = {"mllama": "placeholder tokens"}  # cross-attention
+UNTEMPLATED = [name for name, record in RECORDS.items() if not record.has_template]
+TEMPLATED = [name for name in names() if name not in UNTEMPLATED]
+ANSWERED = [name for name in names() if name not in REFUSED]
+
+
+def expected(invariant, listed=ANSWERED):
+    """Each checkpoint, those that fail an invariant marked."""
+    failing = pytest.mark.xfail(strict=True, reason=f"{invariant} does not hold yet")
+    return [
+        pytest.param(name, marks=failing if name in FAILING[invariant] else ()) for name in listed
+    ]
+
+
+def part(words):
+    return {"type": "text", "text": words}
+
+
+def image(shown):
+    return {"type": "image", "image": shown}
+
+
+def user(*content):
+    return {"role": "user", "content": list(content)}
+
+
+def conversations(shown, second):
+    """Conversations with images, which end in one question."""
+    question = QUESTIONS[0]
+    return {
+        "one image": chat([shown], question),
+        "two images": chat([shown, second], question),
+        "two turns": chat([shown], "Describe the image.", "A cup.", question),
+        "words around": [user(part("Look: "), image(shown), part(question))],
+        "second turn": [
+            *chat([shown], "What is it?", "A cup."),
+            user(image(second), part(question)),
+        ],
+    }
+
+
+def without_images(messages):
+    return [
+        {**message, "content": [p for p in message["content"] if p["type"] == "text"]}
+        for message in messages
+    ]
+
+
+def taken(name):
+    """The conversations that a checkpoint takes."""
+    made = conversations(WIDE, TALL)
+    return list(made) if name in TEMPLATED else ["one image", "two images"]
+
+
+def unspaced(text):
+    return "".join(text.split())
+
+
+# Published templates
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+CHATS = {
+    **conversations(WIDE, TALL),
+    "no image": chat([], "Hello"),
+    "words alone": [{"role": "user", "content": " Hello there\n"}],
+    "string replies": [
+        *chat([WIDE], "What is it?"),
+        {"role": "assistant", "content": "A cup."},
+        user(part("Sure?")),
+    ],
+    "thought replies": [
+        *chat([WIDE], "What is it?"),
+        {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nA cup."},
+        user(part("Sure?")),
+        {"role": "assistant", "content": "<|channel>thought\nHm.<channel|>Yes."},
+    ],
+    "system": [SYSTEM, *chat([WIDE], "What is it?")],
+    "system list": [{**SYSTEM, "content": [part("Be brief.")]}, *chat([WIDE], "What is it?")],
+    "system, no image": [SYSTEM, *chat([], "Hello", "Hi", "Why?")],
+    "roles in disorder": [*chat([], "Hello"), *chat([WIDE], "What is it?")],
+}
+ARGUMENTS = [
+    {},
+    {"add_generation_prompt": False},
+    {"enable_thinking": True},
+    {"enable_thinking": False},
+    {"preserve_thinking": True},
+    {"add_vision_id": True},
+]
+NAMED = {  # tokens that the facts give by the config's names
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "image_start_token_id": "<|begin_of_image|>",
+    "image_end_token_id": "<|end_of_image|>",
+    "video_start_token_id": "<|begin_of_video|>",
+    "video_end_token_id": "<|end_of_video|>",
+    "image_token_index": "<image>",
+    "video_token_index": "<video>",
+    "pad": "<pad>",
+}
+PUBLISHED = [name for name in TEMPLATED if RECORDS[name].facts]
+
+
+def rendered(checkpoint, messages, template, arguments):
+    """A prompt, or that the template refuses the messages."""
+    arguments = {"add_generation_prompt": True, **arguments}
+    try:
+        prompt = checkpoint.processor.apply_chat_template(
+            messages, chat_template=template, tokenize=False, **arguments
+        )
+    except Exception as refusal:
+        return f"refused: {type(refusal).__name__}"
+    # Mistral's own default for a system message is not in the repository.
+    return re.sub(r"(?<=\[SYSTEM_PROMPT\]).*\d{4}-\d\d-\d\d.*(?=\[/SYSTEM)", "", prompt, flags=re.S)
+
+
+@needs_facts
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_template_writes_the_published_ones_prompts(name):
+    checkpoint = load(name)
+    published = (facts(RECORDS[name].facts)["chat_template"] or {}).get("text")
+    if published is None:
+        pytest.skip("its template is published with a model that asks for a licence")
+    own = checkpoint.processor.chat_template
+    for kind, messages in CHATS.items():
+        for arguments in ARGUMENTS:
+            ours, theirs = (
+                rendered(checkpoint, messages, template, arguments) for template in (own, published)
+            )
+            assert ours == theirs, (kind, arguments)
+
+
+@needs_facts
+@pytest.mark.parametrize("name", [name for name in names() if RECORDS[name].facts])
+def test_an_image_stands_in_the_prompt_as_the_facts_say(name):
+    checkpoint, known = load(name), facts(RECORDS[name].facts)
+    if "tiny_prompt_of_a_200x120_picture" not in known:
+        pytest.skip("no prompt is known")
+    ids = checkpoint.chat([WIDE], "Describe the image.")["input_ids"][0]
+    tokens = checkpoint.tokenizer.convert_ids_to_tokens(ids)
+    listed = known["tiny_prompt_of_a_200x120_picture"].split(" ")
+    runs = [re.fullmatch(r"(.+?)(?:\*(\d+))?", token) for token in listed]
+    wanted = [run[1] for run in runs for _ in range(int(run[2] or 1))]
+    assert spelled(tokens) == spelled(wanted)
+
+
+def spelled(tokens):
+    text = "".join(tokens)
+    for token, plain in (("Ġ", " "), ("▁", " "), ("Ċ", "\n"), ("<0x0A>", "\n"), ("\\n", "\n")):
+        text = text.replace(token, plain)
+    text = text.removeprefix("<s>").strip()  # LLaVA's is not in the facts
+    return re.sub(r"(?<=\[SYSTEM_PROMPT\]).*(?=\[/SYSTEM)", "", text, flags=re.S)
+
+
+@needs_facts
+def test_every_checkpoint_with_facts_is_here():
+    assert {path.stem for path in CHECKPOINTS.glob("*.json")} == {
+        record.facts for record in RECORDS.values() if record.facts
+    }
+
+
+@needs_facts
+@pytest.mark.parametrize("name", [name for name in names() if RECORDS[name].facts])
+def test_classes_and_image_tokens_are_the_real_ones(name):
+    checkpoint, known = load(name), facts(RECORDS[name].facts)
+    assert type(checkpoint.processor).__name__ == known["processor_class"]
+    assert type(checkpoint.model).__name__ == known["model_class"]
+    assert checkpoint.processor.image_token == known["processor_image_token"]
+    image = checkpoint.tokenizer.convert_ids_to_tokens(checkpoint.model.config.image_token_id)
+    assert image == known["model_image_token_in_tiny"]
+
+
+@needs_facts
+@pytest.mark.parametrize("name", [name for name in names() if RECORDS[name].facts])
+def test_special_tokens_follow_each_other_as_the_real_ones(name):
+    """Neighbours are neighbours: what looks like a marker by its id does so here too."""
+    tokenizer, known = load(name).tokenizer, facts(RECORDS[name].facts)
+    ours, special = tokenizer.get_vocab(), r"<\S+>|\[\S+\]"
+    real = {}
+    for label, number in known["ids"].items():
+        token = re.search(special, label) or NAMED.get(label)
+        token = token[0] if isinstance(token, re.Match) else token
+        if token in ours:
+            real[token] = number
+    for first, second in pairwise(sorted(real, key=real.get)):
+        distance = ours[second] - ours[first]
+        assert (distance == 1) if real[second] - real[first] == 1 else distance > 0, (first, second)
+
+
+# A1: the prompt without its images
+
+
+@pytest.mark.parametrize("name", expected("A1"))
+def test_the_image_free_prompt_is_the_chat_without_images(name):
+    """Whatever the processor wrote for them, and whatever their sizes."""
+    checkpoint = load(name)
+    decoder = VDD(processor=checkpoint.processor)
+    for kind in taken(name):
+        wanted = None
+        for size in SIZES if kind == "one image" else SIZES[:2]:
+            messages = conversations(picture(*size), TALL)[kind]
+            (amateur,) = checkpoint.amateurs(checkpoint.inputs(messages), decoder)
+            if wanted is None:
+                wanted = checkpoint.tokenizer.decode(
+                    checkpoint.inputs(without_images(messages))["input_ids"][0]
+                )
+            assert unspaced(checkpoint.text(amateur)) == unspaced(wanted), (kind, size)
+
+
+@pytest.mark.parametrize("name", expected("A2"))
+def test_one_stand_in_for_each_image(name):
+    checkpoint = load(name)
+    decoder = VDD(variant="unk", processor=checkpoint.processor)
+    stand_in = checkpoint.tokenizer.decode(unknown_tokens(checkpoint.processor))
+    for kind in taken(name):
+        messages = conversations(WIDE, TALL)[kind]
+        shown = sum(part["type"] == "image" for m in messages for part in m["content"])
+        (amateur,) = checkpoint.amateurs(checkpoint.inputs(messages), decoder)
+        text = checkpoint.text(amateur)
+        wanted = checkpoint.inputs(without_images(messages))["input_ids"][0]
+        assert text.count(stand_in) == shown, kind
+        assert unspaced(text.replace(stand_in, "")) == unspaced(
+            checkpoint.tokenizer.decode(wanted)
+        ), kind
+
+
+# A3: the question
+
+
+@pytest.mark.parametrize("name", expected("A3", [n for n in TEMPLATED if n not in REFUSED]))
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_question_is_the_users_and_asked_again_gives_the_same_prompt(name, question):
+    checkpoint = load(name)
+    chats = {
+        "one image": chat([WIDE], question),
+        "two images": chat([WIDE, TALL], question),
+        "two turns": chat([WIDE], "Describe the image.", "A cup.", question),
+    }
+
+    def asked(expert, model):
+        conversation = Chat(checkpoint.processor, model)
+        (found,) = conversation.asked(expert)
+        return found.question, conversation.ask(expert, [0], [question]).input_ids
+
+    for kind, messages in chats.items():
+        inputs = checkpoint.inputs(messages)
+        found, again = checkpoint.within(inputs, asked)
+        assert found == question, kind
+        assert torch.equal(again, inputs["input_ids"]), kind
+
+
+# Every decoder
+
+
+@pytest.mark.parametrize("family", sorted({record.family for record in RECORDS.values()}))
+def test_decoders_answer_as_the_table_of_families_says(family):
+    found = real_template(family)
+    assert not [outcome for outcome in found.values() if "FAILS" in outcome]
+    assert cell(found) == TABLE.cells[family][REAL]
+
+
+# Everybody's prompts
+
+
+@pytest.mark.parametrize("name", names())
+def test_prompts_are_those_of_the_page(name):
+    """tests/checkpoints/prompts.txt; where a change is meant, `python -m tests.prompts --write`."""
+    parts = dict(zip(names(), PAGE.read_text(encoding="utf-8").split("\n\n== ")[1:], strict=True))
+    assert f"== {parts[name].rstrip()}" == page_of(name).rstrip()
