@@ -52,7 +52,7 @@ MARKERS = (
 
 RUN = "\ufffc"  # in a prompt's text, a run of image tokens
 BEFORE, WORDS = "SIGHTLINE0BEFORE", "SIGHTLINE1WORDS"
-SIZES = ((224, 224), (672, 224), (224, 896))  # of the images that a processor is asked to write
+SIZES = ((56, 56), (224, 224), (1008, 336), (448, 1344))  # of images that are asked about
 REMEMBERED = 16  # settings of one processor that are kept
 # A token whose id is this close to the image token's looks like a marker; less in a vocabulary
 # that is small.
@@ -89,6 +89,7 @@ class Writing:
         openings: Texts before the first image token, of images of several sizes.
         gaps: Texts between two image tokens of one image.
         closings: Texts after the last image token.
+        parts: Runs of image tokens that every image has; None: it depends on its size.
         words: What the template puts between an image and the user's words.
     """
 
@@ -97,6 +98,7 @@ class Writing:
     openings: tuple[str, ...]
     gaps: tuple[str, ...]
     closings: tuple[str, ...]
+    parts: int | None
     words: str
 
     @cached_property
@@ -117,7 +119,8 @@ class Writing:
         An image that was not cut into tiles is opened like the last of its parts would be.
         """
         openings = {*self.openings, *(gap.lstrip() for gap in self.gaps)}
-        inside = f"(?:{_one_of(self.gaps)}{RUN})*" if self.gaps else ""
+        most = "*" if self.parts is None else f"{{0,{self.parts - 1}}}"
+        inside = f"(?:{_one_of(self.gaps)}{RUN}){most}" if self.gaps else ""
         return re.compile(f"{_one_of(openings)}?{RUN}{inside}{_one_of(self.closings)}?")
 
     def encode(self, text: str, after: int | None) -> list[int]:
@@ -175,10 +178,11 @@ def writing_of(processor: Any, config: Any) -> Writing:
 def _asked(processor: Any, image: set[int]) -> Writing:
     unit, words = _unit(processor)
     inner = unit.strip()
-    blank = Writing(processor.tokenizer, unit, (), (), (), "")
+    blank = Writing(processor.tokenizer, unit, (), (), (), None, "")
     parts = [_written(processor, blank, unit, size, image) for size in SIZES]
     lead, trail = unit.partition(inner)[::2]
     shown = [text.removeprefix(lead).removesuffix(trail).split(RUN) for text in parts]
+    counts = {len(part) - 1 for part in shown}
     first, last = processor.tokenizer.bos_token, processor.tokenizer.eos_token
     return Writing(
         processor.tokenizer,
@@ -186,6 +190,7 @@ def _asked(processor: Any, image: set[int]) -> Writing:
         _distinct(_after(part[0], first, last) for part in shown),
         _distinct(gap for part in shown for gap in part[1:-1]),
         _distinct(_before(part[-1], first, last) for part in shown),
+        counts.pop() if len(counts) == 1 else None,
         trail + words,
     )
 
@@ -258,7 +263,7 @@ def _written(
     pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     text = f"{BEFORE}{unit}{WORDS}"
     try:
-        made = processor(text=[text], images=[[Image.fromarray(pixels)]])
+        made = processor(text=[text], images=[[Image.fromarray(pixels)]], return_tensors="pt")
     except Exception as error:
         raise ValueError(
             f"{type(processor).__name__} was asked what it writes for an image of {size[0]} x "
