@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,10 +193,13 @@ class Chat:
     def _between_turns(self) -> str:
         """What the template puts between a reply and the user's next words."""
         asked, more = _turn("user", WORDS, pictures=1), _turn("user", MORE)
-        # A template may print a reply's parts as they are, or leave out one that has none.
-        replies = _turn("assistant", REPLY), {"role": "assistant", "content": REPLY}
-        rendered = [self._rendered([asked, reply, more]) for reply in replies]
-        shown = min((text for text in rendered if REPLY in text), key=len)
+        # A template may take a reply as parts or as text alone: it fails, prints the parts as they
+        # are, or leaves the text out.
+        rendered = []
+        for reply in (_turn("assistant", REPLY), {"role": "assistant", "content": REPLY}):
+            with suppress(Exception):
+                rendered.append(self._rendered([asked, reply, more]))
+        shown = min((text for text in rendered if REPLY in text), key=len, default="")
         return shown.partition(REPLY)[2].partition(MORE)[0]
 
     def _rendered(self, turns: list[dict[str, Any]]) -> str:

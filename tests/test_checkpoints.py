@@ -27,35 +27,10 @@ QUESTIONS = ("Is there a cup in the image?", "Do you see an orange or a vase?\nS
 SIZES = ((200, 120), (90, 140), (56, 56), (300, 60))
 WIDE, TALL = picture(200, 120), picture(90, 140)
 
-# Of which checkpoints an invariant does not hold yet.
-MARKED = {"aria", "aya_vision", "cohere2_vision", "emu3", "idefics2", "idefics3", "internvl3"}
-MARKED |= {
-    "janus",
-    "kimi_k25",
-    "lfm2_vl",
-    "llama4",
-    "minicpmv46",
-    "mistral31",
-    "pixtral",
-    "smolvlm",
-}
-FAILING: dict[str, set[str]] = {
-    "A1": MARKED,
-    "A2": MARKED | {"ovis2"},
-    "A3": (MARKED | {"gemma3", "gemma4", "ovis2"}) - {"aria", "kimi_k25"},
-}
 REFUSED = {"mllama": "placeholder tokens"}  # cross-attention
 UNTEMPLATED = [name for name, record in RECORDS.items() if not record.has_template]
 TEMPLATED = [name for name in names() if name not in UNTEMPLATED]
 ANSWERED = [name for name in names() if name not in REFUSED]
-
-
-def expected(invariant, listed=ANSWERED):
-    """Each checkpoint, those that fail an invariant marked."""
-    failing = pytest.mark.xfail(strict=False, reason=f"{invariant} does not hold yet")
-    return [
-        pytest.param(name, marks=failing if name in FAILING[invariant] else ()) for name in listed
-    ]
 
 
 def part(words):
@@ -236,7 +211,7 @@ def test_special_tokens_follow_each_other_as_the_real_ones(name):
 # A1: the prompt without its images
 
 
-@pytest.mark.parametrize("name", expected("A1"))
+@pytest.mark.parametrize("name", ANSWERED)
 def test_the_image_free_prompt_is_the_chat_without_images(name):
     """Whatever the processor wrote for them, and whatever their sizes."""
     checkpoint = load(name)
@@ -253,7 +228,7 @@ def test_the_image_free_prompt_is_the_chat_without_images(name):
             assert unspaced(checkpoint.text(amateur)) == unspaced(wanted), (kind, size)
 
 
-@pytest.mark.parametrize("name", expected("A2"))
+@pytest.mark.parametrize("name", ANSWERED)
 def test_one_stand_in_for_each_image(name):
     checkpoint = load(name)
     decoder = VDD(variant="unk", processor=checkpoint.processor)
@@ -273,7 +248,7 @@ def test_one_stand_in_for_each_image(name):
 # A3: the question
 
 
-@pytest.mark.parametrize("name", expected("A3", [n for n in TEMPLATED if n not in REFUSED]))
+@pytest.mark.parametrize("name", [n for n in TEMPLATED if n not in REFUSED])
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_the_question_is_the_users_and_asked_again_gives_the_same_prompt(name, question):
     checkpoint = load(name)
