@@ -8,8 +8,8 @@ VISION = build/vision
 
 define pytest
 	$(1)/bin/python -m pytest -m "not browser and not slow" -n auto --dist worksteal \
-		--ignore tests/test_checkpoints.py --ignore tests/test_wrapped.py
-	PYTHONPATH=$(VISION) $(1)/bin/python -m pytest -n auto --dist worksteal tests/test_checkpoints.py
+		--ignore tests/test_checkpoints.py --ignore tests/test_prepared.py --ignore tests/test_wrapped.py
+	PYTHONPATH=$(VISION) $(1)/bin/python -m pytest -n auto --dist worksteal tests/test_checkpoints.py tests/test_prepared.py
 	$(1)/bin/pip --disable-pip-version-check install --quiet --no-deps --upgrade --target $(LOADED) \
 		$(shell grep -E '^(bitsandbytes|peft|torchao)==' constraints.txt)
 	PYTHONPATH=$(LOADED) $(1)/bin/python -m pytest -n auto --dist worksteal tests/test_wrapped.py
@@ -25,7 +25,7 @@ test: lint types $(VISION)/ready  ## lint, types on the built wheel, tests
 	$(call pytest,.venv)
 
 checkpoints: .venv/dev $(VISION)/ready  ## prompts of real checkpoints' processors and templates
-	PYTHONPATH=$(VISION) .venv/bin/python -m pytest -n auto --dist worksteal tests/test_checkpoints.py
+	PYTHONPATH=$(VISION) .venv/bin/python -m pytest -n auto --dist worksteal tests/test_checkpoints.py tests/test_prepared.py
 
 families: .venv/dev  ## docs/families.md, whole, against the code
 	.venv/bin/python -m pytest -m slow -n auto --dist worksteal tests/test_families.py
@@ -43,12 +43,17 @@ lint: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-# A type checker does not follow the package-dir mapping of an editable install.
+# A type checker does not follow the package-dir mapping of an editable install. What runs on a GPU
+# alone no test runs, so names and calls are checked there too.
 types: .venv/dev
 	rm -rf build/wheel build/types
 	.venv/bin/pip --disable-pip-version-check wheel --quiet --no-deps -w build/wheel .
 	.venv/bin/pip --disable-pip-version-check install --quiet --no-deps --target build/types build/wheel/*.whl
 	cd build/types && ../../.venv/bin/mypy --config-file ../../pyproject.toml -p sightline
+	rm -rf build/benchmarks && mkdir -p build/benchmarks && cp benchmarks/*.py tests/kernel_cases.py build/benchmarks
+	cd build/benchmarks && MYPYPATH=.:../types ../../.venv/bin/mypy --config-file ../../pyproject.toml \
+		--explicit-package-bases --disable-error-code arg-type --disable-error-code assignment \
+		device.py kernel_check.py dry_run.py compile_kernels.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

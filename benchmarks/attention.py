@@ -834,11 +834,14 @@ def default_shapes(device: str) -> list[Shape]:
 
 def chosen_shapes(options: argparse.Namespace) -> list[Shape]:
     if options.shapes:
-        return [s for s in all_shapes() if any(fnmatch(s.name, f"*{p}*") for p in options.shapes)]
+        known = all_shapes()
+        found = (s for p in options.shapes for s in known if fnmatch(s.name, f"*{p}*"))
+        return list(dict.fromkeys(found))
     return all_shapes() if options.full else default_shapes(options.device)
 
 
-def main() -> int:
+def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[Shape]]:
+    """Options with their defaults filled in, and the shapes to measure, in order."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -854,7 +857,7 @@ def main() -> int:
         "--shapes",
         nargs="+",
         metavar="PATTERN",
-        help='any of, within all names, as in "llava-1.5-7b-decode-b1-k640": "llava*b1-k640"',
+        help='in this order, of names like "llava-1.5-7b-decode-b1-k640": "llava*b1-k640"',
     )
     parser.add_argument("--full", action="store_true", help="every shape, also on the CPU")
     parser.add_argument("--rounds", type=int, help="default: 9 on CUDA, 3 on the CPU")
@@ -864,7 +867,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="then no further shape; default: 7.5 on CUDA")
     parser.add_argument("--out", type=Path, help="write everything measured as JSON")
     parser.add_argument("--plot", type=Path, help="draw decode's ratios, a PNG")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     cuda = is_cuda(options.device)
     options.rounds = options.rounds or (9 if cuda else 3)
     options.minutes = options.minutes or (7.5 if cuda else math.inf)
@@ -874,7 +877,13 @@ def main() -> int:
     shapes = chosen_shapes(options)
     if not shapes or options.rounds < 1:
         parser.error("no shape has such a name, or --rounds is below 1")
+    return options, shapes
 
+
+@torch.no_grad()
+def main(arguments: Sequence[str] | None = None) -> int:
+    options, shapes = parsed(arguments)
+    cuda = is_cuda(options.device)
     print(json.dumps(machine(options.device)))
     bench = Bench(options)
     print(
@@ -910,6 +919,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        code = main()
-    sys.exit(code)
+    sys.exit(main())

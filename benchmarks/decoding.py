@@ -29,9 +29,11 @@ when a run is stopped; the plot comes last. `report.py` makes tables and a plot 
 
 import argparse
 import json
+import math
 import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +54,22 @@ from sightline.lab.dialogue import DESCRIBE
 from sightline.logits.gates import Undecided
 
 
-def measured(subject: Subject, run: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """The rows of one batch and length, as they are written down."""
+def measured(
+    subject: Subject,
+    run: dict[str, Any],
+    options: argparse.Namespace,
+    write: Callable[[dict[str, Any]], None],
+) -> None:
+    """Writes the rows of one batch and length down; compiled ones anew as each is compiled."""
     if is_cuda(options.device):
         torch.compiler.reset()
         torch._dynamo.config.recompile_limit = 64  # a row each; from the limit on none is compiled
     rows, notes = contenders(subject, options.decoders, options.caches, options.device)
-    measure(rows, run["tokens"], options.rounds, options.device)
-    greedy = {row.cache: row for row in rows if row.key == "greedy"}
+    chosen = {*(options.compiled or options.decoders), "greedy"}
+    compiled = [row for row in rows if row.cache == "compiled" and row.key in chosen]
+    eager = [row for row in rows if row.cache != "compiled"]
     described = {
+        **run,
         "prompt": subject.prompt,
         "image_tokens": subject.image_tokens,
         "parameters": subject.parameters,
@@ -69,8 +78,22 @@ def measured(subject: Subject, run: dict[str, Any], options: argparse.Namespace)
         "head_bytes": subject.head_bytes,
         "key_bytes": subject.key_bytes,
     }
-    run = {**run, **described, "notes": notes}
-    return {**run, "rows": [report.describe(row, greedy[row.cache], run) for row in rows]}
+    late: list[str] = []
+    for group in ([eager] if eager else []) + [compiled[: n + 1] for n in range(len(compiled))]:
+        for row in group:
+            row.first.clear()
+            row.per_token.clear()
+        late = measure(group, run["tokens"], options.rounds, options.device, options.until)
+        greedy = {row.cache: row for row in rows if row.key == "greedy"}
+        done = [row for row in (*eager, *compiled) if row.first and greedy[row.cache].first]
+        write(
+            {
+                **described,
+                "notes": [*notes, *late],
+                "failures": [f"{row.name} ({row.cache}): {row.wrong}" for row in rows if row.wrong],
+                "rows": [report.describe(row, greedy[row.cache], described) for row in done],
+            }
+        )
 
 
 def looked_twice(subject: Subject, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -106,7 +129,7 @@ def runs(options: argparse.Namespace, write: Any) -> None:
                     subject = ask(name, model, processor, batch)
                     for tokens in options.tokens:
                         run = {"model": name, "dtype": dtype, "batch": batch, "tokens": tokens}
-                        write(measured(subject, run, options))
+                        measured(subject, run, options, write)
             if options.views != "none":
                 subject = ask(name, model, processor)
                 run = {"model": name, "dtype": dtype, "batch": 1, "tokens": options.answer}
@@ -137,7 +160,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--caches", nargs="+", choices=CACHES, help="default: all that the device has"
     )
+    parser.add_argument(
+        "--compiled", nargs="+", choices=list(ENTRIES), help="compiled rows; default: --decoders"
+    )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="then no further row or round is begun"
+    )
     parser.add_argument("--views", default="too", choices=["too", "only", "none"])
     parser.add_argument("--answer", type=int, default=32, help="tokens of a whole answer")
     parser.add_argument("--tiny", action="store_true", help="small models, to try a command")
@@ -148,13 +177,14 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     if min(options.tokens) < 2 or options.rounds < 1 or min(options.batch) < 1:
         parser.error("--tokens must be 2 or more, --rounds and --batch 1 or more")
     options.caches = options.caches or default_caches(options.device)
-    if "compiled" in options.caches and not is_cuda(options.device):
+    options.until = time.monotonic() + 60 * options.minutes
+    if "compiled" in options.caches and not (is_cuda(options.device) or options.tiny):
         parser.error("--caches compiled: generate compiles on CUDA alone, leave it out elsewhere")
     options.decoders = [key for key in ENTRIES if key == "greedy" or key in options.decoders]
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed(arguments)
     transformers.logging.set_verbosity_error()
     found = {"copy_gb_per_s": copy_bandwidth(options.device) / 1e9}
@@ -167,6 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(result["machine"]))
 
     def write(run: dict[str, Any]) -> None:
+        """Also in the place of what was written of this run before."""
+        result["runs"] = [other for other in result["runs"] if not is_same(run, other)]
         result["runs"].append(run)
         result["targets"] = verdicts(result)
         print("\n" + report.section(run), flush=True)
@@ -181,7 +213,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n" + report.targets(result))
     if options.plot:
         print("\n" + report.plot([result], options.plot))
+    failures = [failure for run in result["runs"] for failure in run.get("failures", [])]
+    for failure in failures:
+        print(f"FAILED: {failure}")
+    return 1 if failures else 0
+
+
+def is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs measure the same: whole answers, or one model, dtype, batch and length."""
+    names = ("model", "dtype", "batch", "tokens")
+    return ("rows" in one) == ("rows" in other) and all(one[n] == other[n] for n in names)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

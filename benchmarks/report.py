@@ -131,7 +131,8 @@ def markdown(result: dict[str, Any]) -> str:
 
 def section(run: dict[str, Any]) -> str:
     """Markdown of one run under its heading."""
-    parts = [f"### {title(run)}", *run.get("notes", [])]
+    failed = [f"FAILED, not timed: {failure}" for failure in run.get("failures", [])]
+    parts = [f"### {title(run)}", *run.get("notes", []), *failed]
     parts.append(table(run) if "rows" in run else views.table(run["views"]))
     return "\n\n".join(parts)
 

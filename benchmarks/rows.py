@@ -7,9 +7,11 @@ contrasts as published code runs them, two forwards in turn, and VCD of the pack
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from correctness import Forward, wrong
 from machine import is_cuda
 from subjects import Subject
 from timing import Row
@@ -31,8 +33,8 @@ from sightline import (
     Reusing,
     VASparse,
 )
-from sightline.decoders.branch import MARKERS
 from sightline.decoders.features import is_one_of, token_ids
+from sightline.decoders.image_spans import MARKERS
 from sightline.logits.gates import Gate
 from sightline.logits.rules import Contrastive, Rule
 
@@ -144,20 +146,21 @@ def stock(subject: Subject, key: str, entry: Entry, cache: str) -> Row:
     if entry.branches:
         amateurs = 0 if decoder is None else len(decoder.recipe().simplified().contrasts)
     run = answering(subject, decoder, cache, **entry.keywords)
-    return Row(key, entry.name, cache, run, amateurs)
+    eager = answering(subject, decoder, "dynamic", **entry.keywords)
+    is_beam = "num_beams" in entry.keywords  # their logits are not those of one greedy answer
+    check = None if is_beam else partial(wrong, subject, decoder, run, eager)
+    return Row(key, entry.name, cache, run, amateurs, check)
 
 
-def answering(
-    subject: Subject, decoder: Any, cache: str, **keywords: Any
-) -> Callable[[int], torch.Tensor]:
+def answering(subject: Subject, decoder: Any, cache: str, **keywords: Any) -> Callable[..., Any]:
     """What answers, greedily and with as many tokens as it is given: `[B, T + tokens]`."""
     given: dict[str, Any] = {"cache_implementation": "static"} if cache != "dynamic" else {}
-    if cache == "compiled":  # each shape by itself, whatever ran on the model before
-        given["compile_config"] = CompileConfig(dynamic=False)
+    if cache == "compiled":
+        given["compile_config"] = compile_config(subject.model.device)
     if getattr(decoder, "needs_images", False):
         given["images"] = [picture for own in subject.pictures for picture in own]
 
-    def run(tokens: int) -> torch.Tensor:
+    def run(tokens: int, **further: Any) -> Any:
         return subject.model.generate(
             **subject.inputs,
             max_new_tokens=tokens,
@@ -168,46 +171,23 @@ def answering(
             custom_generate=decoder,
             **given,
             **keywords,
+            **further,
         )
 
     return run
 
 
-@dataclass(frozen=True)
-class Forward:
-    """One of two forwards in turn: its latest logits `[B, V]`, and what its next one needs.
+def compile_config(device: torch.device) -> CompileConfig:
+    """Each shape is compiled by itself, whatever ran on the model before.
 
-    Args:
-        offset: `[B, 1]`, from a token's place to its position, where a model has them differ
-            (M-RoPE); None: they are the same.
+    Elsewhere than on CUDA, where `generate` does not compile, the graphs are made and run as they
+    are: good for trying a command.
     """
-
-    model: Any
-    logits: torch.Tensor
-    cache: Any
-    mask: torch.Tensor
-    offset: torch.Tensor | None
-
-    @classmethod
-    def start(cls, model: Any, inputs: dict[str, Any]) -> "Forward":
-        # Qwen leaves the offset of its latest prompt with pictures on the model.
-        if hasattr(model.base_model, "rope_deltas"):
-            model.base_model.rope_deltas = None
-        out = model(**inputs, use_cache=True, logits_to_keep=1)
-        offset = getattr(model.base_model, "rope_deltas", None)
-        mask = inputs["attention_mask"]
-        return cls(model, out.logits[:, -1].float(), out.past_key_values, mask, offset)
-
-    def next(self, token: torch.Tensor) -> "Forward":
-        mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], dim=1)
-        inputs = {"attention_mask": mask}
-        if hasattr(self.model.base_model, "rope_deltas"):
-            places = mask.sum(dim=1, keepdim=True) - 1
-            positions = places if self.offset is None else places + self.offset
-            inputs["position_ids"] = positions.expand(3, -1, -1)
-        out = self.model(input_ids=token, past_key_values=self.cache, use_cache=True, **inputs)
-        logits = out.logits[:, -1].float()
-        return Forward(self.model, logits, out.past_key_values, mask, self.offset)
+    if device.type == "cuda":
+        return CompileConfig(dynamic=False)
+    config = CompileConfig(dynamic=False, backend="eager", mode=None)
+    config._compile_all_devices = True
+    return config
 
 
 def in_turn(

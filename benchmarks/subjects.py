@@ -17,7 +17,7 @@ pictures of its own for each row.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -86,6 +86,11 @@ class Shape:
     text: Text
     vision: Vision
 
+    kind: ClassVar[Any]
+
+    def config(self) -> Any:
+        raise NotImplementedError
+
     def model(self, dtype: torch.dtype, device: str) -> Any:
         """The model, drawn on its device from seed 0."""
         torch.manual_seed(0)
@@ -99,7 +104,9 @@ class Shape:
             self.text, hidden=16 * ratio, intermediate=64, layers=4, heads=ratio, kv_heads=1
         )
         return replace(
-            self, text=text, vision=replace(self.vision, hidden=32, intermediate=64, heads=2)
+            self,
+            text=text,
+            vision=replace(self.vision, hidden=32, intermediate=64, heads=2, layers=3),
         )
 
 
@@ -123,7 +130,7 @@ class Llava(Shape):
             text_config=text,
             image_token_index=dict(self.special)["<image>"],
             image_seq_length=576,
-            pad_token_id=0,
+            pad_token_id=0,  # type: ignore[call-arg] (a base class takes it)
         )
 
     def processor(self) -> LlavaProcessor:

@@ -135,10 +135,14 @@ TARGETS = (
 )
 
 
-def verdicts(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """A line for each target and each row of a run that it is set for."""
+def verdicts(result: dict[str, Any], device: str | None = None) -> list[dict[str, Any]]:
+    """A line for each target and each row of a run that it is set for.
+
+    Args:
+        device: Whose targets, "cuda" or "cpu"; None: those of the machine that was measured.
+    """
     machine = result["machine"]
-    device = "cuda" if "cuda" in machine else "cpu"
+    device = device or ("cuda" if "cuda" in machine else "cpu")
     return [
         line
         for target in TARGETS

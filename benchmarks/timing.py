@@ -1,10 +1,12 @@
 """How rows are timed side by side, and what is read off their rounds."""
 
 import gc
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +27,9 @@ class Row:
         amateurs: Branches besides the expert; None where the row is not made of branches.
         first: Milliseconds to the first token, one per round.
         per_token: Milliseconds of a later token, one per round.
+        check: Called with the tokens of an answer before anything is timed: what is wrong with
+            the row's logits, empty if nothing is. None: not checked.
+        wrong: What the check said.
         kept: Bytes that stay taken between answers: graphs and what they hold.
         peak: Bytes at the peak of an answer beyond the weights.
     """
@@ -34,6 +39,8 @@ class Row:
     cache: str
     run: Callable[[int], Any] = field(repr=False)
     amateurs: int | None = None
+    check: Callable[[int], str] | None = field(default=None, repr=False)
+    wrong: str = ""
     first: list[float] = field(default_factory=list)
     per_token: list[float] = field(default_factory=list)
     kept: float = 0.0
@@ -54,14 +61,30 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratios(values: Sequence[float], base: Sequence[float]) -> list[float]:
-    """Round by round, so that a drift of the machine cancels."""
-    return [value / other for value, other in zip(values, base, strict=True)]
+    """Round by round, so that a drift of the machine cancels; of as many rounds as both have."""
+    return [value / other for value, other in zip(values, base, strict=False)]
 
 
-def measure(rows: Sequence[Row], tokens: int, rounds: int, device: str) -> None:
-    """Fills in the rows: each round runs all of them, one after another."""
-    warm_up(rows, tokens, device)
+def measure(
+    rows: Sequence[Row], tokens: int, rounds: int, device: str, until: float = math.inf
+) -> list[str]:
+    """Fills in the rows: each round runs all of them, one after another.
+
+    Args:
+        until: Of `time.monotonic`; from then on no row is warmed up and no round begun.
+
+    Returns:
+        Notes about what there was no time for. Rows that were not measured have no rounds.
+    """
+    notes = []
+    warm = warm_up(rows, tokens, device, until)
+    if late := rows[len(warm) :]:
+        notes.append(f"Not measured, time was over: {named(late)}.")
+    rows = [row for row in warm if not row.wrong]
     for number in range(rounds):
+        if time.monotonic() > until:
+            notes.append(f"Time was over after {number} of {rounds} rounds of {named(rows)}.")
+            break
         for row in rows:
             first = timed(row.run, 1, device)
             whole = timed(row.run, tokens, device)
@@ -69,24 +92,58 @@ def measure(rows: Sequence[Row], tokens: int, rounds: int, device: str) -> None:
             row.per_token.append((whole - first) / (tokens - 1))
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     for row in rows:
-        row.peak = row.kept + allocated_peak(row.run, tokens, device)
+        if row.first:
+            row.peak = row.kept + allocated_peak(row.run, tokens, device)
+    return notes
+
+
+def named(rows: Sequence[Row]) -> str:
+    return ", ".join(f"{row.name} ({row.cache})" for row in rows)
 
 
 @torch.no_grad()
-def warm_up(rows: Sequence[Row], tokens: int, device: str) -> None:
-    """A short answer of each; of compiled ones four of full length.
+def warm_up(
+    rows: Sequence[Row], tokens: int, device: str, until: float = math.inf
+) -> Sequence[Row]:
+    """Checks each row, then has a short answer of it; of compiled ones four of full length.
 
     A static cache of another length is compiled again, and a longer one lengthens those of all
     calls to come, so compiled rows are warmed up once more after the others. The second of two
     answers records the graph.
+
+    Returns:
+        The first rows, those that were begun before `until`.
     """
-    compiled = [row for row in rows if row.cache == "compiled"]
-    for row in (*rows, *compiled):
-        before = in_use(device)
+    warm: list[Row] = []
+    for row in rows:
+        if time.monotonic() > until:
+            break
+        if row.check is not None:
+            with kept(row, device):
+                row.wrong = row.check(tokens)
+        warm.append(row)
+        warm_up_once(row, tokens, device)
+    for row in warm:
+        if row.cache == "compiled":
+            warm_up_once(row, tokens, device)
+    return warm
+
+
+def warm_up_once(row: Row, tokens: int, device: str) -> None:
+    if row.wrong:
+        return
+    with kept(row, device):
         for length in (tokens, tokens) if row.cache == "compiled" else (2,):
             row.run(length)
-        if is_cuda(device):
-            row.kept += in_use(device) - before
+
+
+@contextmanager
+def kept(row: Row, device: str) -> Iterator[None]:
+    """Counts the bytes that are taken inside and not given back."""
+    before = in_use(device)
+    yield
+    if is_cuda(device):
+        row.kept += in_use(device) - before
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Annotated, Any
 
 from PIL import Image
@@ -10,7 +11,7 @@ from sightline.attention.recalibrations import check_layers
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch
 from sightline.decoders.decoder import Decoder, Recipe
-from sightline.decoders.looking import Look, question_looks
+from sightline.decoders.looking import Look, picture_inputs, question_looks
 from sightline.decoders.matching import (
     Matcher,
     Relevance,
@@ -19,7 +20,7 @@ from sightline.decoders.matching import (
     masked_picture,
     stretched,
 )
-from sightline.decoders.preparing import check_reproduced, encoder_inputs
+from sightline.decoders.preparing import check_reproduced
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Additive, in_unit_interval
 
@@ -99,7 +100,8 @@ class MaskedImage:
         check_reproduced(self.processor, expert, model)
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        asked = Chat(self.processor, model).asked(expert)
+        chat = Chat(self.processor, model)
+        asked = chat.asked(expert)
         pairs = [
             (picture, row.question.removesuffix(self.suffix).strip())
             for row, own in zip(asked, expert.call.pictures, strict=True)
@@ -110,12 +112,12 @@ class MaskedImage:
         if self.matcher.needs_attention:
             looks = question_looks(expert, model, self.processor, self.matcher.layers)
         relevances = self.matcher(pictures, questions, looks)
-        masked = (
+        masked = iter(
             masked_picture(picture, kept_pixels(relevance.values, relevance.masked))
             for picture, relevance in zip(pictures, relevances, strict=True)
         )
-        rows = [[next(masked) for _ in row] for row in expert.call.pictures]
-        pixels = expert.pixels | encoder_inputs(self.processor, rows, expert, model)
+        rows = [list(islice(masked, len(own))) for own in expert.call.pictures]
+        pixels = expert.pixels | picture_inputs(rows, chat, expert.call.processor_kwargs)
         return replace(expert, pixels=pixels, features=None, prefix=None)
 
 

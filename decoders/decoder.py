@@ -74,6 +74,7 @@ class Strategy(ABC):
         token_streamer: Any = None,
         images: Any = None,
         processor_kwargs: dict[str, Any] | None = None,
+        processor: Any = None,
         output_image_attention: bool | tuple[int, int] = False,
         **model_kwargs: Any,
     ) -> Any:
@@ -83,6 +84,9 @@ class Strategy(ABC):
         of all pictures of the batch in the order of the prompts. What prepares it again does so by
         the processor's own call, with the arguments that the prompt was made with
         (`processor_kwargs=dict(max_pixels=...)`).
+
+        `generate(..., processor=processor)`, the model's own, tells image-free branches exactly
+        what belongs to a picture, where a decoder was made without one.
 
         `generate(..., return_dict_in_generate=True, output_image_attention=True)` also returns
         where the model looked: `image_attention`, for each token `[R, T]` over the expert's prompt,
@@ -104,6 +108,7 @@ class Strategy(ABC):
             token_streamer=token_streamer,
             images=images,
             processor_kwargs=processor_kwargs,
+            processor=processor,
             looks=output_image_attention,
             pixels=pixels,
             model_kwargs=model_kwargs,

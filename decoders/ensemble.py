@@ -57,6 +57,7 @@ from sightline.decoders.prompts import (
     can_share,
     encoded_pictures,
     forward_prompt,
+    given_processor,
     in_as_many_parts,
     is_row_tensor,
     pictures_asked,
@@ -380,6 +381,7 @@ def decode(
     token_streamer: Any = None,
     images: Any = None,
     processor_kwargs: Mapping[str, Any] | None = None,
+    processor: Any = None,
     looks: bool | tuple[int, int] = False,
     pixels: Mapping[str, Any],
     model_kwargs: dict[str, Any],
@@ -391,6 +393,7 @@ def decode(
         input_ids: `[B * copies, T]`, expanded by `generate` for beams and returned sequences.
         images: The prompt's pictures, one or a list: PIL images, paths, bytes or open files.
         processor_kwargs: What the processor was told when it made the prompt.
+        processor: The model's own, for parts that were made without one.
         looks: Whether, or from which layers, `image_attention` is wanted.
         pixels: The raw inputs of the picture encoder, unexpanded, where the recipe asked for them.
         model_kwargs: The rest of what `generate` hands a loop.
@@ -425,10 +428,11 @@ def decode(
     if looks or (not text_only and (recipe.contrasts or recipe.preparations)):
         check_pictures(expert, recipe.needs_pixels)
         check_audio(model, model_kwargs)
-    pictures = pictures_asked(images, expert, model.config, recipe)
-    call = Call(pictures, generation_config, processor_kwargs or {})
-    expert = replace(expert, call=call)
     parts = (*recipe.preparations, *recipe.contrasts)
+    processor = given_processor(processor, parts)
+    pictures = pictures_asked(images, expert, model, recipe.needs_images, processor)
+    call = Call(pictures, generation_config, processor, processor_kwargs or {})
+    expert = replace(expert, call=call)
     for part in parts:
         if hasattr(part, "check"):
             part.check(expert, model)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sightline.chat import input_device, user_turn
-from sightline.decoders.branch import ENCODER_INPUTS, PIXELS, Branch
+from sightline.chat import user_turn
+from sightline.decoders.branch import PIXELS, Branch
 from sightline.decoders.features import is_one_of, token_ids
 
 
@@ -27,8 +27,7 @@ def processed(
         (images,) = rows
         return processor(images=list(images), **arguments)
     texts = [shortest_prompt(processor, images) for images in rows]
-    given = {"padding": True, **arguments, "return_tensors": "pt"}
-    return processor(text=texts, images=[list(images) for images in rows], **given)
+    return prompts_of(processor, texts, rows, arguments)
 
 
 def shortest_prompt(processor: Any, images: Sequence[Image.Image]) -> str:
@@ -39,25 +38,28 @@ def shortest_prompt(processor: Any, images: Sequence[Image.Image]) -> str:
     return processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
 
 
-def encoder_inputs(
+def prompts_of(
     processor: Any,
+    texts: Sequence[str],
     rows: Sequence[Sequence[Image.Image]],
-    expert: Branch,
-    model: Any,
-) -> dict[str, Any]:
-    """What the model's encoder takes for other images, and the caller's settings of it.
+    arguments: Mapping[str, Any],
+) -> Any:
+    """What a processor's own call makes of prompts and their images, as tensors.
 
     Args:
-        rows: The images of each prompt.
-        expert: As it was asked.
+        texts: As it takes them, special tokens and what stands for an image included.
+        rows: The images of each.
+        arguments: Those that the caller's prompt was made with.
     """
-    made = processed(processor, rows, expert.call.processor_kwargs)
-    settings = {k: v for k, v in expert.pixels.items() if not isinstance(v, Tensor)}
-    return settings | {
-        name: value.to(input_device(model), model.dtype if value.is_floating_point() else None)
-        for name, value in made.items()
-        if name in ENCODER_INPUTS and isinstance(value, Tensor)
-    }
+    given = dict(add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+    return processor(
+        text=list(texts), images=[list(images) for images in rows], **{**arguments, **given}
+    )
+
+
+def settings_of(expert: Branch) -> dict[str, Any]:
+    """How the caller had images encoded, as `vision_feature_layer`."""
+    return {name: v for name, v in expert.pixels.items() if not isinstance(v, Tensor)}
 
 
 def check_reproduced(processor: Any, expert: Branch, model: Any) -> None:

@@ -11,16 +11,16 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
 
 import transformers
+from checkpoints.decoders import decoders
 
 from checkpoints import Checkpoint, load, names, picture
-from sightline.decoders import DAMRO, DECODERS, VDD
+from sightline.decoders import VDD
 from sightline.decoders.decoder import Decoder
 
 PAGE = Path(__file__).parent / "checkpoints" / "prompts.txt"
@@ -37,15 +37,9 @@ tests/test_checkpoints.py. "<image>*4 " is a special token four times; \\n a new
 
 
 def amateurs_of(processor: Any) -> dict[str, Any]:
-    """Decoders whose amateurs may have another prompt, with the processor where they take one."""
-    made = {"vdd bare": VDD(), "vdd unk": VDD(variant="unk", processor=processor)}
-    for name, kind in DECODERS.items():
-        if kind is DAMRO:  # the tower's attention is not in every model
-            made["damro norm"] = DAMRO(score="norm")
-        elif any(field.name == "processor" for field in fields(kind)):
-            made[name] = kind(processor=processor)
-        else:
-            made[name] = kind()
+    """Decoders whose amateurs may have another prompt."""
+    made = {"vdd bare": VDD(), **decoders(processor)}
+    del made["damro"]  # the tower's attention, which it reads, is not in every model
     recipes = {name: d.recipe() for name, d in made.items() if isinstance(d, Decoder)}
     return {
         name: made[name]

@@ -139,7 +139,9 @@ def test_every_row_runs_to_its_length(tiny):
 )
 def test_caches(cache, implementation, compiles):
     asked = []
-    model = SimpleNamespace(generate=lambda **keywords: asked.append(keywords))
+    model = SimpleNamespace(
+        generate=lambda **keywords: asked.append(keywords), device=torch.device("cuda")
+    )
     subject = subjects.Subject(model, None, "", (("a picture",), ("another",)), {"input_ids": 1})
     looking = SimpleNamespace(needs_images=True)
     rows.answering(subject, looking, cache, num_beams=3)(5)
@@ -200,8 +202,7 @@ def test_spread_and_ratios():
     assert timing.spread([3.0, 1.0, 8.0]) == timing.Spread(median=3.0, low=1.0, high=8.0)
     assert timing.spread([1.0, 2.0]).median == 1.5
     assert timing.ratios([3.0, 8.0], [2.0, 4.0]) == [1.5, 2.0]
-    with pytest.raises(ValueError):
-        timing.ratios([1.0], [1.0, 2.0])
+    assert timing.ratios([3.0], [2.0, 4.0]) == [1.5]  # a run whose time was over has fewer rounds
 
 
 def test_rounds_run_all_rows_in_turn(monkeypatch):

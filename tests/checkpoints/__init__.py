@@ -6,10 +6,10 @@
     inputs = pixtral.chat([picture(200, 120)], "Is there a cup?")
     pixtral.model.generate(**inputs, custom_generate=VDD())
 
-Their image processors need torchvision: `make build/vision` puts what they need of it in a folder,
-and PYTHONPATH=build/vision finds it.
+Their image processors need torchvision: `make build/vision/ready` puts what they need of it in a
+folder, and PYTHONPATH=build/vision finds it.
 """
 
-from checkpoints.loading import Checkpoint, chat, load, names, picture
+from .loading import Checkpoint, chat, load, names, picture
 
 __all__ = ["Checkpoint", "chat", "load", "names", "picture"]

@@ -14,8 +14,9 @@ from PIL import Image
 from tiny import SIZES, change, enlivened, families, shrunk
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from checkpoints.records import RECORDS
 from sightline import Recipe
+
+from .records import RECORDS
 
 TEMPLATES = Path(__file__).parent / "templates"
 OWN = ("pad_token_id", "bos_token_id", "eos_token_id")  # the tokenizer's

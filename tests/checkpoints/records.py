@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers as hf
 
-from checkpoints.vocabulary import byte_level, pieces
+from .vocabulary import byte_level, pieces
 
 
 @dataclass(frozen=True)
@@ -501,7 +501,7 @@ RECORDS: dict[str, Record] = {
             "eoi_token_index": "<end_of_image>",
             "image_token_index": "<image_soft_token>",
         },
-        {**TOWER, "mm_tokens_per_image": 4},
+        {**TOWER, "mm_tokens_per_image": 4, "text_config.sliding_window": 1024},
         facts="gemma3",
     ),
     "gemma4": Record(
@@ -516,7 +516,10 @@ RECORDS: dict[str, Record] = {
             "eoa_token_index": "<audio|>",
             "audio_token_id": "<|audio|>",
         },
-        vision(patch_size=16, pooling_kernel_size=3, position_embedding_size=128),
+        {
+            **vision(patch_size=16, pooling_kernel_size=3, position_embedding_size=128),
+            "text_config.sliding_window": 512,
+        },
         facts="gemma4",
     ),
     "glm41v": Record(
@@ -645,13 +648,16 @@ RECORDS: dict[str, Record] = {
         vision(image_size=980, patch_size=245),
     ),
     "aya_vision": Record(
-        "aya_vision", aya_vision_processor, {"image_token_index": "<|IMG_PATCH|>"}, TOWER
+        "aya_vision",
+        aya_vision_processor,
+        {"image_token_index": "<|IMG_PATCH|>"},
+        {**TOWER, "text_config.sliding_window": 4096},
     ),
     "cohere2_vision": Record(
         "cohere2_vision",
         cohere2_vision_processor,
         {"image_token_id": "<|IMG_PATCH|>"},
-        vision(image_size=32, patch_size=4),
+        {**vision(image_size=32, patch_size=4), "text_config.sliding_window": 4096},
     ),
     "deepseek_vl": Record(
         "deepseek_vl", deepseek_vl_processor, {"image_token_id": "<image_placeholder>"}, TOWER
@@ -659,7 +665,12 @@ RECORDS: dict[str, Record] = {
     "emu3": Record(
         "emu3", emu3_processor, {"image_token_id": "<image>"}, {"vocabulary_map": emu3_vocabulary}
     ),
-    "idefics2": Record("idefics2", idefics2_processor, {"image_token_id": "<image>"}, TOWER),
+    "idefics2": Record(
+        "idefics2",
+        idefics2_processor,
+        {"image_token_id": "<image>"},
+        {**TOWER, "text_config.sliding_window": 4096},
+    ),
     "janus": Record("janus", janus_processor, {"image_token_id": "<image_placeholder>"}, TOWER),
     "kimi_k25": Record(
         "kimi_k25",
