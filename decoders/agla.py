@@ -117,7 +117,8 @@ class MaskedImage:
             for picture, relevance in zip(pictures, relevances, strict=True)
         )
         rows = [list(islice(masked, len(own))) for own in expert.call.pictures]
-        pixels = expert.pixels | picture_inputs(rows, chat, expert.call.processor_kwargs)
+        masked_inputs = picture_inputs(rows, chat, expert.call.processor_kwargs)
+        pixels = {**expert.pixels, **masked_inputs}
         return replace(expert, pixels=pixels, features=None, prefix=None)
 
 

@@ -138,7 +138,7 @@ def repainted(branch: Branch, pictures: Sequence[Sequence[Image.Image]], chat: C
         branch.regathered(entries),
         position_ids=None,
         features=None,
-        pixels=branch.pixels | encoder_inputs(made),
+        pixels={**branch.pixels, **encoder_inputs(made)},
     )
 
 
