@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from models import IMAGE, UNK
+from noises import own_noise
 from oracles import image_gain, image_scale, least_attended, sparse
 from towers import most_attended
 
@@ -152,11 +153,10 @@ def noised(family, row):
     """Step 700 of the schedule, its constants from the table of the method's note."""
 
     def edit(pixels):
-        generator = torch.Generator().manual_seed(3)
         if family == "llava":
-            noise = torch.randn(pixels.shape, generator=generator)
+            noise = torch.stack([own_noise(image.shape, 3, image) for image in pixels])
         else:  # one frame's noise, in both temporal copies of each channel
-            frame = torch.randn(len(pixels), 3, 1, 14 * 14, generator=generator)
+            frame = own_noise((len(pixels), 3, 1, 14 * 14), 3, pixels)
             noise = torch.cat([frame, frame], dim=2).reshape(len(pixels), -1)
         return 0.592677 * pixels + 0.805440 * noise
 
