@@ -64,7 +64,8 @@ class MVP:
     each of the K likeliest first tokens begins a path, and a path votes for the label it reaches,
     with the probability of its first token times how sure the model was of the label. All paths of
     all views are rows of one batch. Captions do not depend on the question: they are kept, so that
-    several questions about one picture pay for them once.
+    several questions about one picture pay for them once, as long as weights and adapters stay what
+    they are; `clear()` is for changes that `Memory` does not see.
 
     Args:
         processor: The model's own.
@@ -138,6 +139,10 @@ class MVP:
             )
         self._known: Memory[tuple, str] = Memory(REMEMBERED)
 
+    def clear(self) -> None:
+        """Forgets the captions."""
+        self._known.clear()
+
     @property
     def surfaces(self) -> dict[str, tuple[str, ...]]:
         """The ways to say each label."""
@@ -199,26 +204,25 @@ class MVP:
 
     def _captions(self, chat: Chat, expert: Branch) -> list[list[str]]:
         """By row, the caption of each view."""
-        known = self._known.of(chat.model)
         keys = [
             [(*self._picture_key(expert, row), asked.lead, view) for view in self.requests]
             for row, asked in enumerate(chat.asked(expert))
         ]
-        missing = {
+        asked_of = {
             key: (row, view)
             for row, own in enumerate(keys)
             for key, view in zip(own, self.requests, strict=True)
-            if key not in known
         }
-        if missing:
-            rows = [row for row, _ in missing.values()]
-            asking = chat.ask(expert, rows, [view for _, view in missing.values()])
+
+        def found(missing: list[tuple]) -> list[str]:
+            rows, views = zip(*(asked_of[key] for key in missing), strict=True)
+            asking = chat.ask(expert, rows, views)
             drawn = Drawn(self.temperature, self.top_p, self.seed)
-            said = say(chat.model, asking, self.caption_tokens, processors=[drawn])
-            known.update(zip(missing, chat.replies(said), strict=True))
-        captions = [[known[key] for key in own] for own in keys]
-        self._known.trim(chat.model)
-        return captions
+            return chat.replies(say(chat.model, asking, self.caption_tokens, processors=[drawn]))
+
+        flat = self._known.recall(chat.model, [key for own in keys for key in own], found)
+        count = len(self.requests)
+        return [flat[place : place + count] for place in range(0, len(flat), count)]
 
     def _picture_key(self, expert: Branch, row: int) -> tuple:
         """What a row's captions depend on: what stands before its text, its pictures' bytes.
