@@ -198,9 +198,13 @@ def drawn(shape: Sequence[int], seed: int, pixels: Tensor, equal: int = 0) -> Te
         pixels: bfloat16, on the CPU.
         equal: How many entries with the same pixels came before in the row.
     """
-    digest = blake2b(f"{seed} {equal} ".encode() + raw(pixels), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-    return torch.randn(*shape, generator=generator)
+    return torch.randn(*shape, generator=generator(seed, equal, raw(pixels)))
+
+
+def generator(seed: int, number: int, content: bytes) -> torch.Generator:
+    """On the CPU, seeded with the hash of a seed, of which draw it is, and of an image."""
+    digest = blake2b(f"{seed} {number} ".encode() + content, digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def raw(pixels: Tensor) -> bytes:

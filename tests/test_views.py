@@ -18,6 +18,8 @@ from sightline.decoders.carve import GENERAL, SUFFIX, middle
 from sightline.decoders.ensemble import read_pictures
 from sightline.decoders.icd import INSTRUCTION
 from sightline.decoders.matching import Matcher
+from sightline.decoders.mvp import Drawn
+from sightline.decoders.noise import generator
 from sightline.decoders.regions import kept_regions, refined
 from sightline.decoders.vdgd import REQUEST, STATEMENT
 
@@ -722,6 +724,35 @@ def test_a_drawn_caption_does_not_depend_on_the_batch(talker):
     greedy = mvp(talker)
     generate(talker, greedy)
     assert list(captions_of(talker, greedy).values()) != list(together.values())
+
+
+def test_views_of_one_request_are_drawn_one_by_one(talker):
+    """Three drawn captions of one picture are three, at 0 they are one; each again when asked."""
+
+    def captions(temperature):
+        same = ("Describe the image.",) * 3
+        decoder = mvp(talker, temperature=temperature, top_p=1.0, requests=same)
+        generate(talker, decoder)
+        said = list(captions_of(talker, decoder).values())
+        return [said[:3], said[3:]]
+
+    for drawn, greedy in zip(captions(5.0), captions(0), strict=True):
+        assert len(set(drawn)) == 3 and len(set(greedy)) == 1
+    assert captions(5.0) == captions(5.0)
+
+
+def test_drawn_rows_have_the_frequencies_of_the_distribution():
+    """Of 4,000 rows with noise of their own: p at temperature 2, over the nucleus of 0.9."""
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    draws = [generator(0, view, b"picture") for view in range(4000)]
+    drawn = Drawn(2.0, 0.9, draws)(None, p.log().expand(4000, 4)).argmax(dim=-1)
+    # Roots of p: .7071 .5477 .3873 .2236; shares .3790 .2936 .2076 .1198. All are needed for 0.9.
+    shares = torch.bincount(drawn, minlength=4) / 4000
+    wanted = torch.tensor([0.3790, 0.2936, 0.2076, 0.1198])
+    torch.testing.assert_close(shares, wanted, atol=0.025, rtol=0)  # three standard deviations
+    narrow = Drawn(1.0, 0.6, draws)(None, p.log().expand(4000, 4)).argmax(dim=-1)
+    shares = torch.bincount(narrow, minlength=4) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.625, 0.375, 0, 0]), atol=0.025, rtol=0)
 
 
 def test_a_caption_after_earlier_turns_is_not_that_of_the_first(talker):
