@@ -187,7 +187,8 @@ class Guidance(Rule):
     """gamma * log p(expert) + (1 - gamma) * log p(other), over the plausible tokens.
 
     Classifier-free guidance on log-probabilities (PAI, arXiv:2407.21771, section 3.3). As in the
-    paper's code `gamma = 1` gives the expert's log-probabilities without the cut.
+    paper's code `gamma = 1` gives the expert's log-probabilities without the cut, and needs no
+    other branch. That is no identity: a penalty acts on log-probabilities otherwise than on logits.
     """
 
     gamma: float = 1.1
@@ -204,6 +205,10 @@ class Guidance(Rule):
     @property
     def uses_others(self) -> bool:
         return self.gamma != 1
+
+    @property
+    def is_identity(self) -> bool:
+        return False
 
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         expert, *others = logits

@@ -212,6 +212,7 @@ METHODS = {
         PAI.without_guidance(alpha=3.0),
         PAI.without_guidance(alpha=0),
         attention=image_gain(alpha=3.0, first=2),
+        formula=lambda expert, amateurs: expert.softmax(dim=-1).log(),
     ),
     "vaf": Method(
         VAF(enhance=1.5, suppress=0.6, layers=(0, 2)),
