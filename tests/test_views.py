@@ -398,7 +398,8 @@ def contrasts(talker, decoder, questions=QUESTIONS):
     pictures = talker.pictures[: len(questions)]
 
     def action(expert, model):
-        return part._contrast(Chat(talker.processor, model), read_pictures(expert, model), model)
+        layers = part._compared(model.config.text_config)
+        return part._contrast(Chat(talker.processor, model), read_pictures(expert, model), layers)
 
     return within(talker, talker.asked(questions, pictures), action, images=list(pictures))
 
@@ -419,9 +420,11 @@ def test_carves_map_is_the_quotient_of_two_attentions(talker, steps):
         assert any(asked != told for asked, told in lengths), "no surplus step to be ignored"
 
 
+@pytest.mark.parametrize("ending", ["", f" {SUFFIX}"], ids=["as asked", "with the suffix"])
 @pytest.mark.parametrize("final", ["both", "refined"])
-def test_carve_answers_about_the_processors_prompt_of_the_refined_picture(talker, final):
-    decoder = CARVE(talker.processor, final=final, tokens=4, share=0.3, regions=1)
+def test_carve_answers_about_the_processors_prompt_of_the_refined_picture(talker, final, ending):
+    settings = dict(final=final, tokens=4, share=0.3, regions=1, answer_suffix=bool(ending))
+    decoder = CARVE(talker.processor, **settings)
     cut = [
         refined(picture, kept_regions(to_pixels(talker, values, picture), 0.3, 1))
         for values, picture in zip(contrasts(talker, decoder), talker.pictures, strict=False)
@@ -431,7 +434,7 @@ def test_carve_answers_about_the_processors_prompt_of_the_refined_picture(talker
         for picture, small in zip(talker.pictures, cut, strict=False)
     ]
     prompts = [
-        talker.chat([*[None] * len(own), question])
+        talker.chat([*[None] * len(own), question + ending])
         for own, question in zip(pairs, QUESTIONS, strict=True)
     ]
     expected = talker.inputs(prompts, [picture for own in pairs for picture in own])
@@ -449,6 +452,23 @@ def test_carve_answers_about_the_processors_prompt_of_the_refined_picture(talker
         for step in range(len(answer)):
             torch.testing.assert_close(out.logits[step][row], logits[step], **TOLERANCE)
     assert not torch.equal(out.sequences, generate(talker, None)[0])
+
+
+def test_carves_suffix_is_not_put_twice(lab_talker):
+    """A benchmark may end its questions in it."""
+    part = CARVE(lab_talker.processor).recipe().preparations[0]
+    assert part._ended("Is there a cow?") == f"Is there a cow? {SUFFIX}"
+    assert part._ended(f"Is there a cow? {SUFFIX}") == f"Is there a cow? {SUFFIX}"
+    assert replace(part, suffix="")._ended("Is there a cow?") == "Is there a cow?"
+
+
+def test_carves_preset_is_the_papers(lab_talker):
+    """Layers 20 to 25 of every model, and the suffix in all three passes."""
+    best = CARVE.paper_best("words")
+    assert (best.layers, best.share, best.regions, best.steps) == ((20, 26), 0.4, 2, "end")
+    assert best.answer_suffix and best.suffix == SUFFIX and best.final == "both"
+    with pytest.raises(ValueError, match=r"layers 20 to 25 end outside the model.*layers=None"):
+        generate(lab_talker, CARVE.paper_best(lab_talker.processor))
 
 
 @pytest.mark.parametrize("size", [(640, 427), (1024, 683)])
