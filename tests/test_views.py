@@ -16,7 +16,7 @@ from sightline.decoders.agla import SelfMatcher
 from sightline.decoders.asking import Chat
 from sightline.decoders.carve import GENERAL, SUFFIX, middle
 from sightline.decoders.ensemble import read_pictures
-from sightline.decoders.icd import INSTRUCTION
+from sightline.decoders.icd import INSTRUCTIONS
 from sightline.decoders.matching import Matcher
 from sightline.decoders.mvp import Drawn
 from sightline.decoders.noise import generator
@@ -256,15 +256,29 @@ def test_prefix_only_samples_as_generate_does_on_the_longer_prompt(talker):
 # ICD and M3ID
 
 
-def test_icd_takes_off_what_a_careless_observer_would_say(talker):
+@pytest.mark.parametrize("instruction", [None, "confused", "Lie about it."])
+def test_icd_takes_off_what_is_said_after_an_instruction_that_disturbs(talker, instruction):
+    words = INSTRUCTIONS.get(instruction or "careless", instruction)
+
     def prompts(row, question, picture):
         return [
             (talker.chat(question), [picture]),
-            (talker.chat(f"{INSTRUCTION} {question}"), [picture]),
+            (talker.chat(f"{words} {question}"), [picture]),
         ]
 
-    decoder = ICD(talker.processor, alpha=1.5, beta=0.05)
+    given = {} if instruction is None else dict(instruction=instruction)
+    decoder = ICD(talker.processor, alpha=1.5, beta=0.05, **given)
     check_scores(talker, decoder, prompts, contrastive(1.5, 0.05))
+
+
+def test_icd_offers_what_the_authors_try():
+    assert len(INSTRUCTIONS) == 6 and len(set(INSTRUCTIONS.values())) == 6
+    for name in INSTRUCTIONS:
+        ICD("words", instruction=name)
+    assert (ICD("words").alpha, ICD("words").beta) == (1.0, 0.1)
+    for wrong in (" ", "confussed", "detecter"):
+        with pytest.raises(ValueError, match="words that disturb, or one of careless, detector"):
+            ICD("words", instruction=wrong)
 
 
 def test_m3id_adds_what_the_picture_adds_the_more_the_later(talker):
