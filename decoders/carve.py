@@ -153,9 +153,8 @@ class RefinedPicture:
         asked = range(*(self.layers or middle(depth)))
         if asked.stop > depth:
             raise ValueError(
-                f"layers {asked.start} to {asked.stop - 1} end outside the model, which has "
-                f"{depth} decoder layers: name others with layers=(first, first after), or "
-                "layers=None, which scales 20 to 25 of 32"
+                f"layers {self.layers} end outside the model, which has {depth} decoder layers: "
+                "name (first, first after) of those, or layers=None, which scales 20 to 25 of 32"
             )
         whole = layers_with_every_key(config)
         compared = tuple(layer for layer in whole if layer in asked)

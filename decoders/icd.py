@@ -40,9 +40,9 @@ class OtherInstruction:
     def __post_init__(self):
         if self.processor is None:
             raise ValueError("another instruction needs processor= to be put into words of tokens")
-        is_name = self.instruction in INSTRUCTIONS
-        is_mistyped = not is_name and get_close_matches(self.instruction, INSTRUCTIONS)
-        if is_mistyped or not self.instruction.strip():
+        words = self.instruction.split()
+        is_mistyped = len(words) == 1 and get_close_matches(words[0], INSTRUCTIONS)
+        if not words or (is_mistyped and self.instruction not in INSTRUCTIONS):
             raise ValueError(
                 f"instruction must be words that disturb, or one of {', '.join(INSTRUCTIONS)}, got "
                 f"{self.instruction!r}"

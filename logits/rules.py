@@ -173,9 +173,17 @@ class Additive(Weighted):
     Args:
         normalize: Divides by 1 + alpha, so that branches that agree give their own logits and not
             sharper ones (ours).
+        first_only: After the first token the expert stands in for the views: (1 + alpha) * expert,
+            what AGLA's released code computes by mistake.
     """
 
     normalize: bool = False
+    first_only: bool = False
+
+    def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
+        if self.first_only and state.step > 0:
+            logits = (logits[0], logits[0])
+        return super().combine(logits, state)
 
     def weigh(self, expert: Tensor, others: Tensor) -> Tensor:
         total = torch.add(expert, others, alpha=self.alpha)

@@ -481,7 +481,7 @@ def test_carves_preset_is_the_papers(lab_talker):
     best = CARVE.paper_best("words")
     assert (best.layers, best.share, best.regions, best.steps) == ((20, 26), 0.4, 2, "end")
     assert best.answer_suffix and best.suffix == SUFFIX and best.final == "both"
-    with pytest.raises(ValueError, match=r"layers 20 to 25 end outside the model.*layers=None"):
+    with pytest.raises(ValueError, match=r"layers \(20, 26\) end outside the model.*layers=None"):
         generate(lab_talker, CARVE.paper_best(lab_talker.processor))
 
 
