@@ -155,7 +155,8 @@ def test_describe_asks_and_looks_again(talker, answers, arguments, make, stream)
 
 
 def test_compare_shows_decoders_that_ask_and_look_again(talker, answers):
-    names = "greedy,carve.paper_best:tokens=2,layers=1+3,vdgd:layout=continue,request=What is it?,tokens=4"
+    asking = "vdgd:layout=continue,request=What is it?,tokens=4"
+    names = f"greedy,carve.paper_best:tokens=2,layers=1+3,{asking}"
     result = run("compare", TABLE, "--model", talker, *SHORT, "--decoders", names)
     assert result.exit_code == 0, result.output
     processor = AutoProcessor.from_pretrained(talker)
