@@ -154,18 +154,18 @@ def noised(family, row):
 
     def edit(pixels):
         if family == "llava":
-            noise = torch.stack([own_noise(image.shape, 3, image) for image in pixels])
+            noise = torch.stack([own_noise(image.shape, 5, image) for image in pixels])
         else:  # one frame's noise, in both temporal copies of each channel
-            frame = own_noise((len(pixels), 3, 1, 14 * 14), 3, pixels)
+            frame = own_noise((len(pixels), 3, 1, 14 * 14), 5, pixels)
             noise = torch.cat([frame, frame], dim=2).reshape(len(pixels), -1)
-        return 0.592677 * pixels + 0.805440 * noise
+        return (0.592677 * pixels.float() + 0.805440 * noise).to(pixels.dtype)
 
     return [Prompt(row, edit)]
 
 
 METHODS = {
     "vcd": Method(
-        VCD(alpha=1.5, beta=0.05, noise_step=700, seed=3),
+        VCD(alpha=1.5, beta=0.05, noise_step=700, seed=5),
         VCD(alpha=0, beta=0),
         noised,
         alpha=1.5,
