@@ -130,9 +130,11 @@ class AGLA(Decoder):
             alpha 2, where the branches agree, as sampling at a third of the temperature.
         suffix: End of the user's words that is no part of the question, as "Please answer this
             question with one word."
+        first_only: The masked picture counts at the first token alone; later ones are sharpened
+            by 1 + alpha.
 
     Differs from the authors' code: the masked picture counts at every token, not at the first
-    alone; both pictures are cut alike; long questions work.
+    alone (`released`); both pictures are cut alike; long questions work.
     """
 
     processor: Any = field(default=None, repr=False)
@@ -141,10 +143,16 @@ class AGLA(Decoder):
     beta: Annotated[float, Usual(0, 1)] = 0.5
     normalize: bool = False
     suffix: str = ""
+    first_only: bool = False
+
+    @classmethod
+    def released(cls, processor: Any = None, matcher: Matcher | None = None) -> "AGLA":
+        """The released code's mistake, to repeat its numbers: the masked picture counts once."""
+        return cls(processor, matcher, first_only=True)
 
     def recipe(self) -> Recipe:
         matcher = SelfMatcher() if self.matcher is None else self.matcher
         return Recipe(
             contrasts=(MaskedImage(self.processor, matcher, self.suffix),),
-            rule=Additive(self.alpha, self.beta, self.normalize),
+            rule=Additive(self.alpha, self.beta, self.normalize, self.first_only),
         )

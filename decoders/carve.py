@@ -99,6 +99,7 @@ class RefinedPicture:
     tokens: int = 32
     general: str = GENERAL
     suffix: str = SUFFIX
+    answer_suffix: bool = False
 
     needs_images = True
 
@@ -128,16 +129,20 @@ class RefinedPicture:
     def __call__(self, expert: Branch, model: Any) -> Branch:
         check_one_picture(expert)
         chat = Chat(self.processor, model)
+        layers = self._compared(model.config.get_text_config(decoder=True))
         expert = read_pictures(expert, model)
         layouts = [layout for (layout,) in layouts_by_row(expert, model, self.processor)]
         pictures = [picture for (picture,) in expert.call.pictures]
         smaller = []
         for picture, layout, values in zip(
-            pictures, layouts, self._contrast(chat, expert, model), strict=True
+            pictures, layouts, self._contrast(chat, expert, layers), strict=True
         ):
             relevance = layout.to_pixels(values.cpu())
             kept = kept_regions(relevance, self.share, self.regions, layout.covered())
             smaller.append(refined(picture, kept, self.fill))
+        if self.answer_suffix:
+            texts = [self._ended(asked.question) for asked in chat.asked(expert)]
+            expert = chat.ask(expert, range(len(texts)), texts)
         if self.final == "refined":
             return instead(expert, smaller, self.processor, model)
         return beside(expert, smaller, chat)
@@ -148,7 +153,8 @@ class RefinedPicture:
         asked = range(*(self.layers or middle(depth)))
         if asked.stop > depth:
             raise ValueError(
-                f"layers {self.layers} end outside the model, which has {depth} decoder layers"
+                f"layers {self.layers} end outside the model, which has {depth} decoder layers: "
+                "name (first, first after) of those, or layers=None, which scales 20 to 25 of 32"
             )
         whole = layers_with_every_key(config)
         compared = tuple(layer for layer in whole if layer in asked)
@@ -162,17 +168,20 @@ class RefinedPicture:
             )
         return compared
 
-    def _contrast(self, chat: Chat, expert: Branch, model: Any) -> list[Tensor]:
+    def _ended(self, text: str) -> str:
+        """A text that ends in the suffix."""
+        return text if text.endswith(self.suffix) else f"{text} {self.suffix}"
+
+    def _contrast(self, chat: Chat, expert: Branch, layers: tuple[int, ...]) -> list[Tensor]:
         """For each row, the contrast of each token of its picture, `[N]`."""
-        layers = self._compared(model.config.get_text_config(decoder=True))
         texts, rows = [], []
         for row, asked in enumerate(chat.asked(expert)):
-            texts += [f"{asked.question} {self.suffix}", f"{self.general} {self.suffix}"]
+            texts += [self._ended(asked.question), self._ended(self.general)]
             rows += [row, row]
         eos = ends(expert.call.generation_config)
         contrast = Contrasted(layers, self.steps, self.smoothing, eos)
         say(
-            model,
+            chat.model,
             chat.ask(expert, rows, texts),
             1 if self.steps == "start" else self.tokens,
             records=dict.fromkeys(layers, frozenset({"row"})),
@@ -266,10 +275,14 @@ class CARVE(Decoder):
         tokens: Longest of the two short answers.
         general: The plain description's request.
         suffix: Put after the question and the request while attention is taken.
+        answer_suffix: Put the suffix after the question that is answered, too, as the authors do.
+            Off, because it asks for a word where the user may have asked for a description.
 
-    Differs from the authors' code: K is the most and not the least; cells are mapped to the pixels
-    that the tower saw; the enlarged cut has no more pixels than the picture; keys of the picture
-    are read once; two answers end with the shorter.
+    Differs from the authors' code: the layers are scaled to the model's depth, where theirs are 20
+    to 25 of every model (of 28 to 40 layers), and the suffix is left out of the last question,
+    both unless asked for (`paper_best`); K is the most and not the least; cells are mapped to the
+    pixels that the tower saw; the enlarged cut has no more pixels than the picture; keys of the
+    picture are read once; two answers end with the shorter.
     """
 
     processor: Any = field(default=None, repr=False)
@@ -283,11 +296,14 @@ class CARVE(Decoder):
     tokens: Annotated[int, Usual(1, 64)] = 32
     general: str = GENERAL
     suffix: str = SUFFIX
+    answer_suffix: bool = False
 
     @classmethod
     def paper_best(cls, processor: Any = None) -> "CARVE":
-        """The best cell of the paper's grid: share 0.4, two regions, the last step."""
-        return cls(processor, share=0.4, regions=2, steps="end")
+        """The paper's best: layers 20 to 25, its suffix throughout, 0.4, two regions, last step."""
+        return cls(
+            processor, layers=(20, 26), share=0.4, regions=2, steps="end", answer_suffix=True
+        )
 
     def recipe(self) -> Recipe:
         return Recipe(
@@ -304,6 +320,7 @@ class CARVE(Decoder):
                     self.tokens,
                     self.general,
                     self.suffix,
+                    self.answer_suffix,
                 ),
             )
         )

@@ -56,8 +56,20 @@ class NoisyImage:
     """The same prompt, the pictures under Gaussian noise (arXiv:2311.16922, section 3.2).
 
     The noise acts on the processor's normalised pixels, is drawn once per call and depends on
-    nothing but the seed and the shape of the picture: not on its neighbours in a batch. None falls
-    on padding.
+    nothing but the seed and the image's own processed pixels: not on the batch, the order or the
+    padding. None falls on padding. The same seed and pixels (float32 or bfloat16, any device)
+    repeat a draw; another processor, or other settings of it, is another draw.
+
+    The authors draw from the global random state, one image after the other. To repeat such a
+    draw, or any noise of your own, write a contrast that hands it to `diffuse`:
+
+        class GlobalNoise:
+            needs_pixels = True
+
+            def __call__(self, expert, model):
+                return expert.with_pixels(
+                    lambda name, pixels: diffuse(pixels, torch.randn_like(pixels), 500)
+                )
 
     Args:
         noise_step: Steps of forward diffusion, 0 (a trace of noise) to 999 (close to pure noise).

@@ -214,8 +214,8 @@ class Reusing(Strategy):
     An amateur that sees no picture (VDD, M3ID, PAI) reads the same text whatever the picture, so
     keys, values and last logits of the latest texts are kept, by model, and not computed again.
 
-    The model's weights must stay as they are while this lives, adapters included: after a change
-    make a new one. That is not checked, as no cheap check sees every change.
+    After a change of weights or adapters that `Memory` sees, texts are read again; after any other
+    (a write through `.data`) call `clear()`.
 
     Args:
         decoder: Has a branch without a picture; any other raises `ValueError` when it is used.
@@ -232,6 +232,10 @@ class Reusing(Strategy):
         if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 1:
             raise ValueError(f"most must be a whole number of at least 1, got {self.most!r}")
         object.__setattr__(self, "_texts", ReadTexts(self.most))
+
+    def clear(self) -> None:
+        """Forgets the texts, of every model."""
+        self._texts.clear()
 
     def recipe(self) -> Recipe:
         return replace(self.decoder.recipe(), texts=self._texts)

@@ -513,6 +513,7 @@ def say(
         num_return_sequences=1,
         max_length=branch.length + tokens,
         return_dict_in_generate=False,
+        **dict.fromkeys(config.extra_output_flags, False),  # not without a dict, which is warned of
         cache_implementation=None,
         disable_compile=True,
     )

@@ -153,7 +153,8 @@ class Layout:
             )
 
 
-_KNOWN: Memory[str, Layout] = Memory(REMEMBERED)
+LAYOUTS: Memory[str, Layout] = Memory(REMEMBERED)
+"""Those that are known, by image processor."""
 
 
 def locate(processor: Any, config: Any, picture: Image.Image, tokens: int) -> Layout:
@@ -182,13 +183,14 @@ def locate(processor: Any, config: Any, picture: Image.Image, tokens: int) -> La
             )
     image_processor = getattr(processor, "image_processor", processor)
     settings = _settings(processor)
-    known = _KNOWN.of(image_processor)
     # All that the answer depends on: settings may be changed between calls.
     key = repr((vars(image_processor), settings, _read_of(config), picture.size, tokens))
-    if key not in known:
-        known[key] = _located(image_processor, settings, config, picture.size, tokens)
-        _KNOWN.trim(image_processor)
-    return known[key]
+
+    def found(missing: list[str]) -> list[Layout]:
+        return [_located(image_processor, settings, config, picture.size, tokens)]
+
+    (layout,) = LAYOUTS.recall(image_processor, [key], found)
+    return layout
 
 
 def _read_of(config: Any) -> list[Any]:

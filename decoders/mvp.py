@@ -1,9 +1,9 @@
 """Multi-View Multi-Path Reasoning, Qu et al., COLING 2025 (arXiv:2408.17150)."""
 
-import hashlib
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -24,6 +24,7 @@ from sightline.decoders.ensemble import (
     say,
 )
 from sightline.decoders.memory import Memory
+from sightline.decoders.noise import generator
 from sightline.decoders.prompts import pictures_asked
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import in_unit_interval
@@ -64,7 +65,8 @@ class MVP:
     each of the K likeliest first tokens begins a path, and a path votes for the label it reaches,
     with the probability of its first token times how sure the model was of the label. All paths of
     all views are rows of one batch. Captions do not depend on the question: they are kept, so that
-    several questions about one picture pay for them once.
+    several questions about one picture pay for them once, as long as weights and adapters stay what
+    they are; `clear()` is for changes that `Memory` does not see.
 
     Args:
         processor: The model's own.
@@ -81,7 +83,8 @@ class MVP:
         caption_tokens: Longest caption.
         temperature: Of captions; 0 is greedy.
         top_p: Of captions.
-        seed: Of captions. Each is drawn by itself, whatever else is in the batch.
+        seed: Of captions. Each is drawn from the seed, its view and the image's own pixels, so that
+            views of one request differ, and whatever else is in the batch.
 
     Differs from the authors' code, whose released form cannot run to its end: paths are greedy,
     labels are found as whole words, the gap is taken at temperature 1, a path begins with the token
@@ -137,6 +140,10 @@ class MVP:
                 f"{self.temperature} and {self.top_p}"
             )
         self._known: Memory[tuple, str] = Memory(REMEMBERED)
+
+    def clear(self) -> None:
+        """Forgets the captions."""
+        self._known.clear()
 
     @property
     def surfaces(self) -> dict[str, tuple[str, ...]]:
@@ -199,40 +206,41 @@ class MVP:
 
     def _captions(self, chat: Chat, expert: Branch) -> list[list[str]]:
         """By row, the caption of each view."""
-        known = self._known.of(chat.model)
         keys = [
-            [(*self._picture_key(expert, row), asked.lead, view) for view in self.requests]
+            [
+                (*self._picture_key(expert, row), asked.lead, *view)
+                for view in enumerate(self.requests)
+            ]
             for row, asked in enumerate(chat.asked(expert))
         ]
-        missing = {
-            key: (row, view)
-            for row, own in enumerate(keys)
-            for key, view in zip(own, self.requests, strict=True)
-            if key not in known
-        }
-        if missing:
-            rows = [row for row, _ in missing.values()]
-            asking = chat.ask(expert, rows, [view for _, view in missing.values()])
-            drawn = Drawn(self.temperature, self.top_p, self.seed)
-            said = say(chat.model, asking, self.caption_tokens, processors=[drawn])
-            known.update(zip(missing, chat.replies(said), strict=True))
-        captions = [[known[key] for key in own] for own in keys]
-        self._known.trim(chat.model)
-        return captions
+        row_of = {key: row for row, own in enumerate(keys) for key in own}
+
+        def found(missing: list[tuple]) -> list[str]:
+            rows = [row_of[key] for key in missing]
+            views = [key[-2] for key in missing]
+            asking = chat.ask(expert, rows, [self.requests[view] for view in views])
+            draws = [
+                generator(self.seed, view, b"".join(map(digest, expert.call.pictures[row])))
+                for row, view in zip(rows, views, strict=True)
+            ]
+            drawn = Drawn(self.temperature, self.top_p, draws)
+            return chat.replies(say(chat.model, asking, self.caption_tokens, processors=[drawn]))
+
+        flat = self._known.recall(chat.model, [key for own in keys for key in own], found)
+        count = len(self.requests)
+        return [flat[place : place + count] for place in range(0, len(flat), count)]
 
     def _picture_key(self, expert: Branch, row: int) -> tuple:
         """What a row's captions depend on: what stands before its text, its pictures' bytes.
 
-        Earlier turns and the request come on top.
+        Earlier turns, the request and its view come on top.
         """
         last = int(torch.nonzero(expert.image_mask[row])[-1])
         mask = expert.attention_mask[row, : last + 1].bool()
         before = tuple(expert.input_ids[row, : last + 1][mask].tolist())
-        pictures = tuple(
-            (picture.size, hashlib.blake2b(picture.tobytes()).digest())
-            for picture in expert.call.pictures[row]
-        )
-        return before, pictures, self.caption_tokens, self.temperature, self.top_p, self.seed
+        pictures = tuple((picture.size, digest(picture)) for picture in expert.call.pictures[row])
+        settings = (self.caption_tokens, self.temperature, self.top_p, self.seed)
+        return before, pictures, *settings, *ends(expert.call.generation_config)
 
     def _compare(
         self, chat: Chat, expert: Branch, questions: list[str], captions: list[list[str]]
@@ -287,17 +295,27 @@ class Votes:
     paths: tuple[Path, ...]
 
 
-class Drawn(LogitsProcessor):
-    """Makes greedy decoding a draw: Gumbel noise, the same in all rows, over each row's nucleus.
+def digest(picture: Any) -> bytes:
+    """The hash of a picture's pixels."""
+    return blake2b(picture.tobytes()).digest()
 
-    The best of log-probabilities plus Gumbel noise is a sample of them, so a row is drawn the same
-    whatever its neighbours, and the global random state is neither read nor advanced.
+
+class Drawn(LogitsProcessor):
+    """Makes greedy decoding a draw: Gumbel noise over each row's nucleus.
+
+    The best of log-probabilities plus Gumbel noise is a sample of them. Each row has noise of its
+    own, whatever its neighbours, and the global random state is neither read nor advanced.
+
+    Args:
+        temperature: 0 draws nothing.
+        top_p: In (0, 1].
+        draws: On the CPU, one for each row.
     """
 
-    def __init__(self, temperature: float, top_p: float, seed: int):
+    def __init__(self, temperature: float, top_p: float, draws: Sequence[torch.Generator]):
         self.temperature = temperature
         self.nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
-        self.generator = torch.Generator().manual_seed(seed)
+        self.draws = draws
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.temperature == 0:
@@ -305,8 +323,9 @@ class Drawn(LogitsProcessor):
         scores = scores / self.temperature
         if self.nucleus is not None:
             scores = self.nucleus(input_ids, cast(torch.FloatTensor, scores))
-        noise = torch.rand(scores.shape[-1], generator=self.generator).clamp_min(1e-20)
-        return scores - (-noise.log()).log().to(scores)
+        size = scores.shape[-1]
+        noise = torch.stack([torch.rand(size, generator=own) for own in self.draws])
+        return scores - (-noise.clamp_min(1e-20).log()).log().to(scores)
 
 
 class Paths(LogitsProcessor):

@@ -21,7 +21,7 @@ from sightline.decoders.ranges import Usual
 
 FILLED = "processor"
 """The field that is filled in and not set by users."""
-STAND_IN = object()
+STAND_IN = types.SimpleNamespace(unk_token_id=0)
 """In the processor's place where a decoder is made to be looked at, and never run."""
 
 

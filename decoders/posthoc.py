@@ -50,6 +50,9 @@ class PostHocDebias:
         unk_token_id: The unknown token's id, in place of the tokenizer's own.
         markers: Ids of tokens around a picture that the model's config does not name.
 
+    What an image-free prompt gives is kept and not asked again, as long as weights and adapters
+    stay what they are; `clear()` is for changes that `Memory` does not see.
+
     A label that is no single token is scored by the geometric mean of its tokens' probabilities,
     in the answer and in the reference alike (ours; the paper's options are single tokens).
 
@@ -80,6 +83,10 @@ class PostHocDebias:
             raise ValueError(f"smoothing must be above 0, got {self.smoothing}")
         self._known: Memory[tuple, Tensor] = Memory(REMEMBERED)
         _ = self.contrasts  # checks what stands in the picture's place
+
+    def clear(self) -> None:
+        """Forgets what image-free prompts gave."""
+        self._known.clear()
 
     @property
     def contrasts(self) -> tuple[NoImage | UnknownImage, ...]:
@@ -138,22 +145,20 @@ class PostHocDebias:
     def _remembered(self, model: Any, branch: Branch, shared: dict[str, Any]) -> Tensor:
         """Masses `[B, C]` of an image-free branch, which depend on the text alone.
 
-        Each text is asked once and kept while the model lives: a benchmark puts one question to
-        many pictures.
+        Each text is asked once and kept: a benchmark puts one question to many pictures.
         """
-        known = self._known.of(model)
         texts = [
             tuple(ids[mask.bool()].tolist())
             for ids, mask in zip(branch.input_ids, branch.attention_mask, strict=True)
         ]
-        missing = {text: row for row, text in enumerate(texts) if text not in known}
-        if missing:
-            asked = torch.tensor(list(missing.values()), device=branch.input_ids.device)
-            masses, _ = self._masses(model, branch.rows(asked, model.config), shared)
-            known.update(zip(missing, masses, strict=True))
-        found = torch.stack([known[text] for text in texts])
-        self._known.trim(model)
-        return found
+        row_of = {text: row for row, text in enumerate(texts)}
+
+        def found(missing: list[tuple]) -> Tensor:
+            rows = [row_of[text] for text in missing]
+            asked = torch.tensor(rows, device=branch.input_ids.device)
+            return self._masses(model, branch.rows(asked, model.config), shared)[0]
+
+        return torch.stack(self._known.recall(model, texts, found))
 
     def _masses(self, model: Any, branch: Branch, shared: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Unnormalised label masses `[B, C]` and logits `[B, V]` at the first answer position."""

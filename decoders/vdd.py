@@ -42,6 +42,11 @@ class VDD(Decoder):
     unk_token_id: int | None = None
     markers: tuple[int, ...] = ()
 
+    @classmethod
+    def paper(cls, processor: Any = None) -> "VDD":
+        """Both amateurs, as the paper's scripts: nothing and the unknown token for the image."""
+        return cls(variant="both", processor=processor)
+
     def recipe(self) -> Recipe:
         return Recipe(
             contrasts=image_free(

@@ -126,7 +126,9 @@ ROWS: dict[str, Rows] = {
         "icd": ours("icd"),
         "m3id": ours("m3id"),
         "vdgd": ours("vdgd", ("vdgd:layout=official,tokens=1024", "paper's order and length")),
-        "carve": ours("carve", ("carve.paper_best", "paper's best")),
+        "carve": ours(
+            "carve", ("carve.paper_best:answer_suffix=false", "paper's best, asked to describe")
+        ),
     },
 }
 ROWS[CHAIR_64] = ROWS[CHAIR_512]

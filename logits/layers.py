@@ -126,7 +126,8 @@ class LayerCorrection(Rule):
             reach it are candidates, one at least; 1 keeps all.
 
     Differs from the authors' code: each row has its own layer and its own confidence (there
-    batches are of one), and the window scales with the depth.
+    batches are of one); layers are compared by the log-odds of their surest candidate, which tell
+    them apart where probabilities round to 1; the window scales with the depth.
     """
 
     early_norm = True
@@ -199,10 +200,12 @@ class LayerCorrection(Rule):
         if self.alpha == 0:
             return expert
         early = stacked(state)
-        sure = early.softmax(dim=-1).masked_fill(~self.keep(expert), 0).amax(dim=-1)  # [L, B]
-        confidence, chosen = sure.max(dim=0)
+        best, token = early.masked_fill(~self.keep(expert), -math.inf).max(dim=-1)  # [L, B]
+        others = early.scatter(-1, token[..., None], -math.inf).logsumexp(dim=-1)
+        # Log-odds: near 1 probabilities are equal in float32, and so are their logarithms.
+        odds, chosen = (best - others).max(dim=0)
         surest = early[chosen, torch.arange(len(expert), device=expert.device)]
-        return expert + self.alpha * confidence[:, None] * surest
+        return expert + self.alpha * odds.sigmoid()[:, None] * surest
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:

@@ -173,9 +173,17 @@ class Additive(Weighted):
     Args:
         normalize: Divides by 1 + alpha, so that branches that agree give their own logits and not
             sharper ones (ours).
+        first_only: After the first token the expert stands in for the views: (1 + alpha) * expert,
+            what AGLA's released code computes by mistake.
     """
 
     normalize: bool = False
+    first_only: bool = False
+
+    def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
+        if self.first_only and state.step > 0:
+            logits = (logits[0], logits[0])
+        return super().combine(logits, state)
 
     def weigh(self, expert: Tensor, others: Tensor) -> Tensor:
         total = torch.add(expert, others, alpha=self.alpha)
@@ -187,7 +195,8 @@ class Guidance(Rule):
     """gamma * log p(expert) + (1 - gamma) * log p(other), over the plausible tokens.
 
     Classifier-free guidance on log-probabilities (PAI, arXiv:2407.21771, section 3.3). As in the
-    paper's code `gamma = 1` gives the expert's log-probabilities without the cut.
+    paper's code `gamma = 1` gives the expert's log-probabilities without the cut, and needs no
+    other branch. That is no identity: a penalty acts on log-probabilities otherwise than on logits.
     """
 
     gamma: float = 1.1
@@ -204,6 +213,10 @@ class Guidance(Rule):
     @property
     def uses_others(self) -> bool:
         return self.gamma != 1
+
+    @property
+    def is_identity(self) -> bool:
+        return False
 
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         expert, *others = logits

@@ -25,7 +25,7 @@ from tiny import Tiny
 
 import sightline
 from sightline import AGLA, CARVE, DAMRO, ICD, MVP, SID, VDGD, NoisyImage, Recipe
-from sightline.decoders.icd import INSTRUCTION
+from sightline.decoders.icd import INSTRUCTIONS
 
 STEPS = 4
 TWO_PICTURES = [BOS, IMAGE, 12, 9, IMAGE, 13]
@@ -315,7 +315,7 @@ def told_to_be_careless(talker, turn, pictures):
     *seen, words = turn
     return [
         (talker.chat(turn), pictures),
-        (talker.chat([*seen, f"{INSTRUCTION} {words}"]), pictures),
+        (talker.chat([*seen, f"{INSTRUCTIONS['careless']} {words}"]), pictures),
     ]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from models import IMAGE, UNK
+from noises import own_noise
 from oracles import image_gain, image_scale, least_attended, sparse
 from towers import most_attended
 
@@ -152,20 +153,19 @@ def noised(family, row):
     """Step 700 of the schedule, its constants from the table of the method's note."""
 
     def edit(pixels):
-        generator = torch.Generator().manual_seed(3)
         if family == "llava":
-            noise = torch.randn(pixels.shape, generator=generator)
+            noise = torch.stack([own_noise(image.shape, 5, image) for image in pixels])
         else:  # one frame's noise, in both temporal copies of each channel
-            frame = torch.randn(len(pixels), 3, 1, 14 * 14, generator=generator)
+            frame = own_noise((len(pixels), 3, 1, 14 * 14), 5, pixels)
             noise = torch.cat([frame, frame], dim=2).reshape(len(pixels), -1)
-        return 0.592677 * pixels + 0.805440 * noise
+        return (0.592677 * pixels.float() + 0.805440 * noise).to(pixels.dtype)
 
     return [Prompt(row, edit)]
 
 
 METHODS = {
     "vcd": Method(
-        VCD(alpha=1.5, beta=0.05, noise_step=700, seed=3),
+        VCD(alpha=1.5, beta=0.05, noise_step=700, seed=5),
         VCD(alpha=0, beta=0),
         noised,
         alpha=1.5,
@@ -212,6 +212,7 @@ METHODS = {
         PAI.without_guidance(alpha=3.0),
         PAI.without_guidance(alpha=0),
         attention=image_gain(alpha=3.0, first=2),
+        formula=lambda expert, amateurs: expert.softmax(dim=-1).log(),
     ),
     "vaf": Method(
         VAF(enhance=1.5, suppress=0.6, layers=(0, 2)),
