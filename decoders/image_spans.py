@@ -56,7 +56,7 @@ SIZES = ((56, 56), (224, 224), (1008, 336), (448, 1344))  # of images that are a
 REMEMBERED = 16  # settings of one processor that are kept
 # A token whose id is this close to the image token's looks like a marker; less in a vocabulary
 # that is small.
-NEAR, SHARE = 8, 64
+NEAR, SHARE = 16, 48
 
 Entry = tuple[int, int | None]  # a token of the old row by its number, and a new one in its place
 
@@ -609,9 +609,10 @@ class BareRow:
         return image.tokens if is_video else range(image.start, image.stop)
 
     def left_over(self) -> set[int]:
-        """Tokens next to an image that look like its markers, and stay.
+        """Tokens next to images that look like their markers, and stay.
 
-        Before an image alone they are taken for the role's, which many templates put there.
+        Before an image alone, with no marker behind it, they are taken for the role's, which many
+        templates put there. Single tokens between images, not the same ones, are tiles' numbers.
         """
         found = set()
         for image in self.images:
@@ -619,9 +620,12 @@ class BareRow:
             after, before = (
                 next((token for token in side if token not in self.named), None) for side in sides
             )
-            if after is not None and self.is_near(after):
-                found |= {token for token in (before, after) if token and self.is_near(token)}
-        return found
+            near = {t for t in (before, after) if t is not None and self.is_near(t)}
+            if after in near or (sides[0] and sides[0][0] in self.named):
+                found |= near
+        pairs = pairwise(self.images)
+        alone = {self.ids[one.stop] for one, next_one in pairs if next_one.start - one.stop == 1}
+        return found | (alone - self.named if len(alone) > 1 else set())
 
 
 # Rows of a batch
