@@ -11,6 +11,7 @@ import warnings
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby, pairwise, takewhile
@@ -344,12 +345,19 @@ class WrittenRow:
         placeholders: Ids of image tokens.
         starts: Numbers of tokens at which an entry of the encoder's output begins.
         writing: The processor's.
+        named: Ids of markers, the config's and the caller's.
     """
 
     def __init__(
-        self, ids: Sequence[int], placeholders: set[int], starts: set[int], writing: Writing
+        self,
+        ids: Sequence[int],
+        placeholders: set[int],
+        starts: set[int],
+        writing: Writing,
+        named: AbstractSet[int] = frozenset(),
     ):
         self.ids = ids
+        self.named = named
         self.placeholders = placeholders
         self.writing = writing
         # Where nothing stands around an image, two may stand side by side.
@@ -367,8 +375,21 @@ class WrittenRow:
             yield Owned(tuple(tokens), match.start(), match.end())
 
     def without_images(self, replacement: tuple[int, ...]) -> list[Entry]:
-        """The row with other tokens in the place of each image, none by default."""
-        return self.edited([Edit(i.start, i.stop, replacement) for i in self.images])
+        """The row with other tokens in the place of each image, none by default.
+
+        Markers that are named go too, where a video has them and no image.
+        """
+        edits = [Edit(image.start, image.stop, replacement) for image in self.images]
+        if edits:
+            edits += self._named(edits)
+        return self.edited(sorted(edits, key=lambda edit: edit.start))
+
+    def _named(self, edits: Sequence[Edit]) -> Iterator[Edit]:
+        """Named markers that are in no other edit."""
+        for piece, start in zip(self.pieces, self._places, strict=True):
+            inside = any(edit.start <= start < edit.stop for edit in edits)
+            if self.ids[piece.first] in self.named and not piece.is_text and not inside:
+                yield Edit(start, start + len(piece.text))
 
     def with_text_before(self, text: str, space: str) -> list[Entry]:
         """The row with a text before its first image.
@@ -657,14 +678,14 @@ def rows_of(
         for row, mask in zip(rows, masks, strict=True)
     ]
     starts = _entry_starts(kept, features, config)
+    named = {*named_markers(config), *markers} - placeholders
     if can_be_asked(processor):
         writing = writing_of(processor, config)
         return [
-            WrittenRow(row, placeholders, own, writing)
+            WrittenRow(row, placeholders, own, writing, named)
             for row, own in zip(kept, starts, strict=True)
         ]
     videos = set(token_ids(config, ("video_token_id",)))
-    named = {*named_markers(config), *markers} - placeholders
     is_near = _nearness(model, placeholders)
     return [
         BareRow(row, placeholders, videos, own, named, is_near)

@@ -168,6 +168,18 @@ def test_text_that_an_edit_does_not_touch_keeps_its_tokens(talker):
     assert talker.image not in kept
 
 
+def test_markers_that_are_named_go_though_no_image_has_them(talker):
+    """A video's, around one that the processor was not asked about."""
+    inputs = talker.inputs([talker.chat("Why?")], talker.pictures[:1])
+    ids = inputs["input_ids"][0].tolist()
+    writing = writing_of(talker.processor, talker.model.config)
+    plain = WrittenRow(ids, {talker.image}, set(), writing)
+    unused = talker.processor.tokenizer.unk_token_id or 6  # <|video_pad|>
+    before = ids.index(talker.image) - 1
+    more = [*ids[:before], unused, *ids[before:], unused]
+    assert left(WrittenRow(more, {talker.image}, set(), writing, {unused})) == left(plain)
+
+
 def test_a_processor_is_asked_once_for_its_settings(talker, monkeypatch):
     processor, config = talker.processor, talker.model.config
     first = writing_of(processor, config)
