@@ -196,8 +196,9 @@ def chair(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Of the image ids: a JSON array, or one in each line. Lists that papers used are "
-            "in their repositories. Default: --count images drawn from the first instances file.",
+            help="Of the image ids or COCO's file names: one in each line, a JSON array, or JSON "
+            "lines. Lists that papers used are in their repositories. Default: --count images "
+            "drawn from the first instances file.",
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many are drawn without --ids.")] = 500,

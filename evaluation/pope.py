@@ -27,6 +27,7 @@ from sightline.evaluation.files import (
 )
 from sightline.evaluation.metrics import NO, YES, Metric
 from sightline.evaluation.statistics import HIGHER, LOWER, Ratio
+from sightline.messages import short
 from sightline.pictures import open_picture
 
 PUBLISHED = (
@@ -114,7 +115,7 @@ def implied_prediction(text: str, label: str) -> str:
     the opposite of the label. Never use this where no label is known.
     """
     if label not in OPPOSITE:
-        raise ValueError(f"the label must be yes or no, got {label!r}")
+        raise ValueError(f"the label must be yes or no, got {short(label)}")
     return label if label in text.lower() else OPPOSITE[label]
 
 
@@ -203,7 +204,7 @@ def score(predictions: Sequence[str | None], labels: Sequence[str]) -> PopeScore
     if wrong:
         raise ValueError(
             "predictions are yes, no or None and labels yes or no, got the prediction "
-            f"{wrong[0][0]!r} for the label {wrong[0][1]!r}"
+            f"{short(wrong[0][0])} for the label {short(wrong[0][1])}"
         )
     hits, alarms, misses = counts[YES, YES], counts[YES, NO], counts[NO, YES]
     return PopeScore(
