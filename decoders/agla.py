@@ -94,7 +94,7 @@ class MaskedImage:
         return self.matcher.needs_attention
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        chat = Chat(self.processor, model)
+        chat = Chat(self.processor, model, expert.call.chat_template_kwargs)
         asked = chat.asked(expert)
         pairs = [
             (picture, row.question.removesuffix(self.suffix).strip())

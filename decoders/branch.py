@@ -98,11 +98,13 @@ class Call:
         pictures: Of each row, in the order of its prompt; empty where the caller gave none.
         generation_config: As `generate` prepared it.
         processor: The model's own; None where the caller gave none.
+        chat_template_kwargs: What the prompt's chat template was given besides the messages.
     """
 
     pictures: tuple[tuple[Any, ...], ...] = ()
     generation_config: Any = None
     processor: Any = field(default=None, repr=False)
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

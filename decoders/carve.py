@@ -132,7 +132,7 @@ class RefinedPicture:
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         check_one_picture(expert)
-        chat = Chat(self.processor, model)
+        chat = Chat(self.processor, model, expert.call.chat_template_kwargs)
         expert = read_pictures(expert, model)
         layouts = [layout for (layout,) in layouts_by_row(expert, model, self.processor)]
         pictures = [picture for (picture,) in expert.call.pictures]

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -74,13 +74,16 @@ class Strategy(ABC):
         token_streamer: Any = None,
         images: Any = None,
         processor: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         output_image_attention: bool | tuple[int, int] = False,
         **model_kwargs: Any,
     ) -> Any:
         """Called by `generate`, not by users.
 
         What looks at the picture again gets it by `generate(..., images=picture)`: one, or a list
-        of all pictures of the batch in the order of the prompts.
+        of all pictures of the batch in the order of the prompts. `chat_template_kwargs=` are the
+        arguments of the prompt's chat template, for decoders that ask in it; only those that change
+        its words are needed.
 
         `generate(..., processor=processor)`, the model's own, tells image-free branches exactly
         what belongs to a picture, where a decoder was made without one.
@@ -105,6 +108,7 @@ class Strategy(ABC):
             token_streamer=token_streamer,
             images=images,
             processor=processor,
+            chat_template_kwargs=chat_template_kwargs,
             looks=output_image_attention,
             pixels=pixels,
             model_kwargs=model_kwargs,

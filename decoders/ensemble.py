@@ -371,6 +371,7 @@ def decode(
     token_streamer: Any = None,
     images: Any = None,
     processor: Any = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     looks: bool | tuple[int, int] = False,
     pixels: Mapping[str, Any],
     model_kwargs: dict[str, Any],
@@ -382,6 +383,7 @@ def decode(
         input_ids: `[B * copies, T]`, expanded by `generate` for beams and returned sequences.
         images: The prompt's pictures, one or a list: PIL images, paths, bytes or open files.
         processor: The model's own, for parts that were made without one.
+        chat_template_kwargs: What the prompt's chat template was given besides the messages.
         looks: Whether, or from which layers, `image_attention` is wanted.
         pixels: The raw inputs of the picture encoder, unexpanded, where the recipe asked for them.
         model_kwargs: The rest of what `generate` hands a loop.
@@ -415,7 +417,8 @@ def decode(
     parts = (*recipe.preparations, *recipe.contrasts)
     processor = given_processor(processor, parts)
     pictures = pictures_asked(images, expert, model, recipe.needs_images, processor)
-    expert = replace(expert, call=Call(pictures, generation_config, processor))
+    call = Call(pictures, generation_config, processor, chat_template_kwargs or {})
+    expert = replace(expert, call=call)
     with position_offset_kept(model):
         if any(getattr(part, "shares_picture", False) for part in parts):
             expert = read_pictures(expert, model)

@@ -33,7 +33,7 @@ class OtherInstruction:
             raise ValueError("instruction must be words that disturb, got none")
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        chat = Chat(self.processor, model)
+        chat = Chat(self.processor, model, expert.call.chat_template_kwargs)
         texts = [f"{self.instruction} {asked.question}" for asked in chat.asked(expert)]
         return chat.ask(expert, range(len(texts)), texts)
 

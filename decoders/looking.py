@@ -50,7 +50,8 @@ def question_looks(
             f"none of the layers {first} to {after - 1} attends to the picture (they keep a state "
             "in place of keys): ask others with layers=, or use another matcher"
         )
-    seen = watch(model, branch, looking, Chat(processor, model).question_tokens(branch))
+    chat = Chat(processor, model, branch.call.chat_template_kwargs)
+    seen = watch(model, branch, looking, chat.question_tokens(branch))
     mean = torch.stack([seen[layer] for layer in looking]).mean(dim=0)
     return [
         Look(values, layout)

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, cast
 
@@ -143,15 +143,22 @@ class MVP:
         """The ways to say each label."""
         return {label: (label,) for label in self.labels}
 
-    def probabilities(self, model: Any, images: Any = None, **inputs: Any) -> Tensor:
+    def probabilities(
+        self,
+        model: Any,
+        images: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **inputs: Any,
+    ) -> Tensor:
         """The share of each label in the votes, `[B, C]` float32, for the processor's output.
 
         A row in which no path reached a label has zeros.
         """
+        template = chat_template_kwargs or {}
 
         def counted(model, input_ids, generation_config, images=None, **kwargs):
             given = {k: v for k, v in kwargs.items() if k not in LOOP_ARGUMENTS}
-            votes = self._votes(model, input_ids, generation_config, images, given)
+            votes = self._votes(model, input_ids, generation_config, images, template, given)
             totals = torch.tensor([list(vote.totals.values()) for vote in votes])
             return totals / totals.sum(dim=1, keepdim=True).clamp_min(1e-30)
 
@@ -166,10 +173,12 @@ class MVP:
         generation_config: Any,
         token_streamer: Any = None,
         images: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **model_kwargs: Any,
     ) -> Any:
         """Called by `generate`: the prompt and the path that adds most to the winning label."""
-        votes = self._votes(model, input_ids, generation_config, images, model_kwargs)
+        template = chat_template_kwargs or {}
+        votes = self._votes(model, input_ids, generation_config, images, template, model_kwargs)
         fill = generation_config._pad_token_tensor
         return as_generated(
             input_ids,
@@ -180,7 +189,13 @@ class MVP:
         )
 
     def _votes(
-        self, model: Any, input_ids: Tensor, generation_config: Any, images: Any, given: dict
+        self,
+        model: Any,
+        input_ids: Tensor,
+        generation_config: Any,
+        images: Any,
+        template: Mapping[str, Any],
+        given: dict,
     ) -> list["Votes"]:
         check_one_answer("MVP", generation_config)
         check_call(model, generation_config, generation_config.get_generation_mode(), None, given)
@@ -190,9 +205,12 @@ class MVP:
             expert = complete(expert, model, generation_config)
             check_pictures(expert, needs_pixels=False)
             pictures = pictures_asked(images, expert, model, self.needs_images, self.processor)
-            expert = replace(expert, call=Call(pictures, generation_config, self.processor))
-            chat = Chat(self.processor, model)
-            questions = [asked.question for asked in chat.asked(expert)]
+            call = Call(pictures, generation_config, self.processor, template)
+            expert = replace(expert, call=call)
+            chat = Chat(self.processor, model, template)
+            asked = chat.asked(expert)
+            chat.check_answered_next(asked)
+            questions = [row.question for row in asked]
             expert = read_pictures(expert, model)
             captions = self._captions(chat, expert)
             return self._compare(chat, expert, questions, captions)
@@ -201,7 +219,10 @@ class MVP:
         """By row, the caption of each view."""
         known = self._known.of(chat.model)
         keys = [
-            [(*self._picture_key(expert, row), asked.lead, view) for view in self.requests]
+            [
+                (*self._picture_key(expert, row), asked.lead, asked.closing, view)
+                for view in self.requests
+            ]
             for row, asked in enumerate(chat.asked(expert))
         ]
         missing = {

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from sightline.chat import has_template
+from sightline.decoders.asking import check_answers_next
 from sightline.decoders.branch import Branch
 from sightline.decoders.checks import check_call, check_pictures
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
@@ -23,6 +25,7 @@ from sightline.decoders.ensemble import (
 from sightline.decoders.memory import Memory
 from sightline.decoders.prompts import forward_prompt, prepare_inputs
 from sightline.decoders.ranges import Usual
+from sightline.decoders.template import tokenizer_of
 from sightline.decoders.vdd import image_free
 from sightline.logits.calibration import calibrate, label_masses, reference
 
@@ -127,6 +130,8 @@ class PostHocDebias:
         check_vision_language(model)
         expert = expert_branch(model, input_ids, 1, {}, model_kwargs, generation_config)
         check_pictures(expert, needs_pixels=False)
+        if has_template(self.processor):
+            check_answers_next(self.processor, expert)
         shared = last_logits(model)
         with position_offset_kept(model):
             amateurs = [
@@ -174,7 +179,7 @@ class PostHocDebias:
 
     @property
     def _tokenizer(self) -> Any:
-        return getattr(self.processor, "tokenizer", self.processor)
+        return tokenizer_of(self.processor)
 
     @cached_property
     def _single(self) -> list[Tensor]:

@@ -64,9 +64,11 @@ class Described:
             raise ValueError(f"statement must hold {{description}}, got {self.statement!r}")
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        chat = Chat(self.processor, model)
+        chat = Chat(self.processor, model, expert.call.chat_template_kwargs)
         expert = read_pictures(expert, model)
-        questions = [asked.question for asked in chat.asked(expert)]
+        asked = chat.asked(expert)
+        chat.check_answered_next(asked)
+        questions = [row.question for row in asked]
         rows = range(len(questions))
         requests = [self.request.replace("{question}", question) for question in questions]
         asking = chat.ask(expert, rows, requests)
