@@ -47,6 +47,7 @@ from sightline.decoders.checks import (
     check_pictures,
     check_reached,
     check_reusable,
+    warn_of_two_starts,
 )
 from sightline.decoders.features import Features, token_ids
 from sightline.decoders.head import EarlyLogits
@@ -414,6 +415,7 @@ def decode(
     expert = complete(expert, model, generation_config)
     if recipe.contrasts or recipe.preparations or looks:
         check_pictures(expert, recipe.needs_pixels)
+    warn_of_two_starts(expert, model)
     parts = (*recipe.preparations, *recipe.contrasts)
     processor = given_processor(processor, parts)
     pictures = pictures_asked(images, expert, model, recipe.needs_images, processor)

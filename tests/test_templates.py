@@ -1,6 +1,7 @@
 """Chat templates of other kinds: thoughts, arguments, replies as strings, two starts, none."""
 
 import copy
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,12 @@ import pytest
 import torch
 from talkers import CHATML, TALKERS, unpadded, within
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoProcessor, PaliGemmaProcessor, SiglipImageProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PaliGemmaProcessor,
+    SiglipImageProcessor,
+)
 
 from sightline import ICD, MVP, VDD, VDGD, PostHocDebias, answer, lab
 from sightline.chat import check_arguments, parse_arguments, prompt_inputs, templated, user_turn
@@ -297,6 +303,27 @@ def test_a_start_that_the_template_does_not_write_is_added(starting):
     ids = templated(starting, user_turn([lab_picture()], "What?"), {})["input_ids"][0].tolist()
     assert ids[0] == starting.tokenizer.bos_token_id
     assert ids.count(ids[0]) == 1
+
+
+def test_two_starts_of_the_callers_own_are_warned_of(starting):
+    model = AutoModelForImageTextToText.from_pretrained(lab.CHECKPOINT, dtype=torch.float32)
+    text = starting.apply_chat_template(
+        user_turn([lab_picture()], "What?"), add_generation_prompt=True, tokenize=False
+    )
+    for added, warns in ((True, True), (False, False)):
+        inputs = starting(
+            images=[lab_picture()] * 2,
+            text=[text, text.replace("What?", "What is there?")],
+            add_special_tokens=added,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.generate(**inputs, custom_generate=VDD(), max_new_tokens=1)
+        about = [w for w in caught if "begins with two tokens" in str(w.message)]
+        assert len(about) == int(warns)
 
 
 def lab_picture():
