@@ -12,7 +12,11 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = LONGEST
 
 def short(value: Any) -> str:
     """`repr`, cut in its middle where it is long: a text of megabytes is shown by its two ends."""
-    return clipped(_REPR.repr(value), 2 * LONGEST)
+    try:
+        text = _REPR.repr(value)
+    except Exception:  # a number of too many digits, or a class that cannot be shown
+        text = f"a value of type {type(value).__name__}"
+    return clipped(text, 2 * LONGEST)
 
 
 def clipped(text: Any, longest: int = LONGEST) -> str:
@@ -26,3 +30,9 @@ def enumerated(values: Iterable[Any], most: int = 20) -> str:
     """Names joined by commas, the first `most` of them."""
     names = [clipped(value, LONGEST // 2) for value in values]
     return clipped(", ".join(names[:most]) + (", ..." if len(names) > most else ""), 3 * LONGEST)
+
+
+def check_list(name: str, values: Any, example: str) -> None:
+    """Raises `ValueError` for a text where a list is meant: its letters would be the members."""
+    if isinstance(values, str | bytes):
+        raise ValueError(f"{name} must be a list such as {example}, got the text {short(values)}")

@@ -26,6 +26,7 @@ from sightline.decoders.looking import (
 from sightline.decoders.ranges import Usual
 from sightline.decoders.regions import FILLS, contrasted, kept_regions, refined
 from sightline.logits.rules import in_unit_interval
+from sightline.messages import check_list, short
 
 GENERAL = "Write a general description of the image."
 SUFFIX = "Answer with a single word or phrase."
@@ -118,7 +119,7 @@ class RefinedPicture:
         for name, known in (("steps", STEPS), ("final", FINAL), ("fill", FILLS)):
             if getattr(self, name) not in known:
                 raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                    f"{name} must be one of {', '.join(known)}, got {short(getattr(self, name))}"
                 )
         in_unit_interval("share", self.share)
         if self.share == 0:
@@ -274,6 +275,7 @@ class CARVE(Decoder):
         return cls(processor, share=0.4, regions=2, steps="end")
 
     def recipe(self) -> Recipe:
+        check_list("layers", self.layers, "(20, 26)")
         return Recipe(
             preparations=(
                 RefinedPicture(

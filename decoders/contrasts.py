@@ -1,6 +1,8 @@
 """What the expert is compared with. A contrast makes an amateur: `(expert, model) -> Branch`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -8,8 +10,18 @@ from torch import Tensor
 
 from sightline.decoders.branch import Branch
 from sightline.decoders.noise import noise_like
+from sightline.messages import check_list, short
 
 LAST_NOISE_STEP = 999
+
+
+def token_tuple(name: str, ids: Iterable[int]) -> tuple[int, ...]:
+    """Token ids as a tuple, or `ValueError`."""
+    check_list(name, ids, "(32000, 32001)")
+    found = tuple(ids) if isinstance(ids, Iterable) else (None,)
+    if not all(isinstance(each, Integral) and each >= 0 for each in found):
+        raise ValueError(f"{name} must be a list of token ids, got {short(ids)}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,9 @@ class NoImage:
 
     markers: tuple[int, ...] = ()
     processor: Any = field(default=None, repr=False)
+
+    def __post_init__(self):
+        token_tuple("markers", self.markers)
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         processor = expert.call.processor if self.processor is None else self.processor
@@ -45,8 +60,9 @@ class UnknownImage:
     processor: Any = field(default=None, repr=False)
 
     def __post_init__(self):
-        if not self.tokens or any(token < 0 for token in self.tokens):
-            raise ValueError(f"tokens must be one or more token ids, got {self.tokens}")
+        token_tuple("markers", self.markers)
+        if not token_tuple("tokens", self.tokens):
+            raise ValueError("tokens must be one or more token ids, got none")
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         known = model.get_input_embeddings().num_embeddings
@@ -78,7 +94,7 @@ class NoisyImage:
 
     def __post_init__(self):
         if isinstance(self.noise_step, bool) or not isinstance(self.noise_step, int):
-            raise ValueError(f"noise_step must be a whole number, got {self.noise_step!r}")
+            raise ValueError(f"noise_step must be a whole number, got {short(self.noise_step)}")
         if not 0 <= self.noise_step <= LAST_NOISE_STEP:
             raise ValueError(
                 f"noise_step must be between 0 and {LAST_NOISE_STEP}, got {self.noise_step}"

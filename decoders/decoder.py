@@ -16,6 +16,7 @@ from sightline.decoders.gated import GatedEnsemble
 from sightline.decoders.memory import ReadTexts
 from sightline.logits.gates import Gate, Undecided
 from sightline.logits.rules import Plausibility, Rule
+from sightline.messages import short
 
 Contrast = Callable[[Branch, Any], Branch]
 Preparation = Callable[[Branch, Any], Branch]
@@ -138,6 +139,10 @@ class Recipe(Strategy):
     texts: ReadTexts | None = None
 
     def __post_init__(self):
+        for name in ("preparations", "contrasts", "recalibrations", "selections"):
+            parts = getattr(self, name)
+            if not isinstance(parts, tuple | list) or not all(map(callable, parts)):
+                raise TypeError(f"{name} must be a tuple of parts, got {short(parts)}")
         if self.rule is not None and not isinstance(self.rule, Rule):
             raise TypeError(f"rule must be a sightline.Rule, got {type(self.rule).__name__}")
         if self.contrasts and self.rule is None:
@@ -239,7 +244,7 @@ class Reusing(Strategy):
 
     def __post_init__(self):
         if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 1:
-            raise ValueError(f"most must be a whole number of at least 1, got {self.most!r}")
+            raise ValueError(f"most must be a whole number of at least 1, got {short(self.most)}")
         object.__setattr__(self, "_texts", ReadTexts(self.most))
 
     def recipe(self) -> Recipe:

@@ -29,6 +29,7 @@ from sightline.decoders.features import (
     token_ids,
 )
 from sightline.decoders.memory import Memory
+from sightline.messages import short
 
 PLACEHOLDERS = ("image_token_id", "video_token_id")
 
@@ -268,7 +269,7 @@ def _written(
     except Exception as error:
         raise ValueError(
             f"{type(processor).__name__} was asked what it writes for an image of {size[0]} x "
-            f"{size[1]} pixels in {unit!r}, and failed: {error}"
+            f"{size[1]} pixels in {short(unit)}, and failed: {error}"
         ) from error
     ids = [int(token) for token in made["input_ids"][0]]
     read = "".join(piece.text for piece in pieces_of(ids, blank, image))
@@ -489,7 +490,8 @@ class WrittenRow:
         if all(part.is_whole for part in parts):
             return [entry for part in parts for entry in part.tokens]
         raise ValueError(
-            f"the text {olds[0].text[-40:]!r} of the prompt holds a part of what the processor "
+            f"the text {short(olds[0].text[-40:])} of the prompt holds a part of "
+            "what the processor "
             "wrote for an image, and its tokens are not those that the tokenizer makes of it: "
             "build the prompt with the processor's chat template"
         )

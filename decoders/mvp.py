@@ -41,6 +41,7 @@ from sightline.logits.votes import (
     spokesman,
     tally,
 )
+from sightline.messages import check_list, short
 
 BOTTOM_UP = (
     "Inspect the image part by part. Look at shapes, colours and textures, detect each object, and "
@@ -108,6 +109,9 @@ class MVP:
     def __post_init__(self):
         if self.processor is None:
             raise ValueError("views need processor=, the model's own, to ask for captions")
+        check_list("labels", self.labels, "('Yes', 'No')")
+        check_list("requests", self.requests, "('Describe the image.',)")
+        check_list("weights", self.weights, "(0.4, 0.6)")
         check_surfaces(self.surfaces)
         if self.k < 1 or self.tokens < 1 or self.caption_tokens < 1:
             raise ValueError(
@@ -123,13 +127,13 @@ class MVP:
             raise ValueError(f"weights must be 0 or more, and one above, got {self.weights}")
         if self.unresolved not in UNRESOLVED:
             raise ValueError(
-                f"unresolved must be one of {', '.join(UNRESOLVED)}, got {self.unresolved!r}"
+                f"unresolved must be one of {', '.join(UNRESOLVED)}, got {short(self.unresolved)}"
             )
         if self.unresolved == "affirmative" and len(self.labels) != 2:
             raise ValueError("affirmative decides between two labels: set unresolved='skip'")
         for name in ("{caption}", "{question}"):
             if name not in self.template:
-                raise ValueError(f"template must hold {name}, got {self.template!r}")
+                raise ValueError(f"template must hold {name}, got {short(self.template)}")
         in_unit_interval("threshold", self.threshold)
         if not self.temperature >= 0 or not 0 < self.top_p <= 1:
             raise ValueError(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from sightline.attention.recalibrations import ImageGain
-from sightline.decoders.contrasts import NoImage
+from sightline.decoders.contrasts import NoImage, token_tuple
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Guidance
@@ -45,6 +45,6 @@ class PAI(Decoder):
     def recipe(self) -> Recipe:
         return Recipe(
             recalibrations=(ImageGain(self.alpha, self.layers),),
-            contrasts=(NoImage(tuple(self.markers), self.processor),),
+            contrasts=(NoImage(token_tuple("markers", self.markers), self.processor),),
             rule=Guidance(self.gamma, self.beta),
         )

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from sightline.decoders.contrasts import NoImage, UnknownImage
+from sightline.decoders.contrasts import NoImage, UnknownImage, token_tuple
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.image_spans import can_be_asked
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
+from sightline.messages import short
 
 VARIANTS = ("none", "unk", "both")
 
@@ -47,7 +48,10 @@ class VDD(Decoder):
     def recipe(self) -> Recipe:
         return Recipe(
             contrasts=image_free(
-                self.variant, self.processor, self.unk_token_id, tuple(self.markers)
+                self.variant,
+                self.processor,
+                self.unk_token_id,
+                token_tuple("markers", self.markers),
             ),
             rule=Contrastive(self.alpha, self.beta),
         )
@@ -58,7 +62,7 @@ def image_free(
 ) -> tuple[NoImage | UnknownImage, ...]:
     """The amateurs of a variant: "none", "unk" or "both"."""
     if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {short(variant)}")
     written_by = processor if can_be_asked(processor) else None
     if variant == "none":
         return (NoImage(markers, written_by),)

@@ -28,6 +28,7 @@ from sightline.evaluation import metrics, objects, pope
 from sightline.evaluation.benchmark import Item, Said, Task, by_unit
 from sightline.evaluation.files import (
     Row,
+    as_list,
     check_length,
     check_pictures,
     check_unique,
@@ -596,7 +597,7 @@ class Amber:
         self.images, self.similarity = Path(images), similarity
         self._parse = pick("parser", parser, PARSERS)
         ending = pick("suffix", suffix, pope.SUFFIXES)
-        files = [Path(queries)] if isinstance(queries, Path | str) else [Path(q) for q in queries]
+        files = [Path(file) for file in as_list(queries)]
         asked = [read_queries(path) for path in files]
         rows = [row for file in asked for row in file]
         check_unique(rows, "id", lambda row: row.key("id"))

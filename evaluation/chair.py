@@ -24,6 +24,7 @@ from PIL import Image
 from sightline.evaluation import objects
 from sightline.evaluation.benchmark import Item, Said, Task, by_unit
 from sightline.evaluation.files import (
+    as_list,
     check_length,
     check_pictures,
     digest,
@@ -38,7 +39,7 @@ from sightline.evaluation.metrics import Metric
 from sightline.evaluation.objects import Vocabulary
 from sightline.evaluation.statistics import HIGHER, LOWER, Ratio
 from sightline.messages import enumerated, short
-from sightline.pictures import open_picture
+from sightline.pictures import open_picture, path_is
 
 SYNONYMS_PUBLISHED = (
     "The synonym table is published as data/synonyms.txt in github.com/LisaAnne/Hallucination"
@@ -414,8 +415,8 @@ class Chair:
 
     def truth_from_coco(
         self,
-        instances: Iterable[Source],
-        captions: Iterable[Source] = (),
+        instances: Source | Iterable[Source],
+        captions: Source | Iterable[Source] = (),
         ids: Iterable[Any] | None = None,
     ) -> dict[int, frozenset[str]]:
         """The objects of each picture: those annotated, and those its reference captions name.
@@ -432,14 +433,14 @@ class Chair:
         """
         truth: dict[int, set[str]] = {}
         wanted = None if ids is None else frozenset(check_listed(ids, "ids"))
-        for source in instances:
+        for source in as_list(instances):
             name, content = _coco(source, "instances", "category_id")
             nodes = {c["id"]: self._category(c["name"], name) for c in content["categories"]}
             for image, annotation in _annotated(content, truth, wanted):
                 if annotation["category_id"] not in nodes:
                     raise ValueError(f"{name}: no category has id {annotation['category_id']}")
                 image.add(nodes[annotation["category_id"]])
-        for source in captions:
+        for source in as_list(captions):
             _, content = _coco(source, "captions", "caption")
             for image, annotation in _annotated(content, truth, wanted):
                 image.update(self.nodes(annotation["caption"]))
@@ -786,8 +787,8 @@ class ChairBenchmark:
         self,
         images: Path,
         image_ids: Iterable[Any] | Path | str,
-        instances: Sequence[Path],
-        captions: Sequence[Path] = (),
+        instances: Path | Sequence[Path],
+        captions: Path | Sequence[Path] = (),
         prompt: str = DESCRIBE,
         max_new_tokens: int = 512,
         cut: bool = False,
@@ -804,8 +805,10 @@ class ChairBenchmark:
             ids = check_listed(image_ids, "image_ids")
         self.images, self.prompt, self.cut = Path(images), prompt, cut
         self.metric = metric or Chair()
-        annotated = {path: _coco(path, "instances", "category_id")[1] for path in instances}
-        described = {path: _coco(path, "captions", "caption")[1] for path in captions}
+        annotated = {
+            path: _coco(path, "instances", "category_id")[1] for path in as_list(instances)
+        }
+        described = {path: _coco(path, "captions", "caption")[1] for path in as_list(captions)}
         self.truth = self.metric.truth_from_coco(annotated.values(), described.values(), ids)
         published = {
             image["id"]: image["file_name"]
@@ -871,7 +874,9 @@ def picture_name(folder: Path, image: int, published: str | None = None) -> str:
     candidates = [f"COCO_val2014_{image:012d}.jpg", f"{image:012d}.jpg"]
     if published:
         candidates.insert(0, published)
-    return next((name for name in candidates if (folder / name).is_file()), candidates[0])
+    return next(
+        (name for name in candidates if path_is(folder / name, Path.is_file)), candidates[0]
+    )
 
 
 def _fingerprints(files: Mapping[Path, Mapping[str, Any]]) -> list[dict[str, Any]]:

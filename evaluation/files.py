@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sightline.messages import LONGEST, clipped, enumerated, short
+from sightline.pictures import path_is
 
 T = TypeVar("T")
 GZIP = b"\x1f\x8b"  # the first two bytes
@@ -134,6 +135,11 @@ def read_rows(path: Path, published: str = "") -> list[Row]:
     return [Row(value, place) for place, value in placed]
 
 
+def as_list(values: Any) -> list[Any]:
+    """Several values, or one text, path or loaded file by itself, as a list."""
+    return [values] if isinstance(values, str | Path | Mapping) else list(values)
+
+
 def check_unique(rows: Iterable[Row], what: str, key: Callable[[Row], str]) -> None:
     """Raises `ValueError`, naming both places, where two rows have the same key."""
     first: dict[str, str] = {}
@@ -159,10 +165,10 @@ def digest(content: bytes) -> str:
 def check_pictures(folder: Path, names: Iterable[str]) -> None:
     """Raises `ValueError` unless every named picture is a file below the folder."""
     folder = Path(folder)
-    if not folder.is_dir():
+    if not path_is(folder, Path.is_dir):
         raise ValueError(f"{clipped(folder)} is no folder: pass the one that holds the pictures")
     wanted = list(dict.fromkeys(names))
-    missing = [name for name in wanted if not (folder / name).is_file()]
+    missing = [name for name in wanted if not path_is(folder / name, Path.is_file)]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(wanted)} pictures are not in {clipped(folder, 2 * LONGEST)}: "

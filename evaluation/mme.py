@@ -16,6 +16,7 @@ from PIL import Image
 from sightline.evaluation import metrics
 from sightline.evaluation.benchmark import Item, Said, Task
 from sightline.evaluation.files import (
+    as_list,
     check_length,
     check_name,
     check_pictures,
@@ -35,8 +36,8 @@ from sightline.evaluation.pope import (
 )
 from sightline.evaluation.pope import SUFFIXES as POPE_SUFFIXES
 from sightline.evaluation.statistics import HIGHER, Ratio
-from sightline.messages import short
-from sightline.pictures import open_picture
+from sightline.messages import clipped, short
+from sightline.pictures import open_picture, path_is
 
 PUBLISHED = (
     "MME's pictures and questions are given out by its authors, see "
@@ -268,8 +269,8 @@ def read_task(folder: Path, task: str) -> list[Question]:
             has not one question of each answer.
     """
     home = Path(folder) / task
-    if not home.is_dir():
-        raise ValueError(f"{folder} holds no folder {task}. {PUBLISHED}")
+    if not path_is(home, Path.is_dir):
+        raise ValueError(f"{clipped(folder)} holds no folder {clipped(task)}. {PUBLISHED}")
     pictures = _pictures(_part(home, "images"))
     texts = [
         file
@@ -296,14 +297,14 @@ def read_results(path: Path) -> dict[str, list[Result]]:
     are left out.
     """
     path = Path(path)
-    files = _texts(path) if path.is_dir() else [path]
+    files = _texts(path) if path_is(path, Path.is_dir) else [path]
     if not files:
         raise ValueError(f"{path} holds no answers, as <task>.txt")
     return {file.stem: [_result(*line) for line in read_lines(file)] for file in files}
 
 
 def _part(home: Path, name: str) -> Path:
-    return home / name if (home / name).is_dir() else home
+    return home / name if path_is(home / name, Path.is_dir) else home
 
 
 def _visible(folder: Path, endings: Sequence[str]) -> list[Path]:
@@ -383,7 +384,7 @@ class MME:
     def __init__(
         self,
         folder: Path,
-        tasks: Sequence[str] = TASKS,
+        tasks: str | Sequence[str] = TASKS,
         parser: str = "official",
         suffix: str = "mme",
         max_new_tokens: int = 16,
@@ -391,8 +392,9 @@ class MME:
         check_length(max_new_tokens)
         check_name("parser", parser, PARSERS)
         check_name("suffix", suffix, SUFFIXES)
+        tasks = as_list(tasks)
         if not tasks or len(set(tasks)) < len(tasks):
-            raise ValueError(f"tasks must be different names, at least one, got {list(tasks)}")
+            raise ValueError(f"tasks must be different names, at least one, got {short(tasks)}")
         self.folder, self.parser, self.suffix = Path(folder), parser, suffix
         self.max_new_tokens = max_new_tokens
         items: list[Item] = []

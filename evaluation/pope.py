@@ -17,6 +17,7 @@ from sightline.evaluation import metrics
 from sightline.evaluation.benchmark import Item, Said, Task, by_unit
 from sightline.evaluation.files import (
     Row,
+    as_list,
     check_length,
     check_name,
     check_pictures,
@@ -286,7 +287,7 @@ class Pope:
 
     def __init__(
         self,
-        questions: Sequence[Path],
+        questions: Path | Sequence[Path],
         images: Path,
         parser: str = "word",
         suffix: str = "none",
@@ -299,7 +300,7 @@ class Pope:
             raise ValueError(f"pass at least one file of questions. {PUBLISHED}")
         self.images, self.parser, self.suffix = Path(images), parser, suffix
         self.max_new_tokens = max_new_tokens
-        files = [Path(file) for file in questions]
+        files = [Path(file) for file in as_list(questions)]
         items: list[Item] = []
         tasks: list[Task] = []
         self.files: list[dict[str, Any]] = []

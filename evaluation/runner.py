@@ -198,7 +198,7 @@ def warm_up(asker: Asker, preparation: Preparation, turn: Turn) -> None:
 
 def evaluate(
     benchmark: Benchmark,
-    decoders: Sequence[str],
+    decoders: str | Sequence[str],
     run: Run,
     out: Path,
     source: Source | None = None,
@@ -242,6 +242,7 @@ def evaluate(
     say = notes.print if notes else lambda *args, **kwargs: None
     if started_one():
         say(STARTED_ONE, style="yellow")
+    decoders = [decoders] if isinstance(decoders, str) else decoders
     contenders, yes_shift = choose(benchmark, decoders, source.processor, wordings, controls)
     if processes.is_first:
         files.check_folder(out, resume)
