@@ -36,8 +36,8 @@ def load_processor(checkpoint: str) -> Any:
         config = AutoConfig.from_pretrained(checkpoint)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(
-            f"--model {clipped(checkpoint, 3 * LONGEST)} is a {config.model_type} model: a vision-language "
-            "(image-text-to-text) model is needed"
+            f"--model {clipped(checkpoint, 3 * LONGEST)} is a {config.model_type} model: a "
+            "vision-language (image-text-to-text) model is needed"
         )
     with refused_as(f"--model {clipped(checkpoint, 3 * LONGEST)}: its processor cannot be loaded"):
         processor = AutoProcessor.from_pretrained(checkpoint)

@@ -158,11 +158,12 @@ class MVP:
 
         A row in which no path reached a label has zeros.
         """
-        template = chat_template_kwargs or {}
 
         def counted(model, input_ids, generation_config, images=None, **kwargs):
             given = {k: v for k, v in kwargs.items() if k not in LOOP_ARGUMENTS}
-            votes = self._votes(model, input_ids, generation_config, images, template, given)
+            votes = self._votes(
+                model, input_ids, generation_config, images, given, chat_template_kwargs
+            )
             totals = torch.tensor([list(vote.totals.values()) for vote in votes])
             return totals / totals.sum(dim=1, keepdim=True).clamp_min(1e-30)
 
@@ -181,8 +182,9 @@ class MVP:
         **model_kwargs: Any,
     ) -> Any:
         """Called by `generate`: the prompt and the path that adds most to the winning label."""
-        template = chat_template_kwargs or {}
-        votes = self._votes(model, input_ids, generation_config, images, template, model_kwargs)
+        votes = self._votes(
+            model, input_ids, generation_config, images, model_kwargs, chat_template_kwargs
+        )
         fill = generation_config._pad_token_tensor
         return as_generated(
             input_ids,
@@ -198,8 +200,8 @@ class MVP:
         input_ids: Tensor,
         generation_config: Any,
         images: Any,
-        template: Mapping[str, Any],
         given: dict,
+        template: Mapping[str, Any] | None = None,
     ) -> list["Votes"]:
         check_one_answer("MVP", generation_config)
         check_call(model, generation_config, generation_config.get_generation_mode(), None, given)
@@ -209,6 +211,7 @@ class MVP:
             expert = complete(expert, model, generation_config)
             check_pictures(expert, needs_pixels=False)
             pictures = pictures_asked(images, expert, model, self.needs_images, self.processor)
+            template = template or {}
             call = Call(pictures, generation_config, self.processor, template)
             expert = replace(expert, call=call)
             chat = Chat(self.processor, model, template)
