@@ -1,12 +1,14 @@
 """Chat templates of other kinds: thoughts, arguments, replies as strings, two starts, none."""
 
 import copy
+import json
 import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from shared import SHARED, needs_shared
 from talkers import CHATML, TALKERS, unpadded, within
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -15,6 +17,7 @@ from transformers import (
     PaliGemmaProcessor,
     SiglipImageProcessor,
 )
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from sightline import ICD, MVP, VDD, VDGD, PostHocDebias, answer, lab
 from sightline.chat import check_arguments, parse_arguments, prompt_inputs, templated, user_turn
@@ -349,3 +352,49 @@ def test_a_processor_without_a_template_writes_its_own_prompt(processor):
     batch = Preparation(None, own).encode([lab_picture()] * 2, ["a cup", "a cup and a dog"])
     assert (batch["input_ids"] == own.image_token_id).sum(axis=1).tolist() == [4, 4]
     assert batch["attention_mask"][:, -1].tolist() == [1, 1]
+
+
+# Published templates, where they lie beside the repository
+
+
+class Rendering:
+    """A processor that renders a published template and does nothing else."""
+
+    tokenizer = SimpleNamespace(get_added_vocab=lambda: {"<think>": 0, "</think>": 1})
+
+    def __init__(self, template):
+        self.chat_template = template
+
+    def apply_chat_template(self, turns, add_generation_prompt, tokenize, **arguments):
+        texts, _ = render_jinja_template(
+            [turns],
+            chat_template=self.chat_template,
+            add_generation_prompt=add_generation_prompt,
+            **{"bos_token": "<bos>", "eos_token": "<eos>", **arguments},
+        )
+        return texts[0]
+
+
+@needs_shared
+def test_published_templates_are_recognised_with_any_argument():
+    opens = set()
+    paths = sorted((SHARED.parent / "checkpoints").glob("*.json"))
+    found = [(path.stem, json.loads(path.read_text())["chat_template"]) for path in paths]
+    templates = [(name, entry["text"]) for name, entry in found if entry]
+    assert len(templates) > 8
+    for name, text in templates:
+        template = Template(Rendering(text))
+        chats = [said("WORDS"), said("Is <b> it?", "No", "WORDS")]
+        if "'type': 'text'" in template.rendered(said("a", "REPLY", "b")):
+            chats[1][1]["content"] = "No"
+        for chat in chats:
+            for arguments in MODES:
+                prompt = template.processor.apply_chat_template(chat, True, False, **arguments)
+                start = template.answer_start(prompt)
+                assert start is not None and prompt[:start].rstrip().endswith("WORDS"), name
+                assert template.answer_start(prompt + "There is") is None, name
+                if template.open_thought(prompt):
+                    opens.add((name, arguments.get("enable_thinking")))
+        assert "REPLY" not in template.before_reply + template.between_turns
+        assert template.before_reply.strip() and template.between_turns.strip()
+    assert opens == {("qwen35", None), ("qwen35", True)}
