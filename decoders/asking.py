@@ -175,11 +175,11 @@ class Chat:
         if end is None:
             raise ValueError(
                 f"the prompt ends in {short(text[-40:])} and the processor's chat template ends a "
-                f"question in {short(self.template.closing)}: build it with apply_chat_template("
-                "..., add_generation_prompt=True), or sightline.chat.prompt_inputs. A prompt that "
-                "ends within an answer (continue_final_message) can only be decoded by methods "
-                "that ask nothing else (VCD, VDD); arguments of the template that change its words "
-                "are passed on by generate(..., chat_template_kwargs={...})"
+                f"question in {short(self.template.closing[:40])}: build it with "
+                "apply_chat_template(..., add_generation_prompt=True) or sightline.chat."
+                "prompt_inputs. Arguments that change the template's words go to generate(..., "
+                "chat_template_kwargs={...}); a prompt that ends within an answer "
+                "(continue_final_message) is for methods that ask nothing else (VCD, VDD)"
             )
         body = text[:end]
         between = self.template.between_turns

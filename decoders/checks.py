@@ -63,7 +63,7 @@ def warn_of_two_starts(branch: Branch, model: Any) -> None:
 
     A model has never seen the second one, and answers by it.
     """
-    start = model.config.get_text_config(decoder=True).bos_token_id
+    start = getattr(model.config.get_text_config(decoder=True), "bos_token_id", None)
     if start is None or branch.length < 2:
         return
     first = branch.attention_mask.long().argmax(dim=1, keepdim=True)
