@@ -4,27 +4,33 @@ PIP = .venv/bin/pip --disable-pip-version-check install --quiet -c constraints.t
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
 LOADED = build/loaded
+VISION = build/vision
 
 define pytest
-	$(1)/bin/python -m pytest -m "not browser and not slow" -n auto --dist worksteal --ignore tests/test_wrapped.py
+	$(1)/bin/python -m pytest -m "not browser and not slow" -n auto --dist worksteal \
+		--ignore tests/test_checkpoints.py --ignore tests/test_wrapped.py
+	PYTHONPATH=$(VISION) $(1)/bin/python -m pytest -n auto --dist worksteal tests/test_checkpoints.py
 	$(1)/bin/pip --disable-pip-version-check install --quiet --no-deps --upgrade --target $(LOADED) \
 		$(shell grep -E '^(bitsandbytes|peft|torchao)==' constraints.txt)
 	PYTHONPATH=$(LOADED) $(1)/bin/python -m pytest -n auto --dist worksteal tests/test_wrapped.py
 	$(1)/bin/python -m pytest -m browser
 endef
 
-.PHONY: run test families oldest reproduce lint types clean
+.PHONY: run test checkpoints families oldest reproduce lint types clean
 
 run: .venv/ready  ## compare plain decoding, VCD and VDD on a shipped picture
 	.venv/bin/sightline compare lab/pictures/corner.png --decoders greedy,vcd,vdd
 
-test: lint types  ## lint, types on the built wheel, tests
+test: lint types $(VISION)/ready  ## lint, types on the built wheel, tests
 	$(call pytest,.venv)
+
+checkpoints: .venv/dev $(VISION)/ready  ## prompts of real checkpoints' processors and templates
+	PYTHONPATH=$(VISION) .venv/bin/python -m pytest -n auto --dist worksteal tests/test_checkpoints.py
 
 families: .venv/dev  ## docs/families.md, whole, against the code
 	.venv/bin/python -m pytest -m slow -n auto --dist worksteal tests/test_families.py
 
-oldest: .venv-oldest/dev  ## tests on the oldest transformers of the range, in a .venv-oldest of its own
+oldest: .venv-oldest/dev $(VISION)/ready  ## tests on the oldest transformers of the range, in a .venv-oldest of its own
 	$(call pytest,.venv-oldest)
 
 reproduce: .venv/eval  ## the tables that papers print: MODEL= COCO=DIR POPE=DIR [IDS=FILE] [OPTIONS="--device cuda"]
@@ -63,6 +69,14 @@ types: .venv/dev
 .venv/dev: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e ".[dev]"
 	touch $@ .venv/ready
+
+# What the processors of real checkpoints need of torchvision is Python alone. Its build is for CUDA's
+# torch: the tests have it in a folder of its own, without the registration of its operators.
+$(VISION)/ready: .venv/bin/python constraints.txt
+	.venv/bin/pip --disable-pip-version-check install --quiet --no-deps --upgrade --target $(VISION) \
+		$(shell grep -E '^(num2words|torchvision)==' constraints.txt)
+	: > $(VISION)/torchvision/_meta_registrations.py
+	touch $@
 
 # The tested set with one line changed.
 .venv-oldest/dev: pyproject.toml constraints.txt

@@ -10,14 +10,16 @@ from torch import Tensor
 from sightline.attention.ledger import Ledger
 from sightline.attention.parts import Recalibration
 from sightline.attention.reference import KeyWeights
+from sightline.messages import check_list, short
 
 Layers = tuple[int, int]  # first layer, first layer after
 
 
 def check_layers(layers: Layers) -> None:
     """Raises `ValueError` unless `layers` is a range: whole numbers, not negative, not empty."""
+    check_list("layers", layers, "(10, 20)")
     if len(layers) != 2 or any(isinstance(x, bool) or not isinstance(x, int) for x in layers):
-        raise ValueError(f"layers must be (first, first after), got {layers!r}")
+        raise ValueError(f"layers must be (first, first after), got {short(layers)}")
     if not 0 <= layers[0] < layers[1]:
         raise ValueError(f"layers must be (first, first after) with first >= 0, got {layers}")
 
@@ -118,7 +120,8 @@ class ImageScale(Recalibration):
         if self.layers is not None:
             check_layers(self.layers)
         if self.mode not in ("scale", "abs"):
-            raise ValueError(f'mode must be "scale" or "abs", got {self.mode!r}')
+            raise ValueError(f'mode must be "scale" or "abs", got {short(self.mode)}')
+        check_list("heads", self.heads, "(0, 3)")
         if self.heads is not None and (not self.heads or min(self.heads) < 0):
             raise ValueError(f"heads must be one or more head numbers, got {self.heads}")
 
@@ -192,12 +195,13 @@ class LeastAttended(Recalibration):
     def __post_init__(self):
         if isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 1:
             raise ValueError(
-                f"start must be a layer from 1 on, as the one before it chooses, got {self.start!r}"
+                "start must be a layer from 1 on, as the one before it chooses, "
+                f"got {short(self.start)}"
             )
         if not 0 < self.ratio <= 1:
             raise ValueError(f"ratio must be above 0 and at most 1, got {self.ratio}")
         if self.count is not None and (isinstance(self.count, bool) or self.count < 1):
-            raise ValueError(f"count must be 1 or more, got {self.count!r}")
+            raise ValueError(f"count must be 1 or more, got {short(self.count)}")
 
     @property
     def is_neutral(self) -> bool:

@@ -1,8 +1,13 @@
-"""What branches cannot be decoded with: each check raises `ValueError` and names the way out."""
+"""What branches cannot be decoded with: checks raise `ValueError` and name the way out.
 
+One only warns, as `generate` decodes such prompts too.
+"""
+
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMode
@@ -50,6 +55,25 @@ def check_call(
         raise ValueError(
             f"past_key_values already holds {int(cache.get_seq_length())} tokens of one branch: "
             "start each call with an empty cache"
+        )
+
+
+def warn_of_two_starts(branch: Branch, model: Any) -> None:
+    """Warns of prompts with two tokens that begin a sequence: the template's, and the tokenizer's.
+
+    A model has never seen the second one, and answers by it.
+    """
+    start = getattr(model.config.get_text_config(decoder=True), "bos_token_id", None)
+    if start is None or branch.length < 2:
+        return
+    first = branch.attention_mask.long().argmax(dim=1, keepdim=True)
+    both = torch.cat([first, first + 1], dim=1).clamp(max=branch.length - 1)
+    if bool((branch.input_ids.gather(1, both) == start).all(dim=1).any()):
+        warnings.warn(
+            "the prompt begins with two tokens that begin a sequence, one by the chat template and "
+            "one by the tokenizer: tokenize what a template wrote with add_special_tokens=False, "
+            "or use sightline.chat.prompt_inputs",
+            stacklevel=2,
         )
 
 

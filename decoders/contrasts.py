@@ -1,6 +1,8 @@
 """What the expert is compared with. A contrast makes an amateur: `(expert, model) -> Branch`."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -8,8 +10,18 @@ from torch import Tensor
 
 from sightline.decoders.branch import Branch
 from sightline.decoders.noise import noise_like
+from sightline.messages import check_list, short
 
 LAST_NOISE_STEP = 999
+
+
+def token_tuple(name: str, ids: Iterable[int]) -> tuple[int, ...]:
+    """Token ids as a tuple, or `ValueError`."""
+    check_list(name, ids, "(32000, 32001)")
+    found = tuple(ids) if isinstance(ids, Iterable) else (None,)
+    if not all(isinstance(each, Integral) and each >= 0 for each in found):
+        raise ValueError(f"{name} must be a list of token ids, got {short(ids)}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -18,12 +30,19 @@ class NoImage:
 
     Args:
         markers: Ids of tokens around a picture that the model's config does not name.
+        processor: The model's own, which says exactly what belongs to a picture. None: the
+            call's, `generate(..., processor=processor)`, if it has one.
     """
 
     markers: tuple[int, ...] = ()
+    processor: Any = field(default=None, repr=False)
+
+    def __post_init__(self):
+        token_tuple("markers", self.markers)
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        return expert.without_pictures(model, markers=self.markers)
+        processor = expert.call.processor if self.processor is None else self.processor
+        return expert.without_pictures(model, markers=self.markers, processor=processor)
 
 
 @dataclass(frozen=True)
@@ -33,14 +52,17 @@ class UnknownImage:
     Args:
         tokens: Ids that stand for one picture, usually the tokenizer's `unk_token_id` alone.
         markers: Ids of tokens around a picture that the model's config does not name.
+        processor: As in `NoImage`.
     """
 
     tokens: tuple[int, ...]
     markers: tuple[int, ...] = ()
+    processor: Any = field(default=None, repr=False)
 
     def __post_init__(self):
-        if not self.tokens or any(token < 0 for token in self.tokens):
-            raise ValueError(f"tokens must be one or more token ids, got {self.tokens}")
+        token_tuple("markers", self.markers)
+        if not token_tuple("tokens", self.tokens):
+            raise ValueError("tokens must be one or more token ids, got none")
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         known = model.get_input_embeddings().num_embeddings
@@ -48,7 +70,8 @@ class UnknownImage:
             raise ValueError(
                 f"tokens must be below {known}, as many as there are, got {self.tokens}"
             )
-        return expert.without_pictures(model, replacement=self.tokens, markers=self.markers)
+        processor = expert.call.processor if self.processor is None else self.processor
+        return expert.without_pictures(model, self.tokens, self.markers, processor)
 
 
 @dataclass(frozen=True)
@@ -83,7 +106,7 @@ class NoisyImage:
 
     def __post_init__(self):
         if isinstance(self.noise_step, bool) or not isinstance(self.noise_step, int):
-            raise ValueError(f"noise_step must be a whole number, got {self.noise_step!r}")
+            raise ValueError(f"noise_step must be a whole number, got {short(self.noise_step)}")
         if not 0 <= self.noise_step <= LAST_NOISE_STEP:
             raise ValueError(
                 f"noise_step must be between 0 and {LAST_NOISE_STEP}, got {self.noise_step}"

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from sightline.decoders.gated import GatedEnsemble
 from sightline.decoders.memory import ReadTexts
 from sightline.logits.gates import Gate, Undecided
 from sightline.logits.rules import Plausibility, Rule
+from sightline.messages import short
 
 Contrast = Callable[[Branch, Any], Branch]
 Preparation = Callable[[Branch, Any], Branch]
@@ -73,13 +74,20 @@ class Strategy(ABC):
         generation_config: Any,
         token_streamer: Any = None,
         images: Any = None,
+        processor: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         output_image_attention: bool | tuple[int, int] = False,
         **model_kwargs: Any,
     ) -> Any:
         """Called by `generate`, not by users.
 
         What looks at the picture again gets it by `generate(..., images=picture)`: one, or a list
-        of all pictures of the batch in the order of the prompts.
+        of all pictures of the batch in the order of the prompts. `chat_template_kwargs=` are the
+        arguments of the prompt's chat template, for decoders that ask in it; only those that change
+        its words are needed.
+
+        `generate(..., processor=processor)`, the model's own, tells image-free branches exactly
+        what belongs to a picture, where a decoder was made without one.
 
         `generate(..., return_dict_in_generate=True, output_image_attention=True)` also returns
         where the model looked: `image_attention`, for each token `[R, T]` over the expert's prompt,
@@ -100,6 +108,8 @@ class Strategy(ABC):
             generation_config=generation_config,
             token_streamer=token_streamer,
             images=images,
+            processor=processor,
+            chat_template_kwargs=chat_template_kwargs,
             looks=output_image_attention,
             pixels=pixels,
             model_kwargs=model_kwargs,
@@ -129,6 +139,10 @@ class Recipe(Strategy):
     texts: ReadTexts | None = None
 
     def __post_init__(self):
+        for name in ("preparations", "contrasts", "recalibrations", "selections"):
+            parts = getattr(self, name)
+            if not isinstance(parts, tuple | list) or not all(map(callable, parts)):
+                raise TypeError(f"{name} must be a tuple of parts, got {short(parts)}")
         if self.rule is not None and not isinstance(self.rule, Rule):
             raise TypeError(f"rule must be a sightline.Rule, got {type(self.rule).__name__}")
         if self.contrasts and self.rule is None:
@@ -230,7 +244,7 @@ class Reusing(Strategy):
 
     def __post_init__(self):
         if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 1:
-            raise ValueError(f"most must be a whole number of at least 1, got {self.most!r}")
+            raise ValueError(f"most must be a whole number of at least 1, got {short(self.most)}")
         object.__setattr__(self, "_texts", ReadTexts(self.most))
 
     def clear(self) -> None:

@@ -49,7 +49,7 @@ class OtherInstruction:
             )
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        chat = Chat(self.processor, model)
+        chat = Chat(self.processor, model, expert.call.chat_template_kwargs)
         words = INSTRUCTIONS.get(self.instruction, self.instruction)
         texts = [f"{words} {asked.question}" for asked in chat.asked(expert)]
         return chat.ask(expert, range(len(texts)), texts)

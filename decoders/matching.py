@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate
 
 from sightline.logits.rules import in_unit_interval
+from sightline.messages import short
 
 WORDS, TOKENS = 50, 35
 PUNCTUATION = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
@@ -157,7 +158,7 @@ class BlipMatcher(Matcher):
         limit = min(TOKENS, self.model.config.text_config.max_position_embeddings) - 2
         ids = tokenizer(cleaned(question), add_special_tokens=False)["input_ids"][-limit:]
         if not ids:
-            raise ValueError(f"a question with words in it is needed, got {question!r}")
+            raise ValueError(f"a question with words in it is needed, got {short(question)}")
         ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
         return torch.tensor([ids], device=self.model.device)
 

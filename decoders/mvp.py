@@ -1,7 +1,7 @@
 """Multi-View Multi-Path Reasoning, Qu et al., COLING 2025 (arXiv:2408.17150)."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Annotated, Any, Literal, cast
@@ -42,6 +42,7 @@ from sightline.logits.votes import (
     spokesman,
     tally,
 )
+from sightline.messages import check_list, short
 
 BOTTOM_UP = (
     "Inspect the image part by part. Look at shapes, colours and textures, detect each object, and "
@@ -111,6 +112,9 @@ class MVP:
     def __post_init__(self):
         if self.processor is None:
             raise ValueError("views need processor=, the model's own, to ask for captions")
+        check_list("labels", self.labels, "('Yes', 'No')")
+        check_list("requests", self.requests, "('Describe the image.',)")
+        check_list("weights", self.weights, "(0.4, 0.6)")
         check_surfaces(self.surfaces)
         if self.k < 1 or self.tokens < 1 or self.caption_tokens < 1:
             raise ValueError(
@@ -126,13 +130,13 @@ class MVP:
             raise ValueError(f"weights must be 0 or more, and one above, got {self.weights}")
         if self.unresolved not in UNRESOLVED:
             raise ValueError(
-                f"unresolved must be one of {', '.join(UNRESOLVED)}, got {self.unresolved!r}"
+                f"unresolved must be one of {', '.join(UNRESOLVED)}, got {short(self.unresolved)}"
             )
         if self.unresolved == "affirmative" and len(self.labels) != 2:
             raise ValueError("affirmative decides between two labels: set unresolved='skip'")
         for name in ("{caption}", "{question}"):
             if name not in self.template:
-                raise ValueError(f"template must hold {name}, got {self.template!r}")
+                raise ValueError(f"template must hold {name}, got {short(self.template)}")
         in_unit_interval("threshold", self.threshold)
         if not self.temperature >= 0 or not 0 < self.top_p <= 1:
             raise ValueError(
@@ -150,7 +154,13 @@ class MVP:
         """The ways to say each label."""
         return {label: (label,) for label in self.labels}
 
-    def probabilities(self, model: Any, images: Any = None, **inputs: Any) -> Tensor:
+    def probabilities(
+        self,
+        model: Any,
+        images: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **inputs: Any,
+    ) -> Tensor:
         """The share of each label in the votes, `[B, C]` float32, for the processor's output.
 
         A row in which no path reached a label has zeros.
@@ -158,7 +168,9 @@ class MVP:
 
         def counted(model, input_ids, generation_config, images=None, **kwargs):
             given = {k: v for k, v in kwargs.items() if k not in LOOP_ARGUMENTS}
-            votes = self._votes(model, input_ids, generation_config, images, given)
+            votes = self._votes(
+                model, input_ids, generation_config, images, given, chat_template_kwargs
+            )
             totals = torch.tensor([list(vote.totals.values()) for vote in votes])
             return totals / totals.sum(dim=1, keepdim=True).clamp_min(1e-30)
 
@@ -173,10 +185,13 @@ class MVP:
         generation_config: Any,
         token_streamer: Any = None,
         images: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **model_kwargs: Any,
     ) -> Any:
         """Called by `generate`: the prompt and the path that adds most to the winning label."""
-        votes = self._votes(model, input_ids, generation_config, images, model_kwargs)
+        votes = self._votes(
+            model, input_ids, generation_config, images, model_kwargs, chat_template_kwargs
+        )
         fill = generation_config._pad_token_tensor
         return as_generated(
             input_ids,
@@ -187,7 +202,13 @@ class MVP:
         )
 
     def _votes(
-        self, model: Any, input_ids: Tensor, generation_config: Any, images: Any, given: dict
+        self,
+        model: Any,
+        input_ids: Tensor,
+        generation_config: Any,
+        images: Any,
+        given: dict,
+        template: Mapping[str, Any] | None = None,
     ) -> list["Votes"]:
         check_one_answer("MVP", generation_config)
         check_call(model, generation_config, generation_config.get_generation_mode(), None, given)
@@ -196,10 +217,14 @@ class MVP:
             expert = expert_branch(model, input_ids, 1, {}, given, generation_config)
             expert = complete(expert, model, generation_config)
             check_pictures(expert, needs_pixels=False)
-            pictures = pictures_asked(images, expert, model.config, self)
-            expert = replace(expert, call=Call(pictures, generation_config))
-            chat = Chat(self.processor, model)
-            questions = [asked.question for asked in chat.asked(expert)]
+            pictures = pictures_asked(images, expert, model, self.needs_images, self.processor)
+            template = template or {}
+            call = Call(pictures, generation_config, self.processor, template)
+            expert = replace(expert, call=call)
+            chat = Chat(self.processor, model, template)
+            asked = chat.asked(expert)
+            chat.check_answered_next(asked)
+            questions = [row.question for row in asked]
             expert = read_pictures(expert, model)
             captions = self._captions(chat, expert)
             return self._compare(chat, expert, questions, captions)
@@ -208,7 +233,7 @@ class MVP:
         """By row, the caption of each view."""
         keys = [
             [
-                (*self._picture_key(expert, row), asked.lead, *view)
+                (*self._picture_key(expert, row), asked.lead, asked.closing, *view)
                 for view in enumerate(self.requests)
             ]
             for row, asked in enumerate(chat.asked(expert))

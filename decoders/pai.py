@@ -1,10 +1,10 @@
 """Paying More Attention to Image, Liu et al., ECCV 2024 (arXiv:2407.21771)."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 from sightline.attention.recalibrations import ImageGain
-from sightline.decoders.contrasts import NoImage
+from sightline.decoders.contrasts import NoImage, token_tuple
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Guidance
@@ -24,6 +24,8 @@ class PAI(Decoder):
         beta: Plausibility threshold in [0, 1] of the guidance.
         layers: (first, first after) of the edited layers; None: from the third to the last.
         markers: Ids of tokens around a picture that the model's config does not name.
+        processor: The model's own, which says exactly what belongs to a picture; it can also be
+            passed to `generate`. None: named markers go.
 
     Differs from the authors' code: each row of a batch has its own image tokens, also under
     padding; the edit comes before the mask; beams reorder the image-free branch too.
@@ -34,6 +36,7 @@ class PAI(Decoder):
     beta: Annotated[float, Usual(0, 1)] = 0.1
     layers: tuple[int, int] | None = None
     markers: tuple[int, ...] = ()
+    processor: Any = field(default=None, repr=False)
 
     @classmethod
     def without_guidance(cls, alpha: float = 0.2) -> "PAI":
@@ -45,4 +48,5 @@ class PAI(Decoder):
         rule = Guidance(self.gamma, self.beta)
         if gain.is_neutral and not rule.uses_others:
             return Recipe()
-        return Recipe(recalibrations=(gain,), contrasts=(NoImage(tuple(self.markers)),), rule=rule)
+        without = NoImage(token_tuple("markers", self.markers), self.processor)
+        return Recipe(recalibrations=(gain,), contrasts=(without,), rule=rule)

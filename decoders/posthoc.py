@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from sightline.chat import has_template
+from sightline.decoders.asking import check_answers_next
 from sightline.decoders.branch import Branch
 from sightline.decoders.checks import check_call, check_pictures
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
-from sightline.decoders.contrasts import NoImage, UnknownImage
+from sightline.decoders.contrasts import NoImage, UnknownImage, token_tuple
 from sightline.decoders.ensemble import (
     check_vision_language,
     complete,
@@ -23,8 +25,10 @@ from sightline.decoders.ensemble import (
 from sightline.decoders.memory import Memory
 from sightline.decoders.prompts import forward_prompt, prepare_inputs
 from sightline.decoders.ranges import Usual
+from sightline.decoders.template import tokenizer_of
 from sightline.decoders.vdd import image_free
 from sightline.logits.calibration import calibrate, label_masses, reference
+from sightline.messages import check_list, short
 
 REFERENCES = {"none": "none", "unk": "unk", "none_unk": "both"}
 REMEMBERED = 4096  # image-free prompts whose label masses are kept, for each model
@@ -40,7 +44,8 @@ class PostHocDebias:
     the whole vocabulary, and the answer is their argmax. Compare it with greedy, not with sampling.
 
     Args:
-        processor: The model's processor or tokenizer.
+        processor: The model's processor, which also says what belongs to a picture, or its
+            tokenizer.
         labels: Two or more answers, compared without case or white space.
         reference: What stands in the picture's place: "none" nothing, "unk" one unknown token,
             "none_unk" both, their masses added before normalising.
@@ -70,15 +75,18 @@ class PostHocDebias:
     markers: tuple[int, ...] = ()
 
     def __post_init__(self):
+        check_list("labels", self.labels, "('yes', 'no')")
         labels = [label.strip().lower() for label in self.labels]
         if len(labels) < 2 or len(set(labels)) < len(labels) or not all(labels):
-            raise ValueError(f"labels must be two or more different answers, got {self.labels}")
+            raise ValueError(
+                f"labels must be two or more different answers, got {short(self.labels)}"
+            )
         if self.reference not in REFERENCES:
             raise ValueError(
-                f"reference must be one of {', '.join(REFERENCES)}, got {self.reference!r}"
+                f"reference must be one of {', '.join(REFERENCES)}, got {short(self.reference)}"
             )
         if self.aggregate not in ("max", "sum"):
-            raise ValueError(f'aggregate must be "max" or "sum", got {self.aggregate!r}')
+            raise ValueError(f'aggregate must be "max" or "sum", got {short(self.aggregate)}')
         if not self.smoothing > 0:
             raise ValueError(f"smoothing must be above 0, got {self.smoothing}")
         self._known: Memory[tuple, Tensor] = Memory(REMEMBERED)
@@ -92,7 +100,9 @@ class PostHocDebias:
     def contrasts(self) -> tuple[NoImage | UnknownImage, ...]:
         """What the reference is asked of."""
         variant = REFERENCES[self.reference]
-        return image_free(variant, self.processor, self.unk_token_id, tuple(self.markers))
+        return image_free(
+            variant, self.processor, self.unk_token_id, token_tuple("markers", self.markers)
+        )
 
     def probabilities(self, model: Any, **inputs: Any) -> Tensor:
         """Calibrated probability of each label, `[B, C]` float32, for the processor's output."""
@@ -133,6 +143,8 @@ class PostHocDebias:
         check_vision_language(model)
         expert = expert_branch(model, input_ids, 1, {}, model_kwargs, generation_config)
         check_pictures(expert, needs_pixels=False)
+        if has_template(self.processor):
+            check_answers_next(self.processor, expert)
         shared = last_logits(model)
         with position_offset_kept(model):
             amateurs = [
@@ -178,7 +190,7 @@ class PostHocDebias:
 
     @property
     def _tokenizer(self) -> Any:
-        return getattr(self.processor, "tokenizer", self.processor)
+        return tokenizer_of(self.processor)
 
     @cached_property
     def _single(self) -> list[Tensor]:

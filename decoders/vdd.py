@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from sightline.decoders.contrasts import NoImage, UnknownImage
+from sightline.decoders.contrasts import NoImage, UnknownImage, token_tuple
 from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.image_spans import can_be_asked
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
+from sightline.messages import short
 
 VARIANTS = ("none", "unk", "both")
 
@@ -24,8 +26,9 @@ class VDD(Decoder):
             every token.
         variant: What stands in the picture's place: "none" nothing, "unk" one unknown token for
             each picture, "both" the mean of the two amateurs' logits (the paper's scripts).
-        processor: The model's processor or tokenizer, for "unk" and "both". Where its tokenizer
-            has no unknown token the text "None" stands in, as in the paper's code for Qwen-VL.
+        processor: The model's own, which says exactly what belongs to a picture; it can also be
+            passed to `generate`. "unk" and "both" need it, or a tokenizer, here: where that has no
+            unknown token the text "None" stands in, as in the paper's code for Qwen-VL.
         unk_token_id: The unknown token's id, in place of `processor`.
         markers: Ids of tokens around a picture that the model's config does not name.
 
@@ -50,7 +53,10 @@ class VDD(Decoder):
     def recipe(self) -> Recipe:
         return Recipe(
             contrasts=image_free(
-                self.variant, self.processor, self.unk_token_id, tuple(self.markers)
+                self.variant,
+                self.processor,
+                self.unk_token_id,
+                token_tuple("markers", self.markers),
             ),
             rule=Contrastive(self.alpha, self.beta),
         )
@@ -61,9 +67,10 @@ def image_free(
 ) -> tuple[NoImage | UnknownImage, ...]:
     """The amateurs of a variant: "none", "unk" or "both"."""
     if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {short(variant)}")
+    written_by = processor if can_be_asked(processor) else None
     if variant == "none":
-        return (NoImage(markers),)
+        return (NoImage(markers, written_by),)
     if unk_token_id is not None:
         tokens: tuple[int, ...] = (unk_token_id,)
     elif processor is not None:
@@ -73,8 +80,8 @@ def image_free(
             f'variant "{variant}" puts an unknown token in the picture\'s place: pass processor= '
             'or unk_token_id=, or use variant="none"'
         )
-    unknown = UnknownImage(tokens, markers)
-    return (unknown,) if variant == "unk" else (NoImage(markers), unknown)
+    unknown = UnknownImage(tokens, markers, written_by)
+    return (unknown,) if variant == "unk" else (NoImage(markers, written_by), unknown)
 
 
 def unknown_tokens(processor: Any) -> tuple[int, ...]:

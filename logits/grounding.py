@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from sightline.logits.rules import Rule, State, in_unit_interval, plausible
+from sightline.messages import short
 
 TRUNCATIONS = ("plausibility", "nucleus", "knee")
 REDUCTIONS = ("min", "avg", "sum")
@@ -62,7 +63,8 @@ class Grounded(Rule):
     def __post_init__(self):
         if self.truncation not in TRUNCATIONS:
             raise ValueError(
-                f'truncation must be "plausibility", "nucleus" or "knee", got {self.truncation!r}'
+                'truncation must be "plausibility", "nucleus" or "knee", got '
+                f"{short(self.truncation)}"
             )
         for name in ("alpha", "top_p"):
             if not 0 < getattr(self, name) <= 1:
@@ -130,7 +132,7 @@ class Support(LogitsProcessor):
 
     def __init__(self, reduction: str, eos: Sequence[int]):
         if reduction not in REDUCTIONS:
-            raise ValueError(f'reduction must be "min", "avg" or "sum", got {reduction!r}')
+            raise ValueError(f'reduction must be "min", "avg" or "sum", got {short(reduction)}')
         self.reduction = reduction
         self.eos = torch.tensor(list(eos), dtype=torch.long)
         self.length = -1  # tokens before the one that `latest` predicts; -1 before the first call

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sightline.logits.layers import is_whole
 from sightline.logits.rules import Rule, State, in_unit_interval, mean, not_negative
+from sightline.messages import short
 
 SPACES = ("log_softmax", "logits")
 SATURATED = 1e9  # beyond it float32 holds nothing of l_c, and products come near infinity
@@ -55,9 +56,9 @@ class GrowingGuidance(Rule):
         if self.cap is not None:
             not_negative("cap", self.cap)
         if self.space not in SPACES:
-            raise ValueError(f'space must be "log_softmax" or "logits", got {self.space!r}')
+            raise ValueError(f'space must be "log_softmax" or "logits", got {short(self.space)}')
         if not is_whole(self.start):
-            raise ValueError(f"start must be a whole number of tokens, got {self.start!r}")
+            raise ValueError(f"start must be a whole number of tokens, got {short(self.start)}")
         if self.confidence is not None:
             in_unit_interval("confidence", self.confidence)
 

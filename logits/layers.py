@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sightline.logits.rules import Rule, State, in_unit_interval, not_negative
+from sightline.messages import short
 
 DEEP = 40  # blocks; in deeper models candidates come from the first or last EDGE blocks only
 EDGE = 20
@@ -52,7 +53,7 @@ class LayerContrast(Rule):
 
     def __post_init__(self):
         if self.divergence not in DIVERGENCES:
-            raise ValueError(f'divergence must be "jsd" or "code", got {self.divergence!r}')
+            raise ValueError(f'divergence must be "jsd" or "code", got {short(self.divergence)}')
         if self.layers not in GROUPS:
             check_numbers(self.layers, '"low", "high" or a tuple of layer numbers')
         in_unit_interval("beta", self.beta)
@@ -142,15 +143,16 @@ class LayerCorrection(Rule):
         wanted = "two shares of the depth in [0, 1], or two layer numbers, first and last"
         window = self.layers
         if not isinstance(window, tuple) or len(window) != 2 or not window[0] <= window[1]:
-            raise ValueError(f"layers must be {wanted}, got {window!r}")
+            raise ValueError(f"layers must be {wanted}, got {short(window)}")
         if all(isinstance(end, float) for end in window):
             if not 0 <= window[0] <= window[1] <= 1:
-                raise ValueError(f"layers must be {wanted}, got {window!r}")
+                raise ValueError(f"layers must be {wanted}, got {short(window)}")
         else:
             check_numbers(tuple(dict.fromkeys(window)), wanted)
         if not is_whole(self.top_k):
             raise ValueError(
-                f"top_k must be a whole number of candidates, or 0 for no limit, got {self.top_k!r}"
+                "top_k must be a whole number of candidates, or 0 for no limit, "
+                f"got {short(self.top_k)}"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
@@ -233,7 +235,7 @@ def check_numbers(layers: object, wanted: str) -> None:
     """Raises `ValueError` unless `layers` is a tuple of different layer numbers."""
     numbers = layers if isinstance(layers, tuple) else ()
     if not numbers or len(set(numbers)) < len(numbers) or not all(map(is_whole, numbers)):
-        raise ValueError(f"layers must be {wanted}, got {layers!r}")
+        raise ValueError(f"layers must be {wanted}, got {short(layers)}")
 
 
 def checked(layers: tuple[int, ...], blocks: int) -> tuple[int, ...]:

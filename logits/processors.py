@@ -9,6 +9,7 @@ from transformers import LogitsProcessor
 
 from sightline.logits.calibration import affine, label_masses, normalise
 from sightline.logits.rules import in_unit_interval, plausible
+from sightline.messages import check_list, short
 
 
 class PlausibilityProcessor(LogitsProcessor):
@@ -55,10 +56,13 @@ class CalibrationProcessor(LogitsProcessor):
         *,
         prompt_length: int,
     ):
+        check_list("labels", labels, "[[3869], [1939]]")
+        for forms in labels:
+            check_list("each label", forms, "[3869, 4874] (token ids)")
         if len(labels) < 2 or any(len(forms) == 0 for forms in labels):
             raise ValueError(
                 "labels must hold two or more labels with at least one token id each, "
-                f"got {[list(forms) for forms in labels]}"
+                f"got {short(list(labels))}"
             )
         if weight.shape[-1] != len(labels):
             raise ValueError(

@@ -1,6 +1,6 @@
 """Every family of vision-language models x every decoder x every way to generate.
 
-    python -m tests.families --markdown docs/families.md
+    PYTHONPATH=build/vision python -m tests.families --markdown docs/families.md
 
 What a cell tests is in conformance.py; here is the page that shows it.
 """
@@ -22,6 +22,7 @@ from conformance import METHODS_SHOWN, MODES, SPOKEN, Conformance, SpokenConform
 from tiny import Tiny, families
 
 COLUMNS = (*METHODS_SHOWN, *SPOKEN)
+REAL = "real template"
 Row = dict[str, dict[str, str]]  # method -> mode -> outcome
 
 
@@ -37,12 +38,30 @@ def row_of(name: str, modes: Sequence[str] = tuple(MODES)) -> Row:
     }
 
 
+def real_template(name: str) -> dict[str, str]:
+    """By decoder, "" if it answers with every checkpoint of the family; {} where there is none."""
+    from checkpoints.decoders import answers  # needs torchvision
+    from checkpoints.records import RECORDS
+
+    found: dict[str, str] = {}
+    for checkpoint, record in RECORDS.items():
+        if record.family == name:
+            for method, outcome in answers(checkpoint).items():
+                found[method] = found.get(method) or outcome
+    return found
+
+
 def cell(found: Mapping[str, str]) -> tuple[str, str]:
-    """What stands in the table, and the note to it: which modes do not work, and why."""
+    """What stands in the table, and the note to it: which modes do not work, and why.
+
+    In the column of real templates it is decoders that do not.
+    """
+    if not found:
+        return "untried", "no checkpoint of it is in tests/checkpoints"
     works = [mode for mode, outcome in found.items() if not outcome]
-    if len(works) == len(MODES):
+    if len(works) == len(found):
         return "yes", ""
-    text = f"{len(works)} of {len(MODES)}" if works else "no"
+    text = f"{len(works)} of {len(found)}" if works else "no"
     reasons: dict[str, list[str]] = {}
     for mode, outcome in found.items():
         if outcome:
@@ -79,15 +98,18 @@ class Table:
     torch: str = torch.__version__.split("+")[0]
 
     @classmethod
-    def of(cls, rows: Mapping[str, Row]) -> "Table":
-        cells = {name: {m: cell(o) for m, o in row.items()} for name, row in rows.items()}
+    def of(cls, rows: Mapping[str, Row], real: Mapping[str, Mapping[str, str]]) -> "Table":
+        cells = {
+            name: {m: cell(o) for m, o in {**row, REAL: real[name]}.items()}
+            for name, row in rows.items()
+        }
         found = families()
         return cls(cells, {n: f.why_untested for n, f in found.items() if f.why_untested})
 
     def markdown(self) -> str:
         notes: dict[str, int] = {}
-        lines = [f"| family | {' | '.join(COLUMNS)} |"]
-        lines.append("|---" * (len(COLUMNS) + 1) + "|")
+        lines = [f"| family | {' | '.join((*COLUMNS, REAL))} |"]
+        lines.append("|---" * (len(COLUMNS) + 2) + "|")
         for name, row in self.cells.items():
             shown = [name]
             for text, note in row.values():
@@ -142,7 +164,7 @@ class Table:
 
 
 CONTRASTIVE = ("vcd", "vdd", "damro", "sid", "m3id", "pai", "icd", "agla")
-COMMAND = "python -m tests.families --markdown docs/families.md"
+COMMAND = "PYTHONPATH=build/vision python -m tests.families --markdown docs/families.md"
 INTRODUCTION = """\
 # Families of models
 
@@ -165,6 +187,11 @@ norm` is tested whole), and of `agla, own`, `vdgd`, `mvp` and `carve` that they 
 a batch as it is answered alone. From `icd` on the columns need a processor: here one that splits
 text into letters and makes every picture 32 pixels wide. `PostHocDebias` has no column: it reads
 the first logits of the two branches of `vdd`, and is tested with every family that has them.
+
+The last column, "real template", counts the decoders that answer a question about one image with
+the processor, the special tokens and the prompts of published checkpoints of the family, on a tiny
+model of the same class (DAMRO also with `score="norm"`, VDD also with `variant="unk"`; for other
+families `untried`). `tests/checkpoints/prompts.txt` shows what each of them reads.
 
 `yes`: all six ways. `no`: none of them. The numbers lead to the reasons below; "refused" is an
 error of the library's that says why, before the first token; "generate itself does not" is what the
@@ -189,12 +216,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     names = [name for name, family in families().items() if not family.why_untested]
     names = [name for name in names if not options.only or name in options.only]
-    rows = {}
+    rows, real = {}, {}
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
         for name, row in zip(names, pool.map(row_of, names), strict=True):
             rows[name] = row
             print(f"{len(rows)} of {len(names)}: {name}", file=sys.stderr, flush=True)
-    table = Table.of(rows)
+        real.update(zip(names, pool.map(real_template, names), strict=True))
+    table = Table.of(rows, real)
     if options.markdown is None:
         print(table.markdown())
     else:

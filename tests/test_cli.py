@@ -475,6 +475,28 @@ def test_checkpoints_that_cannot_be_used_are_refused(tmp_path):
     assert "partial is incomplete: 1 of the model's weights are not in it" in message(partial)
 
 
+def test_arguments_of_the_template_are_passed_on(tmp_path):
+    """One that turns the picture's question round changes the answer; others are refused."""
+    told = copied(tmp_path / "told")
+    file = tmp_path / "told" / "chat_template.jinja"
+    template = file.read_text()
+    file.write_text(
+        "{%- if asks is defined and asks == 'Is there a cup in the image?' -%}"
+        "<s><user><image>{{ asks }}<assistant>{%- else -%}" + template + "{%- endif -%}"
+    )
+    asked = run("describe", TABLE, "Is there a cup in the image?").stdout
+    given = ("--model", told, "--template", "asks=Is there a cup in the image?")
+    for command in ("describe", "compare"):
+        said = run(command, TABLE, "Describe the image.", *given)
+        assert letters(asked) in letters(said.stdout)
+    for options, message in (
+        (("--template", "enable_thinking=false"), "takes no argument 'enable_thinking'"),
+        (("--template", "enable_thinking"), "is written NAME=VALUE"),
+    ):
+        assert message in refused("describe", TABLE, *options)
+        assert message in refused("evaluate", "lab", "--scenes", "1", *options)
+
+
 def test_what_is_wrong_is_said_before_the_weights_are_read(monkeypatch):
     def never(*_, **__):
         raise AssertionError("the weights were read")

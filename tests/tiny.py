@@ -780,13 +780,18 @@ def configure(name: str, changes: Mapping[str, Any]) -> Any:
     """The family's default config made small."""
     (kind,) = (c for c in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if c.model_type == name)
     values = shrunk(kind().to_dict(), SIZES)
+    change(values, changes)
+    return kind(**values)
+
+
+def change(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Config values, set by dotted name."""
     for path, value in changes.items():
         *parents, last = path.split(".")
         place = values
         for parent in parents:
             place = place[parent]
         place[last] = value
-    return kind(**values)
 
 
 def build(name: str, changes: Mapping[str, Any], seed: int = 0) -> Any:
@@ -796,16 +801,19 @@ def build(name: str, changes: Mapping[str, Any], seed: int = 0) -> Any:
     return enlivened(model).eval()
 
 
-def enlivened(model: Any) -> Any:
-    """Weights as large as keep a signal's size, so that what it sees reaches what it says."""
+def enlivened(model: Any, head: int = VOCABULARY) -> Any:
+    """Weights as large as keep a signal's size, so that what it sees reaches what it says.
+
+    `head` is how many logits its last layer gives.
+    """
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             inputs = parameter.shape[-1] if "experts" in name else parameter[0].numel()
             torch.nn.init.normal_(parameter, std=inputs**-0.5)
         elif "gate" in name and not parameter.any():  # it lets no picture through
             torch.nn.init.ones_(parameter)
-    *_, head = (m for m in model.modules() if getattr(m, "out_features", 0) == VOCABULARY)
-    head.weight.data *= 3
+    *_, last = (m for m in model.modules() if getattr(m, "out_features", 0) == head)
+    last.weight.data *= 3
     return model
 
 
@@ -959,16 +967,18 @@ class Processor:
     def __call__(
         self,
         text: list[str],
-        images: Sequence[Image.Image] | None = None,
+        images: Sequence[Any] | None = None,
+        add_special_tokens: bool = False,
         padding: bool = True,
         padding_side: str = "left",
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Prompts as the template writes them; their pictures one after the other."""
+        """Prompts as the template writes them; their pictures one after the other, or by prompt."""
         rows = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         counts = [row.count(IMAGE) for row in rows]
         filled = [[x for t in row for x in self.tiny.filled(t)] for row in rows]
-        pictures = self.image_processor.arranged(images, counts) if images else {}
+        shown = [p for own in images or () for p in (own if isinstance(own, list) else [own])]
+        pictures = self.image_processor.arranged(shown, counts) if shown else {}
         return BatchFeature(self.tiny.batch(filled, pictures, counts))
 
     def decode(self, tokens: torch.Tensor, **settings: Any) -> str:

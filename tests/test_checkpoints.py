@@ -1,0 +1,410 @@
+"""Prompts of real checkpoints: what decoders make of their templates, tokens and processors."""
+
+import re
+import warnings
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+import transformers
+from packaging.version import Version
+from shared import CHECKPOINTS, facts, needs_facts
+
+if Version(transformers.__version__) < Version("5.23"):
+    pytest.skip("the records are written for transformers 5.23", allow_module_level=True)
+pytest.importorskip("torchvision", reason="make build/vision/ready, then PYTHONPATH=build/vision")
+
+from checkpoints.records import RECORDS
+from families import REAL, cell, real_template
+from prompts import PAGE, page_of
+from test_families import TABLE
+
+from checkpoints import chat, load, names, picture
+from sightline import VDD, Reusing
+from sightline.decoders.asking import Chat
+from sightline.decoders.branch import Call
+from sightline.decoders.carve import beside, instead
+from sightline.decoders.ensemble import read_pictures
+from sightline.decoders.vdd import unknown_tokens
+
+QUESTIONS = ("Is there a cup in the image?", "Do you see an orange or a vase?\nSay it.", "Why?")
+SIZES = ((200, 120), (90, 140), (56, 56), (300, 60))
+WIDE, TALL = picture(200, 120), picture(90, 140)
+
+REFUSED = {"mllama": "placeholder tokens"}  # cross-attention
+UNTEMPLATED = [name for name, record in RECORDS.items() if not record.has_template]
+TEMPLATED = [name for name in names() if name not in UNTEMPLATED]
+ANSWERED = [name for name in names() if name not in REFUSED]
+
+
+def part(words):
+    return {"type": "text", "text": words}
+
+
+def image(shown):
+    return {"type": "image", "image": shown}
+
+
+def user(*content):
+    return {"role": "user", "content": list(content)}
+
+
+def conversations(shown, second):
+    """Conversations with images, which end in one question."""
+    question = QUESTIONS[0]
+    return {
+        "one image": chat([shown], question),
+        "two images": chat([shown, second], question),
+        "two turns": chat([shown], "Describe the image.", "A cup.", question),
+        "words around": [user(part("Look: "), image(shown), part(question))],
+        "second turn": [
+            *chat([shown], "What is it?", "A cup."),
+            user(image(second), part(question)),
+        ],
+    }
+
+
+def without_images(messages):
+    return [
+        {**message, "content": [p for p in message["content"] if p["type"] == "text"]}
+        for message in messages
+    ]
+
+
+def taken(name):
+    """The conversations that a checkpoint takes."""
+    made = conversations(WIDE, TALL)
+    return list(made) if name in TEMPLATED else ["one image", "two images"]
+
+
+def unspaced(text):
+    return "".join(text.split())
+
+
+# Published templates
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+CHATS = {
+    **conversations(WIDE, TALL),
+    "no image": chat([], "Hello"),
+    "words alone": [{"role": "user", "content": " Hello there\n"}],
+    "string replies": [
+        *chat([WIDE], "What is it?"),
+        {"role": "assistant", "content": "A cup."},
+        user(part("Sure?")),
+    ],
+    "thought replies": [
+        *chat([WIDE], "What is it?"),
+        {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nA cup."},
+        user(part("Sure?")),
+        {"role": "assistant", "content": "<|channel>thought\nHm.<channel|>Yes."},
+    ],
+    "system": [SYSTEM, *chat([WIDE], "What is it?")],
+    "system list": [{**SYSTEM, "content": [part("Be brief.")]}, *chat([WIDE], "What is it?")],
+    "system, no image": [SYSTEM, *chat([], "Hello", "Hi", "Why?")],
+    "roles in disorder": [*chat([], "Hello"), *chat([WIDE], "What is it?")],
+}
+ARGUMENTS = [
+    {},
+    {"add_generation_prompt": False},
+    {"enable_thinking": True},
+    {"enable_thinking": False},
+    {"preserve_thinking": True},
+    {"add_vision_id": True},
+]
+NAMED = {  # tokens that the facts give by the config's names
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "image_start_token_id": "<|begin_of_image|>",
+    "image_end_token_id": "<|end_of_image|>",
+    "video_start_token_id": "<|begin_of_video|>",
+    "video_end_token_id": "<|end_of_video|>",
+    "image_token_index": "<image>",
+    "video_token_index": "<video>",
+    "pad": "<pad>",
+}
+PUBLISHED = [name for name in TEMPLATED if RECORDS[name].facts]
+
+
+def rendered(checkpoint, messages, template, arguments):
+    """A prompt, or that the template refuses the messages."""
+    arguments = {"add_generation_prompt": True, **arguments}
+    try:
+        prompt = checkpoint.processor.apply_chat_template(
+            messages, chat_template=template, tokenize=False, **arguments
+        )
+    except Exception as refusal:
+        return f"refused: {type(refusal).__name__}"
+    # Mistral's own default for a system message is not in the repository.
+    return re.sub(r"(?<=\[SYSTEM_PROMPT\]).*\d{4}-\d\d-\d\d.*(?=\[/SYSTEM)", "", prompt, flags=re.S)
+
+
+@needs_facts
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_template_writes_the_published_ones_prompts(name):
+    checkpoint = load(name)
+    published = (facts(RECORDS[name].facts)["chat_template"] or {}).get("text")
+    if published is None:
+        pytest.skip("its template is published with a model that asks for a licence")
+    own = checkpoint.processor.chat_template
+    for kind, messages in CHATS.items():
+        for arguments in ARGUMENTS:
+            ours, theirs = (
+                rendered(checkpoint, messages, template, arguments) for template in (own, published)
+            )
+            assert ours == theirs, (kind, arguments)
+
+
+@needs_facts
+@pytest.mark.parametrize("name", [name for name in names() if RECORDS[name].facts])
+def test_an_image_stands_in_the_prompt_as_the_facts_say(name):
+    checkpoint, known = load(name), facts(RECORDS[name].facts)
+    if "tiny_prompt_of_a_200x120_picture" not in known:
+        pytest.skip("no prompt is known")
+    ids = checkpoint.chat([WIDE], "Describe the image.")["input_ids"][0]
+    tokens = checkpoint.tokenizer.convert_ids_to_tokens(ids)
+    listed = known["tiny_prompt_of_a_200x120_picture"].split(" ")
+    runs = [re.fullmatch(r"(.+?)(?:\*(\d+))?", token) for token in listed]
+    wanted = [run[1] for run in runs for _ in range(int(run[2] or 1))]
+    assert spelled(tokens) == spelled(wanted)
+
+
+def spelled(tokens):
+    text = "".join(tokens)
+    for token, plain in (("Ġ", " "), ("▁", " "), ("Ċ", "\n"), ("<0x0A>", "\n"), ("\\n", "\n")):
+        text = text.replace(token, plain)
+    text = text.removeprefix("<s>").strip()  # LLaVA's is not in the facts
+    return re.sub(r"(?<=\[SYSTEM_PROMPT\]).*(?=\[/SYSTEM)", "", text, flags=re.S)
+
+
+@needs_facts
+def test_every_checkpoint_with_facts_is_here():
+    assert {path.stem for path in CHECKPOINTS.glob("*.json")} == {
+        record.facts for record in RECORDS.values() if record.facts
+    }
+
+
+@needs_facts
+@pytest.mark.parametrize("name", [name for name in names() if RECORDS[name].facts])
+def test_classes_and_image_tokens_are_the_real_ones(name):
+    checkpoint, known = load(name), facts(RECORDS[name].facts)
+    assert type(checkpoint.processor).__name__ == known["processor_class"]
+    assert type(checkpoint.model).__name__ == known["model_class"]
+    assert checkpoint.processor.image_token == known["processor_image_token"]
+    image = checkpoint.tokenizer.convert_ids_to_tokens(checkpoint.model.config.image_token_id)
+    assert image == known["model_image_token_in_tiny"]
+
+
+@needs_facts
+@pytest.mark.parametrize("name", [name for name in names() if RECORDS[name].facts])
+def test_special_tokens_follow_each_other_as_the_real_ones(name):
+    """Neighbours are neighbours: what looks like a marker by its id does so here too."""
+    tokenizer, known = load(name).tokenizer, facts(RECORDS[name].facts)
+    ours, special = tokenizer.get_vocab(), r"<\S+>|\[\S+\]"
+    real = {}
+    for label, number in known["ids"].items():
+        token = re.search(special, label) or NAMED.get(label)
+        token = token[0] if isinstance(token, re.Match) else token
+        if token in ours:
+            real[token] = number
+    for first, second in pairwise(sorted(real, key=real.get)):
+        distance = ours[second] - ours[first]
+        assert (distance == 1) if real[second] - real[first] == 1 else distance > 0, (first, second)
+
+
+# A1: the prompt without its images
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_the_image_free_prompt_is_the_chat_without_images(name):
+    """Whatever the processor wrote for them, and whatever their sizes."""
+    checkpoint = load(name)
+    decoder = VDD(processor=checkpoint.processor)
+    for kind in taken(name):
+        wanted = None
+        for size in SIZES if kind == "one image" else SIZES[:2]:
+            messages = conversations(picture(*size), TALL)[kind]
+            (amateur,) = checkpoint.amateurs(checkpoint.inputs(messages), decoder)
+            if wanted is None:
+                wanted = checkpoint.tokenizer.decode(
+                    checkpoint.inputs(without_images(messages))["input_ids"][0]
+                )
+            assert unspaced(checkpoint.text(amateur)) == unspaced(wanted), (kind, size)
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_one_stand_in_for_each_image(name):
+    checkpoint = load(name)
+    decoder = VDD(variant="unk", processor=checkpoint.processor)
+    stand_in = checkpoint.tokenizer.decode(unknown_tokens(checkpoint.processor))
+    for kind in taken(name):
+        messages = conversations(WIDE, TALL)[kind]
+        shown = sum(part["type"] == "image" for m in messages for part in m["content"])
+        (amateur,) = checkpoint.amateurs(checkpoint.inputs(messages), decoder)
+        text = checkpoint.text(amateur)
+        wanted = checkpoint.inputs(without_images(messages))["input_ids"][0]
+        assert text.count(stand_in) == shown, kind
+        assert unspaced(text.replace(stand_in, "")) == unspaced(
+            checkpoint.tokenizer.decode(wanted)
+        ), kind
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_without_a_processor_what_stays_is_warned_of(name):
+    """Of any size the same stays, and all that the user wrote."""
+    checkpoint, told, texts = load(name), [], []
+    for size in SIZES[:2]:
+        shown = picture(*size)
+        messages = chat([shown], QUESTIONS[0])
+        if name in TEMPLATED:
+            messages = [user(image(shown), part("One."), image(TALL), part(QUESTIONS[0]))]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            (amateur,) = checkpoint.amateurs(checkpoint.inputs(messages), VDD())
+        told += [str(w.message) for w in caught if "like its markers" in str(w.message)]
+        texts.append(checkpoint.text(amateur))
+        assert not amateur.image_mask.any()
+        assert "One." in texts[-1] or name not in TEMPLATED
+        assert QUESTIONS[0] in texts[-1]
+    assert len(set(texts)) == 1 or told  # a size in words is among what stays
+    wanted = checkpoint.inputs(without_images(messages))["input_ids"][0]
+    wanted = checkpoint.tokenizer.decode(wanted)
+    if unspaced(texts[0]) == unspaced(wanted):
+        assert not told
+    elif told:
+        assert "processor=" in told[0] and "markers=" in told[0]
+    assert name not in ("llava15", "llava_ov", "qwen2vl", "qwen25vl", "qwen3vl") or not told
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_an_image_free_prompt_is_read_once_for_images_of_any_size(name):
+    checkpoint, read = load(name), []
+
+    def count(module, args, kwargs):
+        ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        read.append((embeds if ids is None else ids).shape[1] > 1)
+
+    decoder = Reusing(VDD(processor=checkpoint.processor))
+    hook = checkpoint.model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+    counts = []
+    try:
+        for size in SIZES:
+            read.clear()
+            inputs = checkpoint.chat([picture(*size)], QUESTIONS[0])
+            checkpoint.model.generate(**inputs, custom_generate=decoder, max_new_tokens=2)
+            counts.append(sum(read))
+    except ValueError as refusal:
+        if "keep more than keys and values" not in str(refusal):
+            raise
+        return  # layers that keep a state, which decoders say
+    finally:
+        hook.remove()
+    assert counts == [2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_images_are_counted_and_not_their_tiles(name):
+    checkpoint = load(name)
+    for kind in taken(name):
+        messages = conversations(WIDE, TALL)[kind]
+        shown = sum(part["type"] == "image" for m in messages for part in m["content"])
+        (own,) = checkpoint.within(
+            checkpoint.inputs(messages), lambda e, m: e.images(m, checkpoint.processor)
+        )
+        assert len(own) == shown, kind
+
+
+# A3: the question
+
+
+@pytest.mark.parametrize("name", [n for n in TEMPLATED if n not in REFUSED])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_question_is_the_users_and_asked_again_gives_the_same_prompt(name, question):
+    checkpoint = load(name)
+    chats = {
+        "one image": chat([WIDE], question),
+        "two images": chat([WIDE, TALL], question),
+        "two turns": chat([WIDE], "Describe the image.", "A cup.", question),
+    }
+
+    def asked(expert, model):
+        conversation = Chat(checkpoint.processor, model)
+        (found,) = conversation.asked(expert)
+        return found.question, conversation.ask(expert, [0], [question]).input_ids
+
+    for kind, messages in chats.items():
+        inputs = checkpoint.inputs(messages)
+        found, again = checkpoint.within(inputs, asked)
+        assert found == question, kind
+        assert torch.equal(again, inputs["input_ids"]), kind
+
+
+# A5: other images and texts in a prompt
+
+
+def made_by(checkpoint, messages, action):
+    """What `action(expert, chat)` makes of a prompt of the first message's first image."""
+
+    def make(expert, model):
+        expert = replace(expert, call=Call(((WIDE,),), expert.call.generation_config))
+        return action(read_pictures(expert, model), Chat(checkpoint.processor, model))
+
+    return checkpoint.within(checkpoint.inputs(messages), make)
+
+
+def ids_of(branch):
+    return branch.input_ids[0][branch.attention_mask[0].bool()].tolist()
+
+
+OTHERS = {
+    "another image": (lambda e, c: instead(e, [TALL], c), [image(TALL)]),
+    "a second image": (lambda e, c: beside(e, [TALL], c), [image(WIDE), image(TALL)]),
+    "the same again": (lambda e, c: beside(e, [WIDE], c), [image(WIDE), image(WIDE)]),
+    "words before": (lambda e, c: c.put_before(e, ["Look."]), [part("Look.\n"), image(WIDE)]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("name", [n for n in TEMPLATED if n not in REFUSED])
+def test_prompts_with_other_images_and_texts_are_the_processors(name, kind):
+    checkpoint, (action, shown) = load(name), OTHERS[kind]
+    try:
+        made = made_by(checkpoint, chat([WIDE], QUESTIONS[0]), action)
+    except ValueError as refusal:
+        # It puts a beginning of its own before every prompt.
+        assert name in ("emu3", "janus") and "does not write the prompt again" in str(refusal)
+        return
+    wanted = checkpoint.inputs([user(*shown, part(QUESTIONS[0]))])
+    ids = wanted["input_ids"][0].tolist()
+    image_token = checkpoint.model.config.image_token_id
+    if kind == "words before":
+        texts = [checkpoint.tokenizer.decode(tokens) for tokens in (ids_of(made), ids)]
+        name_of = checkpoint.tokenizer.convert_ids_to_tokens(image_token)
+        before, first = (text.index("Look.") < text.index(name_of) for text in texts)
+        assert before
+        # A template may put images first, wherever they are in a turn.
+        assert unspaced(texts[0]) == unspaced(texts[1]) or not first
+        return
+    assert ids_of(made) == ids
+    assert torch.equal(made.image_mask, made.input_ids == image_token)
+
+
+# Every decoder
+
+
+@pytest.mark.parametrize("family", sorted({record.family for record in RECORDS.values()}))
+def test_decoders_answer_as_the_table_of_families_says(family):
+    found = real_template(family)
+    assert not [outcome for outcome in found.values() if "FAILS" in outcome]
+    assert cell(found) == TABLE.cells[family][REAL]
+
+
+# Everybody's prompts
+
+
+@pytest.mark.parametrize("name", names())
+def test_prompts_are_those_of_the_page(name):
+    """tests/checkpoints/prompts.txt; where a change is meant, `python -m tests.prompts --write`."""
+    parts = dict(zip(names(), PAGE.read_text(encoding="utf-8").split("\n\n== ")[1:], strict=True))
+    assert f"== {parts[name].rstrip()}" == page_of(name).rstrip()
