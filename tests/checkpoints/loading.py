@@ -132,14 +132,19 @@ def names() -> list[str]:
     return list(RECORDS)
 
 
+def template_of(name: str) -> str:
+    """The chat template of a checkpoint that has one."""
+    written = TEMPLATES / f"{RECORDS[name].written or name}.jinja"
+    return written.read_text(encoding="utf-8")
+
+
 @cache
 def load(name: str) -> Checkpoint:
     """One checkpoint, built once per process."""
     record = RECORDS[name]
     processor = record.processor()
     if record.has_template:
-        written = TEMPLATES / f"{record.written or name}.jinja"
-        processor.chat_template = written.read_text(encoding="utf-8")
+        processor.chat_template = template_of(name)
     vocabulary = len(processor.tokenizer) + 3  # padded, as vocabularies are
     config = configured(record, processor.tokenizer, vocabulary)
     torch.manual_seed(record.seed)

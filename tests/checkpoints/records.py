@@ -492,6 +492,46 @@ def aria_processor() -> Any:
     return hf.AriaProcessor(hf.AriaImageProcessor(), tokenizer, size_conversion={980: 4})
 
 
+MOLMO = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<low_res_im_start>", "<|image|>")
+MOLMO += ("<im_low>", "<frame_start>", "<frame_end>", "<|video|>")
+
+
+def molmo2_processor() -> Any:
+    sizes = {"size": square(56), "patch_size": 14}
+    images = hf.Molmo2ImageProcessor(**sizes, overlap_margins=[0, 0])
+    videos = hf.Molmo2VideoProcessor(**sizes)
+    return hf.Molmo2Processor(images, videos, qwen_tokenizer((*CHATML, *MOLMO)))
+
+
+def minimax_processor() -> Any:
+    marks = ("]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>[")
+    tokenizer = byte_level(last=("]!p~[", "]~b]", "[e~[", *marks), eos="[e~[", pad="]!p~[")
+    images = hf.MiniMaxM3VLImageProcessor()
+    return hf.MiniMaxM3VLProcessor(images, tokenizer, hf.MiniMaxM3VLVideoProcessor())
+
+
+def qianfan_processor() -> Any:
+    names = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+    }
+    special = (*CHATML, "<img>", "</img>", "<IMG_CONTEXT>", "<image>")
+    tokenizer = qwen_tokenizer(special, extra_special_tokens=names)
+    images = hf.GotOcr2ImageProcessor(size=square(56), crop_to_patches=True)
+    return hf.QianfanOCRProcessor(images, tokenizer, image_seq_length=4)
+
+
+STEP = ("<im_start>", "<im_end>", "<im_patch>", "<patch_start>", "<patch_end>", "<patch_newline>")
+
+
+def step3p7_processor() -> Any:
+    images = hf.Step3p7ImageProcessor(
+        size=square(112), patch_size=56, vision_patch_size=14, downsampler_stride=4
+    )
+    return hf.Step3p7Processor(images, qwen_tokenizer((*CHATML, *STEP)))
+
+
 RECORDS: dict[str, Record] = {
     "gemma3": Record(
         "gemma3",
@@ -718,5 +758,36 @@ RECORDS: dict[str, Record] = {
         {"image_token_id": "<image>"},
         {**TOWER, "scale_factor": 2},
         written="idefics3",
+    ),
+    "molmo2": Record(
+        "molmo2",
+        molmo2_processor,
+        {
+            "image_patch_id": "<im_patch>",
+            "image_start_token_id": "<im_start>",
+            "low_res_image_start_token_id": "<low_res_im_start>",
+            "image_end_token_id": "<im_end>",
+            "frame_start_token_id": "<frame_start>",
+            "frame_end_token_id": "<frame_end>",
+        },
+        vision(image_size=[56, 56], patch_size=14),
+    ),
+    "minimax_m3": Record(
+        "minimax_m3_vl",
+        minimax_processor,
+        {"image_token_index": "]<]image[>[", "video_token_index": "]<]video[>["},
+        vision(patch_size=14),
+    ),
+    "qianfan_ocr": Record(
+        "qianfan_ocr",
+        qianfan_processor,
+        {"image_token_id": "<IMG_CONTEXT>"},
+        vision(image_size=[56, 56], patch_size=[14, 14]),
+    ),
+    "step3p7": Record(
+        "step3p7",
+        step3p7_processor,
+        {"image_token_id": "<im_patch>"},
+        vision(image_size=112, patch_size=14),
     ),
 }
