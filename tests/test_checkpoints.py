@@ -251,6 +251,17 @@ def test_special_tokens_follow_each_other_as_the_real_ones(name):
         assert (distance == 1) if real[second] - real[first] == 1 else distance > 0, (first, second)
 
 
+@needs_facts
+@pytest.mark.parametrize("name", [name for name in names() if RECORDS[name].facts])
+def test_answers_are_generated_with_the_real_settings(name):
+    checkpoint, known = load(name), facts(RECORDS[name].facts).get("generation_config", {})
+    ids = {"eos_token_id", "pad_token_id", "bos_token_id"}
+    for setting in known.keys() - ids - {"confidence", "cache_implementation"}:
+        assert getattr(checkpoint.model.generation_config, setting) == known[setting], setting
+    ends = known.get("eos_token_id", [])
+    assert not ends or len(checkpoint.model.generation_config.eos_token_id) == len(ends)
+
+
 # A1: the prompt without its images
 
 
