@@ -20,7 +20,7 @@ from families import REAL, cell, real_template
 from prompts import PAGE, page_of
 from test_families import TABLE
 
-from checkpoints import chat, load, names, picture
+from checkpoints import chat, load, names, picture, template_of
 from sightline import VDD, Reusing
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Call
@@ -124,6 +124,11 @@ NAMED = {  # tokens that the facts give by the config's names
     "video_token_index": "<video>",
     "pad": "<pad>",
 }
+ARGUED = [
+    name
+    for name in TEMPLATED
+    if any(argument in template_of(name) for chosen in ARGUMENTS[2:] for argument in chosen)
+]
 PUBLISHED = [name for name in TEMPLATED if RECORDS[name].facts]
 
 
@@ -213,6 +218,17 @@ def test_special_tokens_follow_each_other_as_the_real_ones(name):
         assert (distance == 1) if real[second] - real[first] == 1 else distance > 0, (first, second)
 
 
+@needs_facts
+@pytest.mark.parametrize("name", [name for name in names() if RECORDS[name].facts])
+def test_answers_are_generated_with_the_real_settings(name):
+    checkpoint, known = load(name), facts(RECORDS[name].facts).get("generation_config", {})
+    ids = {"eos_token_id", "pad_token_id", "bos_token_id"}
+    for setting in known.keys() - ids - {"confidence", "cache_implementation"}:
+        assert getattr(checkpoint.model.generation_config, setting) == known[setting], setting
+    ends = known.get("eos_token_id", [])
+    assert not ends or len(checkpoint.model.generation_config.eos_token_id) == len(ends)
+
+
 # A1: the prompt without its images
 
 
@@ -231,6 +247,19 @@ def test_the_image_free_prompt_is_the_chat_without_images(name):
                     checkpoint.inputs(without_images(messages))["input_ids"][0]
                 )
             assert unspaced(checkpoint.text(amateur)) == unspaced(wanted), (kind, size)
+
+
+@pytest.mark.parametrize("name", ARGUED)
+def test_the_image_free_prompt_keeps_to_the_arguments_of_the_template(name):
+    """A thought stays open or closed; a number that the template gives an image goes with it."""
+    checkpoint = load(name)
+    decoder = VDD(processor=checkpoint.processor)
+    messages = conversations(WIDE, TALL)["two images"]
+    for arguments in ARGUMENTS:
+        if any(argument in template_of(name) for argument in arguments):
+            (amateur,) = checkpoint.amateurs(checkpoint.inputs(messages, **arguments), decoder)
+            wanted = checkpoint.prompt(without_images(messages), **arguments)
+            assert unspaced(checkpoint.text(amateur)) == unspaced(wanted), arguments
 
 
 @pytest.mark.parametrize("name", ANSWERED)
@@ -313,6 +342,13 @@ def test_images_are_counted_and_not_their_tiles(name):
             checkpoint.inputs(messages), lambda e, m: e.images(m, checkpoint.processor)
         )
         assert len(own) == shown, kind
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_image_tokens_is_refused_in_words(name):
+    checkpoint = load(name)
+    with pytest.raises(ValueError, match=REFUSED[name]):
+        checkpoint.amateurs(checkpoint.chat([WIDE], QUESTIONS[0]), VDD())
 
 
 # A3: the question
