@@ -153,7 +153,7 @@ def _one_of(texts: Iterable[str]) -> str:
     return f"(?:{'|'.join(sorted(escaped, key=len, reverse=True))})"
 
 
-_KNOWN: Memory[str, Writing] = Memory(REMEMBERED)
+WRITINGS: Memory[str, Writing] = Memory(REMEMBERED)
 
 
 def can_be_asked(processor: Any) -> bool:
@@ -167,14 +167,11 @@ def writing_of(processor: Any, config: Any) -> Writing:
     Raises:
         ValueError: It writes no image token of the model's, or cannot be asked.
     """
-    known = _KNOWN.of(processor)
     image = token_ids(config, ("image_token_id",))
     plain = {n: v for n, v in vars(processor).items() if isinstance(v, str | int | float | None)}
     key = repr((plain, vars(processor.image_processor), len(processor.tokenizer), image))
-    if key not in known:
-        known[key] = _asked(processor, set(image))
-        _KNOWN.trim(processor)
-    return known[key]
+    (writing,) = WRITINGS.recall(processor, [key], lambda _: [_asked(processor, set(image))])
+    return writing
 
 
 def _asked(processor: Any, image: set[int]) -> Writing:
