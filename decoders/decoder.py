@@ -94,6 +94,13 @@ class Strategy(ABC):
         the softmax weights of the query that predicted it, mean over heads and the middle layers
         (or those of (first, first after)), 0 off `image_mask`, which is `[R, T]` bool.
 
+        Logits processors act once per token. Those that ban or penalise, and those that are not
+        known to transformers, act on the rule's scores of every token. Then the plausibility cut is
+        taken, relative to the expert's best token that they did not ban, so that a ban makes room
+        for the next best. Beams normalise what is left, then temperature and the other warpers,
+        watermarks and normalisation act. So a penalty or a bias weighs plausible tokens against
+        each other, by their contrasted scores, and makes no implausible token possible.
+
         Streaming goes by `generate(..., token_streamer=TextStreamer(...))`: transformers drops
         `streamer=` when a strategy decodes. It drops `assistant_model` too, unseen by us.
         """
@@ -207,7 +214,8 @@ class Gated(Strategy):
     in one forward. With `Undecided()`, the default, answers are those of the decoder itself,
     token for token: where one token is plausible no contrast can change it. Worth it where a
     second row of a forward costs as much as a second forward (float32 on a CPU); it costs a look
-    at the scores at every token.
+    at the scores at every token. Beside a processor that may know more than the tokens so far (a
+    grammar's), which tokens are left is not known in time, and `Undecided` opens at every token.
 
     Args:
         decoder: Whose contrasts are gated.

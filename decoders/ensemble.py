@@ -10,7 +10,7 @@ Every private method of transformers' `GenerationMixin` that the library calls i
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
@@ -52,6 +52,7 @@ from sightline.decoders.checks import (
 from sightline.decoders.features import Features, token_ids
 from sightline.decoders.head import EarlyLogits
 from sightline.decoders.memory import ReadTexts
+from sightline.decoders.processing import around_cut
 from sightline.decoders.prompts import (
     can_share,
     encoded_pictures,
@@ -62,7 +63,6 @@ from sightline.decoders.prompts import (
     pictures_asked,
     prepare_inputs,
 )
-from sightline.decoders.rescue import RescuedProcessors
 from sightline.decoders.streams import layers_that_look, recording, separate, stream
 from sightline.logits.rules import Plausibility, Rule, State
 
@@ -82,6 +82,8 @@ class Asked:
         looks: Remember in `image_attention` where the expert looked at every step: True, or the
             layers to take the mean of, as (first, first after).
         texts: What earlier calls read of prompts without pictures, to be read from and added to.
+        processors: The user's, those that act before the rule's cut.
+        is_beam: Whether these expect log-probabilities, as in beam search.
     """
 
     prompt_length: int
@@ -91,6 +93,8 @@ class Asked:
     records: Mapping[int, frozenset[str]] | None = None
     looks: bool | tuple[int, int] = False
     texts: ReadTexts | None = None
+    processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
+    is_beam: bool = False
 
 
 class Ensemble:
@@ -119,6 +123,7 @@ class Ensemble:
         )
         self.width = max(b.length for b in branches)
         self.prompts = self.stack([b.input_ids for b in branches])
+        self.input_ids = self.prompts  # the loop's, [R, T + t]
         self.latest: tuple[Tensor, ...] = ()
         self.branch_logits: list[Tensor] | None = [] if asked.keep_logits else None
         self.blocks = [
@@ -226,6 +231,7 @@ class Ensemble:
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Any:
         """The loop's `input_ids` `[R, T + t]` -> model inputs of N*R rows: t is the same answer."""
+        self.input_ids = input_ids
         answer = input_ids[:, self.asked.prompt_length :].repeat(len(self.branches), 1)
         ids = torch.cat([self.prompts, answer], dim=1)
         return prepare_inputs(self.model, ids, kwargs)
@@ -247,6 +253,7 @@ class Ensemble:
         is_first_iteration: bool = True,
     ) -> Any:
         """Each branch at its own length, then one cache: nobody pays for another's padding."""
+        self.input_ids = input_ids
         shared = {
             name: value
             for name, value in model_kwargs.items()
@@ -326,7 +333,7 @@ class Ensemble:
         self.latest = logits.chunk(len(self.branches))
         if self.image_attention is not None:
             self.image_attention.append(self._look())
-        outputs.logits = self._scores()[:, None]
+        outputs.logits = self._cut_scores()[:, None]
         if self.asked.selections:
             cut_cache(outputs.past_key_values, self.asked.selections, self.blocks)
         self.state.step += 1
@@ -337,13 +344,21 @@ class Ensemble:
                 setattr(outputs, name, tuple(layer[: self.rows] for layer in outputs[name]))
         return outputs
 
-    def _scores(self) -> Tensor:
-        """The rule's, of the latest logits: `[R, V]`."""
-        return self.rule(self.latest, self.state)
+    def _cut_scores(self) -> Tensor:
+        """The rule's, after bans, penalties and the cut: `[R, V]`. Beam search normalises them."""
+        scores = self._scores()
+        if self.asked.processors:
+            scores = self._processed(scores.log_softmax(dim=-1) if self.asked.is_beam else scores)
+        return self.rule.cut(scores, self.latest[0])
 
-    def all_latest(self) -> tuple[Tensor, ...]:
-        """The latest logits of every branch, `[R, V]` each."""
-        return self.latest
+    def _scores(self) -> Tensor:
+        """The rule's, of the latest logits, before the cut: `[R, V]`."""
+        return self.rule.combine(self.latest, self.state)
+
+    def _processed(self, scores: Tensor) -> Tensor:
+        """A copy of scores `[R, V]` after the processors that act before the cut."""
+        ids = self.input_ids
+        return self.asked.processors(ids, scores.to(ids.device, copy=True)).to(scores.device)
 
     def _look(self) -> Tensor:
         """What the expert's latest query gave to image tokens, `[R, T]` over its own prompt."""
@@ -435,6 +450,9 @@ def decode(
     ]
     del expert
     keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
+    before: Any = LogitsProcessorList()
+    if recipe.rule is not None and recipe.rule.cuts:
+        before, logits_processor = around_cut(logits_processor)
     asked = Asked(
         prompt_length=input_ids.shape[1],
         copies=copies,
@@ -442,6 +460,8 @@ def decode(
         selections=recipe.selections,
         looks=looks,
         texts=recipe.texts if recipe.contrasts else None,
+        processors=before,
+        is_beam=is_beam,
     )
     ensemble = recipe.ensemble(model, branches, asked)
     del branches  # the ensemble lets go of what is read
@@ -452,13 +472,7 @@ def decode(
     ensemble.runs = separate(model, ensemble.blocks, lengths, kwargs["past_key_values"])
     show_prompt(token_streamer, input_ids)
     with switched(model) if ensemble.watches else nullcontext():
-        outputs = loop(
-            ensemble,
-            input_ids,
-            logits_processor=RescuedProcessors(logits_processor, ensemble, is_beam),
-            **calling,
-            **kwargs,
-        )
+        outputs = loop(ensemble, input_ids, logits_processor=logits_processor, **calling, **kwargs)
     return outputs if isinstance(outputs, Tensor) else finish(outputs, ensemble)
 
 

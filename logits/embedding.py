@@ -81,8 +81,9 @@ class EmbeddingContrast(LogitsProcessor):
 
     Making one runs one token through the model, to measure how it scales embeddings and logits.
     Runs after `generate`'s own processors (repetition penalty, banned tokens); as a rule in a
-    decoder it runs before them. The prompt must end in text: the last token's embedding is looked
-    up by its id, and an image token's id does not say which image it is.
+    decoder it contrasts before them and cuts after them. The prompt must end in text: the last
+    token's embedding is looked up by its id, and an image token's id does not say which image it
+    is.
 
     Args:
         model: The model that generates; decoder-only, with a head and token embeddings.

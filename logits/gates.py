@@ -14,9 +14,13 @@ from sightline.logits.rules import Rule
 class Gate(ABC):
     """Base of all gates. Subclasses define `opens`."""
 
+    is_exact = False  # whether it is closed only where no contrast could change the token
+
     @abstractmethod
     def opens(self, expert: Tensor, rule: Rule) -> Tensor:
         """Which rows need the other branches: the expert's logits `[R, V]` float32 -> bool `[R]`.
+
+        Banned tokens are at -inf.
 
         Args:
             rule: Whose plausibility cut would be in force.
@@ -29,6 +33,8 @@ class Undecided(Gate):
 
     Exact: where one is left, no contrast can change it.
     """
+
+    is_exact = True
 
     def opens(self, expert: Tensor, rule: Rule) -> Tensor:
         return rule.keep(expert).sum(dim=-1) > 1

@@ -106,8 +106,8 @@ class Grounded(Rule):
             scores = (1 - self.mix) * expert.log_softmax(dim=-1).float() + self.mix * scores
         return scores
 
-    def __call__(self, logits: Sequence[Tensor], state: State | None = None) -> Tensor:
-        return best_apart(super().__call__(logits, state), logits[0])
+    def cut(self, scores: Tensor, expert: Tensor) -> Tensor:
+        return best_apart(super().cut(scores, expert), expert)
 
 
 class Support(LogitsProcessor):

@@ -1,7 +1,7 @@
 """How the logits of several branches become the scores of one answer.
 
-A rule sees `[expert, *others]`, each `[B, V]` and float32, before any of the user's logits
-processors. What it does not want said it sets to -inf.
+A rule sees `[expert, *others]`, each `[B, V]` and float32. It combines them before any of the
+user's logits processors act, and sets implausible tokens to -inf after those that ban or penalise.
 """
 
 import math
@@ -61,7 +61,7 @@ class Rule(ABC):
     """Base of all rules: combine the branches, then keep what the expert finds plausible.
 
     Subclasses define `combine`, and a field `beta` where they cut by plausibility; one with a cut
-    of its own defines `cuts` and `keep`.
+    of its own defines `cuts` and `keep`. A decoder calls `combine`, the user's processors, `cut`.
     `uses_others` and `is_identity` let a call leave out branches and arithmetic that could change
     nothing.
     """
@@ -105,10 +105,20 @@ class Rule(ABC):
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         """Scores `[B, V]` of every token, plausible or not."""
 
+    def cut(self, scores: Tensor, expert: Tensor) -> Tensor:
+        """Scores `[B, V]`, implausible tokens at -inf, by the expert's logits `[B, V]`.
+
+        A token whose score is -inf already, as a ban leaves it, is no candidate: the threshold is
+        relative to the expert's best token among the others, so that a row keeps one if it can.
+        """
+        if not self.cuts:
+            return scores
+        left = expert.masked_fill(scores.isneginf(), -math.inf)
+        return scores.masked_fill(~self.keep(left), -math.inf)
+
     def __call__(self, logits: Sequence[Tensor], state: State | None = None) -> Tensor:
         """`[expert, *others]`, each `[B, V]` -> scores `[B, V]`, implausible tokens at -inf."""
-        scores = self.combine(logits, state if state is not None else State())
-        return torch.where(self.keep(logits[0]), scores, -math.inf) if self.cuts else scores
+        return self.cut(self.combine(logits, state or State()), logits[0])
 
 
 @dataclass(frozen=True)
