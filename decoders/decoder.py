@@ -44,7 +44,19 @@ class _Signature:
         return signature.replace(parameters=parameters)
 
 
-class Strategy(ABC):
+class Passed:
+    """What is passed to `generate` as `custom_generate=`, made first."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if "logits_processor" in kwargs:  # `generate` calls what it was given
+            raise TypeError(
+                f"custom_generate= takes a decoder, and got the class {cls.__name__}: make one, as "
+                f"in custom_generate={cls.__name__}()"
+            )
+        return super().__new__(cls)
+
+
+class Strategy(Passed, ABC):
     """Anything that `generate` takes as `custom_generate=`. Decoders and recipes are strategies."""
 
     __signature__ = _Signature()

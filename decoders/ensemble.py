@@ -40,13 +40,16 @@ from sightline.decoders.caches import (
     scratch_cache,
 )
 from sightline.decoders.checks import (
+    check_cached,
     check_call,
     check_capacity,
     check_cuttable,
     check_looks,
+    check_outputs,
     check_pictures,
     check_reached,
     check_reusable,
+    wants,
     warn_of_two_starts,
 )
 from sightline.decoders.features import Features, token_ids
@@ -66,6 +69,7 @@ from sightline.decoders.prompts import (
 from sightline.decoders.streams import layers_that_look, recording, separate, stream
 from sightline.logits.rules import Plausibility, Rule, State
 
+PER_TOKEN = ("hidden_states", "attentions")  # of a forward, by layer
 COMPILED = Lock()  # the next replay of a recorded graph, by any thread, writes over its outputs
 
 
@@ -212,7 +216,18 @@ class Ensemble:
         self.state.early = self.early.take(outputs, self.rows)
         if not inputs.get("output_hidden_states"):
             outputs.hidden_states = None
+        if outputs.get("attentions") is not None:
+            outputs.attentions = tuple(self._own_columns(layer) for layer in outputs.attentions)
         return outputs
+
+    def _own_columns(self, attention: Tensor) -> Tensor:
+        """`[N*R, H, 1, K]` without the columns that pad the expert's prompt.
+
+        A layer with a window has lost the oldest columns already.
+        """
+        padding = self.width - self.branches[0].length
+        lost = self.width + self.state.step - attention.shape[-1]
+        return attention[..., max(0, padding - max(0, lost)) :]
 
     @contextmanager
     def _watched(
@@ -232,6 +247,9 @@ class Ensemble:
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Any:
         """The loop's `input_ids` `[R, T + t]` -> model inputs of N*R rows: t is the same answer."""
         self.input_ids = input_ids
+        if self.state.step:
+            removed = self.blocks[0].ledger.removed
+            check_cached(kwargs["past_key_values"], self.width + self.state.step - 1 - removed)
         answer = input_ids[:, self.asked.prompt_length :].repeat(len(self.branches), 1)
         ids = torch.cat([self.prompts, answer], dim=1)
         return prepare_inputs(self.model, ids, kwargs)
@@ -312,7 +330,7 @@ class Ensemble:
         if not shared.get("output_hidden_states"):
             outputs.hidden_states = None
         outputs.logits = outputs.logits[:, -1:][index]
-        for name in ("hidden_states", "attentions"):
+        for name in PER_TOKEN:
             if outputs.get(name) is not None:
                 setattr(outputs, name, tuple(layer[index] for layer in outputs[name]))
         return outputs
@@ -339,7 +357,7 @@ class Ensemble:
         self.state.step += 1
         if self.branch_logits is not None:
             self.branch_logits.append(torch.stack(self.latest))
-        for name in ("hidden_states", "attentions"):
+        for name in PER_TOKEN:
             if outputs.get(name) is not None:
                 setattr(outputs, name, tuple(layer[: self.rows] for layer in outputs[name]))
         return outputs
@@ -444,19 +462,20 @@ def decode(
         branches = [replace(expert, recalibrations=recipe.recalibrations)]
         for contrast in recipe.contrasts:
             branches.append(complete(contrast(expert, model), model, generation_config))
-    # A prefix was read without edits, and without a record of them.
+    # A prefix was read without edits, without a record of them, and without outputs.
+    in_one = any(wants(generation_config, f"output_{name}") for name in PER_TOKEN)
     branches = [
-        replace(b, pixels={}, prefix=None if b.recalibrations else b.prefix) for b in branches
+        replace(b, pixels={}, prefix=None if in_one or b.recalibrations else b.prefix)
+        for b in branches
     ]
     del expert
-    keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
     before: Any = LogitsProcessorList()
     if recipe.rule is not None and recipe.rule.cuts:
         before, logits_processor = around_cut(logits_processor)
     asked = Asked(
         prompt_length=input_ids.shape[1],
         copies=copies,
-        keep_logits=bool(keep_logits),
+        keep_logits=wants(generation_config, "output_logits"),
         selections=recipe.selections,
         looks=looks,
         texts=recipe.texts if recipe.contrasts else None,
@@ -468,8 +487,10 @@ def decode(
     kwargs = loop_kwargs(ensemble, model_kwargs, generation_config, mode)
     if recipe.selections:
         check_cuttable(kwargs["past_key_values"])
-    lengths = [branch.length for branch in ensemble.branches]
-    ensemble.runs = separate(model, ensemble.blocks, lengths, kwargs["past_key_values"])
+    check_outputs(model, generation_config, ensemble.watches)
+    if not wants(generation_config, "output_attentions"):
+        lengths = [branch.length for branch in ensemble.branches]
+        ensemble.runs = separate(model, ensemble.blocks, lengths, kwargs["past_key_values"])
     show_prompt(token_streamer, input_ids)
     with switched(model) if ensemble.watches else nullcontext():
         outputs = loop(ensemble, input_ids, logits_processor=logits_processor, **calling, **kwargs)

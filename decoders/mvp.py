@@ -14,6 +14,7 @@ from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch, Call
 from sightline.decoders.checks import check_call, check_pictures
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
+from sightline.decoders.decoder import Passed
 from sightline.decoders.ensemble import (
     check_vision_language,
     complete,
@@ -59,7 +60,7 @@ REMEMBERED = 4096  # captions that are kept, for each model
 
 
 @dataclass
-class MVP:
+class MVP(Passed):
     """Answer a closed question by the votes of several captions and several beginnings.
 
     The model captions the picture from several points of view. Each caption joins the question,

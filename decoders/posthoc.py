@@ -15,6 +15,7 @@ from sightline.decoders.branch import Branch
 from sightline.decoders.checks import check_call, check_pictures
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
 from sightline.decoders.contrasts import NoImage, UnknownImage, token_tuple
+from sightline.decoders.decoder import Passed
 from sightline.decoders.ensemble import (
     check_vision_language,
     complete,
@@ -35,7 +36,7 @@ REMEMBERED = 4096  # image-free prompts whose label masses are kept, for each mo
 
 
 @dataclass
-class PostHocDebias:
+class PostHocDebias(Passed):
     """Answer yes/no or A/B/C/D as if the model did not lean to one of them without a picture.
 
     The probability of each label is divided by what the same model gives it when the picture is
