@@ -9,7 +9,7 @@ from transformers import DynamicCache, LogitsProcessorList
 
 from sightline.decoders.branch import Branch
 from sightline.decoders.caches import make_room
-from sightline.decoders.checks import check_gated
+from sightline.decoders.checks import check_cached, check_gated
 from sightline.decoders.ensemble import Asked, Ensemble, last_logits
 from sightline.decoders.processing import are_stateless
 from sightline.decoders.prompts import is_row_tensor, prepare_inputs
@@ -114,6 +114,7 @@ class GatedEnsemble(Ensemble):
 
     def _read_on(self, missed: int) -> None:
         others = self.others
+        check_cached(self.cache, others.width + self.read)
         count = self.answer.shape[1]
         mask, positions = others.prompt_mask(), others.prompt_positions()
         later = torch.arange(1, count + 1, device=positions.device)
