@@ -17,6 +17,7 @@ from sightline.decoders.memory import ReadTexts
 from sightline.logits.gates import Gate, Undecided
 from sightline.logits.rules import Plausibility, Rule
 from sightline.messages import short
+from sightline.settings import settle, whole
 
 Contrast = Callable[[Branch, Any], Branch]
 Preparation = Callable[[Branch, Any], Branch]
@@ -263,8 +264,7 @@ class Reusing(Strategy):
     _texts: ReadTexts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 1:
-            raise ValueError(f"most must be a whole number of at least 1, got {short(self.most)}")
+        whole(self, "most", least=1)
         object.__setattr__(self, "_texts", ReadTexts(self.most))
 
     def clear(self) -> None:
@@ -284,6 +284,7 @@ class Decoder(Strategy):
     """
 
     def __post_init__(self):
+        settle(self)
         self.recipe()
 
     @classmethod

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate
 
-from sightline.logits.rules import in_unit_interval
 from sightline.messages import short
+from sightline.settings import in_unit_interval, whole
 
 WORDS, TOKENS = 50, 35
 PUNCTUATION = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
@@ -43,7 +43,7 @@ class Relevance:
     masked: float
 
     def __post_init__(self):
-        in_unit_interval("masked", self.masked)
+        in_unit_interval(self, "masked")
         if self.values.ndim != 2:
             raise ValueError(f"values must be [H, W], got {list(self.values.shape)}")
         if not ((self.values >= 0) & (self.values <= 1)).all():
@@ -100,10 +100,7 @@ class BlipMatcher(Matcher):
                     f"{name}: load the checkpoint as BlipForImageTextRetrieval"
                 )
         layers = self.model.text_encoder.encoder.layer
-        if not 0 <= self.layer < len(layers):
-            raise ValueError(
-                f"layer must be in 0..{len(layers) - 1} for this text encoder, got {self.layer}"
-            )
+        whole(self, "layer", least=0, most=len(layers) - 1)
         if not hasattr(layers[self.layer], "crossattention"):
             raise ValueError(
                 f"layer {self.layer} of the text encoder does not attend to pictures: load the "
@@ -281,7 +278,6 @@ def kept_pixels(relevance: Tensor, masked: float) -> Tensor:
 
     Differs from the authors' code at a share of 0, where it blackens 1 pixel in 100,000.
     """
-    in_unit_interval("masked", masked)
     count = relevance.numel()
     index = min(math.floor(count * (1 - masked)), count - 1)
     return relevance >= relevance.flatten().kthvalue(count - index).values

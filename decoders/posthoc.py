@@ -14,7 +14,7 @@ from sightline.decoders.asking import check_answers_next
 from sightline.decoders.branch import Branch
 from sightline.decoders.checks import check_call, check_pictures
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
-from sightline.decoders.contrasts import NoImage, UnknownImage, token_tuple
+from sightline.decoders.contrasts import NoImage, UnknownImage
 from sightline.decoders.decoder import Passed
 from sightline.decoders.ensemble import (
     check_vision_language,
@@ -30,6 +30,7 @@ from sightline.decoders.template import tokenizer_of
 from sightline.decoders.vdd import image_free
 from sightline.logits.calibration import calibrate, label_masses, reference
 from sightline.messages import check_list, short
+from sightline.settings import positive, settle
 
 REFERENCES = {"none": "none", "unk": "unk", "none_unk": "both"}
 REMEMBERED = 4096  # image-free prompts whose label masses are kept, for each model
@@ -88,8 +89,8 @@ class PostHocDebias(Passed):
             )
         if self.aggregate not in ("max", "sum"):
             raise ValueError(f'aggregate must be "max" or "sum", got {short(self.aggregate)}')
-        if not self.smoothing > 0:
-            raise ValueError(f"smoothing must be above 0, got {self.smoothing}")
+        settle(self)
+        positive(self, "smoothing")
         self._known: Memory[tuple, Tensor] = Memory(REMEMBERED)
         _ = self.contrasts  # checks what stands in the picture's place
 
@@ -101,9 +102,7 @@ class PostHocDebias(Passed):
     def contrasts(self) -> tuple[NoImage | UnknownImage, ...]:
         """What the reference is asked of."""
         variant = REFERENCES[self.reference]
-        return image_free(
-            variant, self.processor, self.unk_token_id, token_tuple("markers", self.markers)
-        )
+        return image_free(variant, self.processor, self.unk_token_id, self.markers)
 
     def probabilities(self, model: Any, **inputs: Any) -> Tensor:
         """Calibrated probability of each label, `[B, C]` float32, for the processor's output."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from sightline.logits.layers import stacked
-from sightline.logits.rules import Rule, State, in_unit_interval, not_negative
+from sightline.logits.rules import Rule, State
+from sightline.settings import in_unit_interval, not_negative
 
 RELEASED = 1.1  # alpha of the authors' code as it would run
 
@@ -40,8 +41,8 @@ class EmbeddingContrastive(Rule):
     sum_to_one: bool = True
 
     def __post_init__(self):
-        not_negative("alpha", self.alpha)
-        in_unit_interval("beta", self.beta)
+        not_negative(self, "alpha")
+        in_unit_interval(self, "beta")
 
     @classmethod
     def released(cls) -> "EmbeddingContrastive":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sightline.logits.rules import Rule
+from sightline.settings import not_negative, share
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class Unsure(Gate):
     probability: float = 0.9
 
     def __post_init__(self):
-        if not 0 < self.probability <= 1:
-            raise ValueError(f"probability must be above 0 and at most 1, got {self.probability}")
+        share(self, "probability")
 
     def opens(self, expert: Tensor, rule: Rule) -> Tensor:
         best = expert.amax(dim=-1) - expert.logsumexp(dim=-1)
@@ -75,8 +75,7 @@ class Spread(Gate):
     entropy: float = 0.5
 
     def __post_init__(self):
-        if not (math.isfinite(self.entropy) and self.entropy >= 0):
-            raise ValueError(f"entropy must be a finite number >= 0, got {self.entropy}")
+        not_negative(self, "entropy")
 
     def opens(self, expert: Tensor, rule: Rule) -> Tensor:
         return torch.distributions.Categorical(logits=expert).entropy() > self.entropy

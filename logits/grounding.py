@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from sightline.logits.rules import Rule, State, in_unit_interval, plausible
+from sightline.logits.rules import Rule, State, plausible
 from sightline.messages import short
+from sightline.settings import in_unit_interval, positive, share
 
 TRUNCATIONS = ("plausibility", "nucleus", "knee")
 REDUCTIONS = ("min", "avg", "sum")
@@ -66,12 +67,10 @@ class Grounded(Rule):
                 'truncation must be "plausibility", "nucleus" or "knee", got '
                 f"{short(self.truncation)}"
             )
-        for name in ("alpha", "top_p"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature must be a finite number > 0, got {self.temperature}")
-        in_unit_interval("mix", self.mix)
+        share(self, "alpha")
+        share(self, "top_p")
+        positive(self, "temperature")
+        in_unit_interval(self, "mix")
 
     @property
     def uses_others(self) -> bool:

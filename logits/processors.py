@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from sightline.logits.calibration import affine, label_masses, normalise
-from sightline.logits.rules import in_unit_interval, plausible
+from sightline.logits.rules import plausible
 from sightline.messages import check_list, short
+from sightline.settings import in_unit_interval
 
 
 class PlausibilityProcessor(LogitsProcessor):
@@ -24,8 +25,8 @@ class PlausibilityProcessor(LogitsProcessor):
     """
 
     def __init__(self, beta: float):
-        in_unit_interval("beta", beta)
         self.beta = beta
+        in_unit_interval(self, "beta")
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` `[B, V]` -> `[B, V]`."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sightline.settings import in_unit_interval, not_negative
+
 
 @dataclass
 class State:
@@ -29,18 +31,6 @@ class State:
     step: int = 0
     early: tuple[Tensor, ...] = ()
     notes: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def in_unit_interval(name: str, value: float) -> None:
-    """Raises `ValueError` unless `value` is a number in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
-
-
-def not_negative(name: str, value: float) -> None:
-    """Raises `ValueError` unless `value` is a finite number of at least 0."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
 
 
 def plausible(logits: Tensor, beta: float) -> Tensor:
@@ -131,7 +121,7 @@ class Plausibility(Rule):
     beta: float = 0.1
 
     def __post_init__(self):
-        in_unit_interval("beta", self.beta)
+        in_unit_interval(self, "beta")
 
     @property
     def uses_others(self) -> bool:
@@ -149,8 +139,8 @@ class Weighted(Rule):
     beta: float = 0.1
 
     def __post_init__(self):
-        not_negative("alpha", self.alpha)
-        in_unit_interval("beta", self.beta)
+        not_negative(self, "alpha")
+        in_unit_interval(self, "beta")
 
     @property
     def uses_others(self) -> bool:
@@ -213,8 +203,8 @@ class Guidance(Rule):
     beta: float = 0.1
 
     def __post_init__(self):
-        not_negative("gamma", self.gamma)
-        in_unit_interval("beta", self.beta)
+        not_negative(self, "gamma")
+        in_unit_interval(self, "beta")
 
     @property
     def threshold(self) -> float:

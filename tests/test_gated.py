@@ -170,7 +170,7 @@ def test_gates_by_hand():
 
 @pytest.mark.parametrize("probability", [0, -0.1, 1.1, math.nan])
 def test_no_such_probability(probability):
-    with pytest.raises(ValueError, match="above 0 and at most 1"):
+    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
         Unsure(probability)
 
 
