@@ -52,7 +52,7 @@ class Contrasted(StoppingCriteria):
         self.layers = layers
         self.steps = steps
         self.smoothing = smoothing
-        self.eos = torch.tensor(eos, dtype=torch.long)
+        self.eos = torch.tensor(eos, dtype=torch.long, device="cpu")
         self.maps: list[Tensor] = []  # one [N] for each pair
         self.open: list[bool] = []
 
@@ -60,7 +60,7 @@ class Contrasted(StoppingCriteria):
         ledger = ensemble.blocks[0].ledger
         pairs = len(answer) // 2
         if not self.maps:
-            self.maps, self.open = [torch.zeros(())] * pairs, [True] * pairs
+            self.maps, self.open = [torch.zeros((), device="cpu")] * pairs, [True] * pairs
         elif self.steps == "start":
             return
         step = answer.shape[1] + 1

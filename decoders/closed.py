@@ -45,7 +45,7 @@ def as_generated(
         answers: Token ids of each row.
         fill: Stands behind shorter ones.
     """
-    rows = [torch.tensor(list(answer), dtype=torch.long) for answer in answers]
+    rows = [torch.tensor(list(answer), dtype=torch.long, device="cpu") for answer in answers]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
     sequences = torch.cat([input_ids, padded.to(input_ids)], dim=1)
     sequences = sequences[:, : generation_config.max_length]

@@ -114,7 +114,7 @@ def diffuse(pixels: Tensor, noise: Tensor, noise_step: int) -> Tensor:
     a is the product of 1 - gamma over steps 0..noise_step, gamma rising along a sigmoid from
     1e-5 to 5e-3: the schedule behind all published numbers of VCD, not the constant of its paper.
     """
-    steps = torch.linspace(-6, 6, LAST_NOISE_STEP + 1, dtype=torch.float64)
+    steps = torch.linspace(-6, 6, LAST_NOISE_STEP + 1, dtype=torch.float64, device="cpu")
     gamma = torch.sigmoid(steps) * (5e-3 - 1e-5) + 1e-5
     left = torch.prod(1 - gamma[: noise_step + 1])
     return left.sqrt().to(pixels.dtype) * pixels + (1 - left).sqrt().to(pixels.dtype) * noise

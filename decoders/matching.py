@@ -238,12 +238,12 @@ def spline(cells: int, size: int, legacy_border: bool = False) -> Tensor:
     Values stand in the middle of cells and places in the middle of pixels. Beyond the border the
     values are continued by the outermost, or by zeros (`legacy_border`).
     """
-    index = torch.arange(-MARGIN, cells + MARGIN)
-    inside = index.clamp(0, cells - 1)[:, None] == torch.arange(cells)
+    index = torch.arange(-MARGIN, cells + MARGIN, device="cpu")
+    inside = index.clamp(0, cells - 1)[:, None] == torch.arange(cells, device="cpu")
     values = inside.double()
     if legacy_border:
         values = values * ((index >= 0) & (index < cells))[:, None]
-    places = (torch.arange(size, dtype=torch.float64) + 0.5) * cells / size - 0.5
+    places = (torch.arange(size, dtype=torch.float64, device="cpu") + 0.5) * cells / size - 0.5
     weights = torch.linalg.solve(basis(index[:, None] - index), values)
     return basis(places[:, None] - index) @ weights
 
@@ -261,11 +261,11 @@ def blurred(values: Tensor) -> Tensor:
     size = len(values)
     sigma = SIGMA * size
     reach = int(4 * sigma + 0.5)
-    steps = torch.arange(-reach, reach + 1)
+    steps = torch.arange(-reach, reach + 1, device="cpu")
     bell = torch.exp(-0.5 * (steps.double() / sigma) ** 2)
-    reached = (torch.arange(size)[:, None] + steps) % (2 * size)
+    reached = (torch.arange(size, device="cpu")[:, None] + steps) % (2 * size)
     reached = torch.minimum(reached, 2 * size - 1 - reached)
-    kernel = torch.zeros(size, size, dtype=torch.float64)
+    kernel = torch.zeros(size, size, dtype=torch.float64, device="cpu")
     kernel.scatter_add_(1, reached, (bell / bell.sum()).expand(size, -1))
     kernel = kernel.to(values)
     return kernel @ values @ kernel.T

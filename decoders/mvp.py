@@ -176,7 +176,7 @@ class MVP(Passed):
             votes = self._votes(
                 model, input_ids, generation_config, images, given, chat_template_kwargs
             )
-            totals = torch.tensor([list(vote.totals.values()) for vote in votes])
+            totals = torch.tensor([list(vote.totals.values()) for vote in votes], device="cpu")
             return totals / totals.sum(dim=1, keepdim=True).clamp_min(1e-30)
 
         return model.generate(**inputs, images=images, custom_generate=counted, max_new_tokens=1)
@@ -354,7 +354,7 @@ class Drawn(LogitsProcessor):
         if self.nucleus is not None:
             scores = self.nucleus(input_ids, cast(torch.FloatTensor, scores))
         size = scores.shape[-1]
-        noise = torch.stack([torch.rand(size, generator=own) for own in self.draws])
+        noise = torch.stack([torch.rand(size, generator=own, device="cpu") for own in self.draws])
         return scores - (-noise.clamp_min(1e-20).log()).log().to(scores)
 
 

@@ -201,7 +201,7 @@ class PostHocDebias(Passed):
         for token, text in enumerate(texts):
             if text.strip().lower() in forms:
                 forms[text.strip().lower()].append(token)
-        return [torch.tensor(ids, dtype=torch.long) for ids in forms.values()]
+        return [torch.tensor(ids, dtype=torch.long, device="cpu") for ids in forms.values()]
 
     @cached_property
     def _sequences(self) -> list[list[tuple[int, ...]]]:

@@ -133,7 +133,7 @@ class Support(LogitsProcessor):
         if reduction not in REDUCTIONS:
             raise ValueError(f'reduction must be "min", "avg" or "sum", got {short(reduction)}')
         self.reduction = reduction
-        self.eos = torch.tensor(list(eos), dtype=torch.long)
+        self.eos = torch.tensor(list(eos), dtype=torch.long, device="cpu")
         self.length = -1  # tokens before the one that `latest` predicts; -1 before the first call
         self.latest = torch.empty(0)  # log-probabilities [B, V]
         self.total = torch.empty(0)  # [B, V]: best or sum of the positions that count

@@ -70,7 +70,7 @@ class CalibrationProcessor(LogitsProcessor):
                 f"weight must be [C] or [B, C] with C = {len(labels)} labels, "
                 f"got shape {tuple(weight.shape)}"
             )
-        self.labels = [torch.as_tensor(forms) for forms in labels]
+        self.labels = [torch.as_tensor(forms, device="cpu") for forms in labels]
         self.weight = weight
         self.bias = torch.zeros_like(weight) if bias is None else bias
         self.prompt_length = prompt_length
@@ -86,7 +86,7 @@ class CalibrationProcessor(LogitsProcessor):
         for label, ids in enumerate(self.labels):
             ids = ids.to(scores.device)
             best = ids[probabilities[:, ids].argmax(dim=-1)]
-            answer[torch.arange(len(scores)), best] = (
+            answer[torch.arange(len(scores), device=scores.device), best] = (
                 normalise(calibrated)[:, label].log().to(scores.dtype)
             )
         return answer

@@ -4,17 +4,26 @@ import dataclasses
 import importlib
 import math
 import pkgutil
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from methods import METHODS
+from models import PROMPTS
 from talkers import TALKERS
 
 import sightline
 from sightline import (
+    AGLA,
+    CARVE,
+    ICD,
+    MVP,
+    VDGD,
     EmbeddingContrast,
     PlausibilityProcessor,
+    PostHocDebias,
     Reusing,
     UnknownImage,
     Unsure,
@@ -22,6 +31,7 @@ from sightline import (
 from sightline.attention.recalibrations import ImageGain, ImageScale
 from sightline.attention.reference import KeyWeights
 from sightline.decoders import DECODERS
+from sightline.decoders.agla import SelfMatcher
 from sightline.settings import as_python
 
 GIVEN = {  # what has no default
@@ -30,7 +40,7 @@ GIVEN = {  # what has no default
     ImageScale: dict(image=1.2, system=0.9),
     Reusing: dict(decoder=sightline.VDD()),
     sightline.VDD: dict(variant="unk"),
-    sightline.PostHocDebias: dict(reference="unk"),
+    PostHocDebias: dict(reference="unk"),
 }
 OPTIONAL = dict(
     cap=2.0, confidence=0.5, k=3, count=4, unk_token_id=7, layers=(1, 3), heads=(0, 1), markers=(7,)
@@ -39,7 +49,7 @@ OPTIONAL = dict(
 
 def parts():
     """(name, setting, a value of it, a maker) of every number that a dataclass is set by."""
-    classes = {*DECODERS.values(), sightline.PostHocDebias, sightline.MVP}
+    classes = {*DECODERS.values(), PostHocDebias, MVP}
     for folder in ("attention", "decoders", "logits"):
         package = importlib.import_module(f"sightline.{folder}")
         for module in pkgutil.iter_modules(package.__path__):
@@ -158,3 +168,56 @@ def test_processors_take_them_too(llava):
     assert type(Unsure(np.float32(0.5)).probability) is float
     with pytest.raises(ValueError, match=r"beta must be in \[0, 1\], got 'half'"):
         PlausibilityProcessor("half")
+
+
+# A default device that is not the model's
+
+
+@contextmanager
+def default_device(name):
+    torch.set_default_device(name)
+    try:
+        yield
+    finally:
+        torch.set_default_device("cpu")
+
+
+@pytest.mark.parametrize("asked", [{}, dict(suppress_tokens=[50], repetition_penalty=1.2)])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_default_device_is_not_where_a_call_runs(llava, method, asked):
+    """meta holds no values, so whatever is made there cannot be read. (5.23: beam search of
+    transformers and Qwen's tower make tensors there themselves.)"""
+    model, make_inputs = llava
+    inputs = make_inputs(PROMPTS)
+    asked = dict(asked, custom_generate=method.strong, max_new_tokens=4)
+    expected = model.generate(**inputs, **asked)
+    with default_device("meta"):
+        found = model.generate(**inputs, **asked)
+    assert torch.equal(found, expected)
+
+
+ASKING = {
+    "agla": lambda processor: AGLA(processor, SelfMatcher()),
+    "carve": lambda processor: CARVE(processor, tokens=2),
+    "icd": lambda processor: ICD(processor),
+    "mvp": lambda processor: MVP(processor, tokens=3, caption_tokens=3),
+    "posthoc": lambda processor: PostHocDebias(processor),
+    "posthoc sequences": lambda processor: PostHocDebias(processor, labels=("yes, it is", "no")),
+    "vdgd": lambda processor: VDGD(processor, tokens=3),
+}
+
+
+@pytest.mark.parametrize("make_decoder", ASKING.values(), ids=ASKING)
+def test_nor_of_decoders_that_ask_again(make_decoder):
+    talker = TALKERS["lab"]()
+    pictures = list(talker.pictures[:1])
+    inputs = talker.asked(["Is there a vase?"], pictures)
+    found = []
+    for device in ("cpu", "meta"):
+        decoder = make_decoder(talker.processor)
+        given = dict(images=pictures) if getattr(decoder, "needs_images", False) else {}
+        with default_device(device):
+            found.append(
+                talker.model.generate(**inputs, **given, custom_generate=decoder, max_new_tokens=4)
+            )
+    assert torch.equal(*found)
