@@ -375,7 +375,7 @@ class Ensemble:
 
     def _processed(self, scores: Tensor) -> Tensor:
         """A copy of scores `[R, V]` after the processors that act before the cut."""
-        ids = self.input_ids
+        ids: Any = self.input_ids
         return self.asked.processors(ids, scores.to(ids.device, copy=True)).to(scores.device)
 
     def _look(self) -> Tensor:
