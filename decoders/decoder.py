@@ -107,6 +107,9 @@ class Strategy(Passed, ABC):
         the softmax weights of the query that predicted it, mean over heads and the middle layers
         (or those of (first, first after)), 0 off `image_mask`, which is `[R, T]` bool.
 
+        `output_attentions` and `output_hidden_states` give the expert's, over its own prompt, from
+        eager attention that no part edits or records; else they are refused.
+
         Logits processors act once per token. Those that ban or penalise, and those that are not
         known to transformers, act on the rule's scores of every token. Then the plausibility cut is
         taken, relative to the expert's best token that they did not ban, so that a ban makes room
