@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from PIL import Image
 
-from sightline.attention.recalibrations import check_layers
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch
 from sightline.decoders.decoder import Decoder, Recipe
@@ -21,7 +20,8 @@ from sightline.decoders.matching import (
     stretched,
 )
 from sightline.decoders.ranges import Usual
-from sightline.logits.rules import Additive, in_unit_interval
+from sightline.logits.rules import Additive
+from sightline.settings import in_unit_interval, layer_range, share
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,10 @@ class SelfMatcher(Matcher):
 
     def __post_init__(self):
         if self.masked is not None:
-            in_unit_interval("masked", self.masked)
+            in_unit_interval(self, "masked")
         if self.layers is not None:
-            check_layers(self.layers)
-        if not 0 < self.clip <= 1:
-            raise ValueError(f"clip must be in (0, 1], got {self.clip}")
+            layer_range(self)
+        share(self, "clip")
 
     def __call__(
         self, pictures: Sequence[Image.Image], questions: Sequence[str], looks: Sequence[Look] = ()

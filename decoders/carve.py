@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from sightline.attention.recalibrations import Layers, check_layers
+from sightline.attention.recalibrations import Layers
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch
 from sightline.decoders.caches import layers_with_every_key
@@ -25,8 +25,8 @@ from sightline.decoders.looking import (
 )
 from sightline.decoders.ranges import Usual
 from sightline.decoders.regions import FILLS, contrasted, kept_regions, refined
-from sightline.logits.rules import in_unit_interval
-from sightline.messages import check_list, short
+from sightline.messages import short
+from sightline.settings import layer_range, positive, share, whole
 
 GENERAL = "Write a general description of the image."
 SUFFIX = "Answer with a single word or phrase."
@@ -52,7 +52,7 @@ class Contrasted(StoppingCriteria):
         self.layers = layers
         self.steps = steps
         self.smoothing = smoothing
-        self.eos = torch.tensor(eos, dtype=torch.long)
+        self.eos = torch.tensor(eos, dtype=torch.long, device="cpu")
         self.maps: list[Tensor] = []  # one [N] for each pair
         self.open: list[bool] = []
 
@@ -60,7 +60,7 @@ class Contrasted(StoppingCriteria):
         ledger = ensemble.blocks[0].ledger
         pairs = len(answer) // 2
         if not self.maps:
-            self.maps, self.open = [torch.zeros(())] * pairs, [True] * pairs
+            self.maps, self.open = [torch.zeros((), device="cpu")] * pairs, [True] * pairs
         elif self.steps == "start":
             return
         step = answer.shape[1] + 1
@@ -116,21 +116,16 @@ class RefinedPicture:
                 "to prepare it again"
             )
         if self.layers is not None:
-            check_layers(self.layers)
+            layer_range(self)
         for name, known in (("steps", STEPS), ("final", FINAL), ("fill", FILLS)):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, got {short(getattr(self, name))}"
                 )
-        in_unit_interval("share", self.share)
-        if self.share == 0:
-            raise ValueError("share must be above 0: something of the picture must stay")
-        if self.regions < 1 or self.tokens < 1:
-            raise ValueError(
-                f"regions and tokens must be 1 or more, got {self.regions} and {self.tokens}"
-            )
-        if not (math.isfinite(self.smoothing) and self.smoothing > 0):
-            raise ValueError(f"smoothing must be a finite number > 0, got {self.smoothing}")
+        share(self, "share")
+        whole(self, "regions", least=1)
+        whole(self, "tokens", least=1)
+        positive(self, "smoothing")
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         check_one_picture(expert)
@@ -291,12 +286,11 @@ class CARVE(Decoder):
         )
 
     def recipe(self) -> Recipe:
-        check_list("layers", self.layers, "(20, 26)")
         return Recipe(
             preparations=(
                 RefinedPicture(
                     self.processor,
-                    None if self.layers is None else (self.layers[0], self.layers[1]),
+                    self.layers,
                     self.steps,
                     self.share,
                     self.regions,

@@ -1,8 +1,6 @@
 """What the expert is compared with. A contrast makes an amateur: `(expert, model) -> Branch`."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -10,18 +8,9 @@ from torch import Tensor
 
 from sightline.decoders.branch import Branch
 from sightline.decoders.noise import noise_like
-from sightline.messages import check_list, short
+from sightline.settings import whole, whole_numbers
 
 LAST_NOISE_STEP = 999
-
-
-def token_tuple(name: str, ids: Iterable[int]) -> tuple[int, ...]:
-    """Token ids as a tuple, or `ValueError`."""
-    check_list(name, ids, "(32000, 32001)")
-    found = tuple(ids) if isinstance(ids, Iterable) else (None,)
-    if not all(isinstance(each, Integral) and each >= 0 for each in found):
-        raise ValueError(f"{name} must be a list of token ids, got {short(ids)}")
-    return found
 
 
 @dataclass(frozen=True)
@@ -38,7 +27,7 @@ class NoImage:
     processor: Any = field(default=None, repr=False)
 
     def __post_init__(self):
-        token_tuple("markers", self.markers)
+        whole_numbers(self, "markers", "token ids", empty=True)
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         processor = expert.call.processor if self.processor is None else self.processor
@@ -60,9 +49,8 @@ class UnknownImage:
     processor: Any = field(default=None, repr=False)
 
     def __post_init__(self):
-        token_tuple("markers", self.markers)
-        if not token_tuple("tokens", self.tokens):
-            raise ValueError("tokens must be one or more token ids, got none")
+        whole_numbers(self, "tokens", "one or more token ids")
+        whole_numbers(self, "markers", "token ids", empty=True)
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         known = model.get_input_embeddings().num_embeddings
@@ -105,12 +93,8 @@ class NoisyImage:
     needs_pixels = True
 
     def __post_init__(self):
-        if isinstance(self.noise_step, bool) or not isinstance(self.noise_step, int):
-            raise ValueError(f"noise_step must be a whole number, got {short(self.noise_step)}")
-        if not 0 <= self.noise_step <= LAST_NOISE_STEP:
-            raise ValueError(
-                f"noise_step must be between 0 and {LAST_NOISE_STEP}, got {self.noise_step}"
-            )
+        whole(self, "noise_step", least=0, most=LAST_NOISE_STEP)
+        whole(self, "seed")
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         vision = getattr(model.config, "vision_config", None)
@@ -130,7 +114,7 @@ def diffuse(pixels: Tensor, noise: Tensor, noise_step: int) -> Tensor:
     a is the product of 1 - gamma over steps 0..noise_step, gamma rising along a sigmoid from
     1e-5 to 5e-3: the schedule behind all published numbers of VCD, not the constant of its paper.
     """
-    steps = torch.linspace(-6, 6, LAST_NOISE_STEP + 1, dtype=torch.float64)
+    steps = torch.linspace(-6, 6, LAST_NOISE_STEP + 1, dtype=torch.float64, device="cpu")
     gamma = torch.sigmoid(steps) * (5e-3 - 1e-5) + 1e-5
     left = torch.prod(1 - gamma[: noise_step + 1])
     return left.sqrt().to(pixels.dtype) * pixels + (1 - left).sqrt().to(pixels.dtype) * noise

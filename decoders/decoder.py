@@ -17,6 +17,7 @@ from sightline.decoders.memory import ReadTexts
 from sightline.logits.gates import Gate, Undecided
 from sightline.logits.rules import Plausibility, Rule
 from sightline.messages import short
+from sightline.settings import settle, whole
 
 Contrast = Callable[[Branch, Any], Branch]
 Preparation = Callable[[Branch, Any], Branch]
@@ -44,7 +45,19 @@ class _Signature:
         return signature.replace(parameters=parameters)
 
 
-class Strategy(ABC):
+class Passed:
+    """What is passed to `generate` as `custom_generate=`, made first."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if "logits_processor" in kwargs:  # `generate` calls what it was given
+            raise TypeError(
+                f"custom_generate= takes a decoder, and got the class {cls.__name__}: make one, as "
+                f"in custom_generate={cls.__name__}()"
+            )
+        return super().__new__(cls)
+
+
+class Strategy(Passed, ABC):
     """Anything that `generate` takes as `custom_generate=`. Decoders and recipes are strategies."""
 
     __signature__ = _Signature()
@@ -93,6 +106,16 @@ class Strategy(ABC):
         where the model looked: `image_attention`, for each token `[R, T]` over the expert's prompt,
         the softmax weights of the query that predicted it, mean over heads and the middle layers
         (or those of (first, first after)), 0 off `image_mask`, which is `[R, T]` bool.
+
+        `output_attentions` and `output_hidden_states` give the expert's, over its own prompt, from
+        eager attention that no part edits or records; else they are refused.
+
+        Logits processors act once per token. Those that ban or penalise, and those that are not
+        known to transformers, act on the rule's scores of every token. Then the plausibility cut is
+        taken, relative to the expert's best token that they did not ban, so that a ban makes room
+        for the next best. Beams normalise what is left, then temperature and the other warpers,
+        watermarks and normalisation act. So a penalty or a bias weighs plausible tokens against
+        each other, by their contrasted scores, and makes no implausible token possible.
 
         Streaming goes by `generate(..., token_streamer=TextStreamer(...))`: transformers drops
         `streamer=` when a strategy decodes. It drops `assistant_model` too, unseen by us.
@@ -207,7 +230,8 @@ class Gated(Strategy):
     in one forward. With `Undecided()`, the default, answers are those of the decoder itself,
     token for token: where one token is plausible no contrast can change it. Worth it where a
     second row of a forward costs as much as a second forward (float32 on a CPU); it costs a look
-    at the scores at every token.
+    at the scores at every token. Beside a processor that may know more than the tokens so far (a
+    grammar's), which tokens are left is not known in time, and `Undecided` opens at every token.
 
     Args:
         decoder: Whose contrasts are gated.
@@ -243,8 +267,7 @@ class Reusing(Strategy):
     _texts: ReadTexts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 1:
-            raise ValueError(f"most must be a whole number of at least 1, got {short(self.most)}")
+        whole(self, "most", least=1)
         object.__setattr__(self, "_texts", ReadTexts(self.most))
 
     def clear(self) -> None:
@@ -264,6 +287,7 @@ class Decoder(Strategy):
     """
 
     def __post_init__(self):
+        settle(self)
         self.recipe()
 
     @classmethod

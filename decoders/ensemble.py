@@ -10,7 +10,7 @@ Every private method of transformers' `GenerationMixin` that the library calls i
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
@@ -40,18 +40,22 @@ from sightline.decoders.caches import (
     scratch_cache,
 )
 from sightline.decoders.checks import (
+    check_cached,
     check_call,
     check_capacity,
     check_cuttable,
     check_looks,
+    check_outputs,
     check_pictures,
     check_reached,
     check_reusable,
+    wants,
     warn_of_two_starts,
 )
 from sightline.decoders.features import Features, token_ids
 from sightline.decoders.head import EarlyLogits
 from sightline.decoders.memory import ReadTexts
+from sightline.decoders.processing import around_cut
 from sightline.decoders.prompts import (
     can_share,
     encoded_pictures,
@@ -62,10 +66,10 @@ from sightline.decoders.prompts import (
     pictures_asked,
     prepare_inputs,
 )
-from sightline.decoders.rescue import RescuedProcessors
 from sightline.decoders.streams import layers_that_look, recording, separate, stream
 from sightline.logits.rules import Plausibility, Rule, State
 
+PER_TOKEN = ("hidden_states", "attentions")  # of a forward, by layer
 COMPILED = Lock()  # the next replay of a recorded graph, by any thread, writes over its outputs
 
 
@@ -82,6 +86,8 @@ class Asked:
         looks: Remember in `image_attention` where the expert looked at every step: True, or the
             layers to take the mean of, as (first, first after).
         texts: What earlier calls read of prompts without pictures, to be read from and added to.
+        processors: The user's, those that act before the rule's cut.
+        is_beam: Whether these expect log-probabilities, as in beam search.
     """
 
     prompt_length: int
@@ -91,6 +97,8 @@ class Asked:
     records: Mapping[int, frozenset[str]] | None = None
     looks: bool | tuple[int, int] = False
     texts: ReadTexts | None = None
+    processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
+    is_beam: bool = False
 
 
 class Ensemble:
@@ -119,6 +127,7 @@ class Ensemble:
         )
         self.width = max(b.length for b in branches)
         self.prompts = self.stack([b.input_ids for b in branches])
+        self.input_ids = self.prompts  # the loop's, [R, T + t]
         self.latest: tuple[Tensor, ...] = ()
         self.branch_logits: list[Tensor] | None = [] if asked.keep_logits else None
         self.blocks = [
@@ -207,7 +216,18 @@ class Ensemble:
         self.state.early = self.early.take(outputs, self.rows)
         if not inputs.get("output_hidden_states"):
             outputs.hidden_states = None
+        if outputs.get("attentions") is not None:
+            outputs.attentions = tuple(self._own_columns(layer) for layer in outputs.attentions)
         return outputs
+
+    def _own_columns(self, attention: Tensor) -> Tensor:
+        """`[N*R, H, 1, K]` without the columns that pad the expert's prompt.
+
+        A layer with a window has lost the oldest columns already.
+        """
+        padding = self.width - self.branches[0].length
+        lost = self.width + self.state.step - attention.shape[-1]
+        return attention[..., max(0, padding - max(0, lost)) :]
 
     @contextmanager
     def _watched(
@@ -226,6 +246,10 @@ class Ensemble:
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Any:
         """The loop's `input_ids` `[R, T + t]` -> model inputs of N*R rows: t is the same answer."""
+        self.input_ids = input_ids
+        if self.state.step:
+            removed = self.blocks[0].ledger.removed
+            check_cached(kwargs["past_key_values"], self.width + self.state.step - 1 - removed)
         answer = input_ids[:, self.asked.prompt_length :].repeat(len(self.branches), 1)
         ids = torch.cat([self.prompts, answer], dim=1)
         return prepare_inputs(self.model, ids, kwargs)
@@ -247,6 +271,7 @@ class Ensemble:
         is_first_iteration: bool = True,
     ) -> Any:
         """Each branch at its own length, then one cache: nobody pays for another's padding."""
+        self.input_ids = input_ids
         shared = {
             name: value
             for name, value in model_kwargs.items()
@@ -305,7 +330,7 @@ class Ensemble:
         if not shared.get("output_hidden_states"):
             outputs.hidden_states = None
         outputs.logits = outputs.logits[:, -1:][index]
-        for name in ("hidden_states", "attentions"):
+        for name in PER_TOKEN:
             if outputs.get(name) is not None:
                 setattr(outputs, name, tuple(layer[index] for layer in outputs[name]))
         return outputs
@@ -326,24 +351,32 @@ class Ensemble:
         self.latest = logits.chunk(len(self.branches))
         if self.image_attention is not None:
             self.image_attention.append(self._look())
-        outputs.logits = self._scores()[:, None]
+        outputs.logits = self._cut_scores()[:, None]
         if self.asked.selections:
             cut_cache(outputs.past_key_values, self.asked.selections, self.blocks)
         self.state.step += 1
         if self.branch_logits is not None:
             self.branch_logits.append(torch.stack(self.latest))
-        for name in ("hidden_states", "attentions"):
+        for name in PER_TOKEN:
             if outputs.get(name) is not None:
                 setattr(outputs, name, tuple(layer[: self.rows] for layer in outputs[name]))
         return outputs
 
-    def _scores(self) -> Tensor:
-        """The rule's, of the latest logits: `[R, V]`."""
-        return self.rule(self.latest, self.state)
+    def _cut_scores(self) -> Tensor:
+        """The rule's, after bans, penalties and the cut: `[R, V]`. Beam search normalises them."""
+        scores = self._scores()
+        if self.asked.processors:
+            scores = self._processed(scores.log_softmax(dim=-1) if self.asked.is_beam else scores)
+        return self.rule.cut(scores, self.latest[0])
 
-    def all_latest(self) -> tuple[Tensor, ...]:
-        """The latest logits of every branch, `[R, V]` each."""
-        return self.latest
+    def _scores(self) -> Tensor:
+        """The rule's, of the latest logits, before the cut: `[R, V]`."""
+        return self.rule.combine(self.latest, self.state)
+
+    def _processed(self, scores: Tensor) -> Tensor:
+        """A copy of scores `[R, V]` after the processors that act before the cut."""
+        ids: Any = self.input_ids
+        return self.asked.processors(ids, scores.to(ids.device, copy=True)).to(scores.device)
 
     def _look(self) -> Tensor:
         """What the expert's latest query gave to image tokens, `[R, T]` over its own prompt."""
@@ -429,36 +462,38 @@ def decode(
         branches = [replace(expert, recalibrations=recipe.recalibrations)]
         for contrast in recipe.contrasts:
             branches.append(complete(contrast(expert, model), model, generation_config))
-    # A prefix was read without edits, and without a record of them.
+    # A prefix was read without edits, without a record of them, and without outputs.
+    in_one = any(wants(generation_config, f"output_{name}") for name in PER_TOKEN)
     branches = [
-        replace(b, pixels={}, prefix=None if b.recalibrations else b.prefix) for b in branches
+        replace(b, pixels={}, prefix=None if in_one or b.recalibrations else b.prefix)
+        for b in branches
     ]
     del expert
-    keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
+    before: Any = LogitsProcessorList()
+    if recipe.rule is not None and recipe.rule.cuts:
+        before, logits_processor = around_cut(logits_processor)
     asked = Asked(
         prompt_length=input_ids.shape[1],
         copies=copies,
-        keep_logits=bool(keep_logits),
+        keep_logits=wants(generation_config, "output_logits"),
         selections=recipe.selections,
         looks=looks,
         texts=recipe.texts if recipe.contrasts else None,
+        processors=before,
+        is_beam=is_beam,
     )
     ensemble = recipe.ensemble(model, branches, asked)
     del branches  # the ensemble lets go of what is read
     kwargs = loop_kwargs(ensemble, model_kwargs, generation_config, mode)
     if recipe.selections:
         check_cuttable(kwargs["past_key_values"])
-    lengths = [branch.length for branch in ensemble.branches]
-    ensemble.runs = separate(model, ensemble.blocks, lengths, kwargs["past_key_values"])
+    check_outputs(model, generation_config, ensemble.watches)
+    if not wants(generation_config, "output_attentions"):
+        lengths = [branch.length for branch in ensemble.branches]
+        ensemble.runs = separate(model, ensemble.blocks, lengths, kwargs["past_key_values"])
     show_prompt(token_streamer, input_ids)
     with switched(model) if ensemble.watches else nullcontext():
-        outputs = loop(
-            ensemble,
-            input_ids,
-            logits_processor=RescuedProcessors(logits_processor, ensemble, is_beam),
-            **calling,
-            **kwargs,
-        )
+        outputs = loop(ensemble, input_ids, logits_processor=logits_processor, **calling, **kwargs)
     return outputs if isinstance(outputs, Tensor) else finish(outputs, ensemble)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from sightline.decoders.contrasts import NoImage, token_tuple
+from sightline.decoders.contrasts import NoImage
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
 from sightline.logits.growing import GrowingGuidance
@@ -43,7 +43,7 @@ class M3ID(Decoder):
 
     def recipe(self) -> Recipe:
         return Recipe(
-            contrasts=(NoImage(token_tuple("markers", self.markers), self.processor),),
+            contrasts=(NoImage(self.markers, self.processor),),
             rule=GrowingGuidance(
                 self.rate, self.beta, self.cap, self.space, self.start, self.confidence
             ),

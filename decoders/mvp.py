@@ -14,6 +14,7 @@ from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch, Call
 from sightline.decoders.checks import check_call, check_pictures
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
+from sightline.decoders.decoder import Passed
 from sightline.decoders.ensemble import (
     check_vision_language,
     complete,
@@ -27,7 +28,6 @@ from sightline.decoders.memory import Memory
 from sightline.decoders.noise import generator
 from sightline.decoders.prompts import pictures_asked
 from sightline.decoders.ranges import Usual
-from sightline.logits.rules import in_unit_interval
 from sightline.logits.votes import (
     Answer,
     FirstToken,
@@ -43,6 +43,15 @@ from sightline.logits.votes import (
     tally,
 )
 from sightline.messages import check_list, short
+from sightline.settings import (
+    in_unit_interval,
+    is_number,
+    not_negative,
+    settle,
+    share,
+    whole,
+    wrong,
+)
 
 BOTTOM_UP = (
     "Inspect the image part by part. Look at shapes, colours and textures, detect each object, and "
@@ -59,7 +68,7 @@ REMEMBERED = 4096  # captions that are kept, for each model
 
 
 @dataclass
-class MVP:
+class MVP(Passed):
     """Answer a closed question by the votes of several captions and several beginnings.
 
     The model captions the picture from several points of view. Each caption joins the question,
@@ -114,20 +123,18 @@ class MVP:
             raise ValueError("views need processor=, the model's own, to ask for captions")
         check_list("labels", self.labels, "('Yes', 'No')")
         check_list("requests", self.requests, "('Describe the image.',)")
-        check_list("weights", self.weights, "(0.4, 0.6)")
         check_surfaces(self.surfaces)
-        if self.k < 1 or self.tokens < 1 or self.caption_tokens < 1:
-            raise ValueError(
-                "k, tokens and caption_tokens must be 1 or more, got "
-                f"{self.k}, {self.tokens} and {self.caption_tokens}"
-            )
+        settle(self)
+        for name in ("k", "tokens", "caption_tokens"):
+            whole(self, name, least=1)
+        weights = self.weights if isinstance(self.weights, tuple | list) else ()
+        if not all(is_number(w) and w >= 0 for w in weights) or not any(weights):
+            raise wrong("weights", "numbers >= 0, and one above", self.weights)
         if not self.requests or len(self.requests) != len(self.weights):
             raise ValueError(
                 f"each view has a request and a weight, got {len(self.requests)} requests and "
                 f"{len(self.weights)} weights"
             )
-        if not all(weight >= 0 for weight in self.weights) or not any(self.weights):
-            raise ValueError(f"weights must be 0 or more, and one above, got {self.weights}")
         if self.unresolved not in UNRESOLVED:
             raise ValueError(
                 f"unresolved must be one of {', '.join(UNRESOLVED)}, got {short(self.unresolved)}"
@@ -137,12 +144,10 @@ class MVP:
         for name in ("{caption}", "{question}"):
             if name not in self.template:
                 raise ValueError(f"template must hold {name}, got {short(self.template)}")
-        in_unit_interval("threshold", self.threshold)
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                "temperature must be 0 or more and top_p in (0, 1], got "
-                f"{self.temperature} and {self.top_p}"
-            )
+        in_unit_interval(self, "threshold")
+        not_negative(self, "temperature")
+        share(self, "top_p")
+        whole(self, "seed")
         self._known: Memory[tuple, str] = Memory(REMEMBERED)
 
     def clear(self) -> None:
@@ -171,7 +176,7 @@ class MVP:
             votes = self._votes(
                 model, input_ids, generation_config, images, given, chat_template_kwargs
             )
-            totals = torch.tensor([list(vote.totals.values()) for vote in votes])
+            totals = torch.tensor([list(vote.totals.values()) for vote in votes], device="cpu")
             return totals / totals.sum(dim=1, keepdim=True).clamp_min(1e-30)
 
         return model.generate(**inputs, images=images, custom_generate=counted, max_new_tokens=1)
@@ -349,7 +354,7 @@ class Drawn(LogitsProcessor):
         if self.nucleus is not None:
             scores = self.nucleus(input_ids, cast(torch.FloatTensor, scores))
         size = scores.shape[-1]
-        noise = torch.stack([torch.rand(size, generator=own) for own in self.draws])
+        noise = torch.stack([torch.rand(size, generator=own, device="cpu") for own in self.draws])
         return scores - (-noise.clamp_min(1e-20).log()).log().to(scores)
 
 

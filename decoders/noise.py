@@ -45,10 +45,10 @@ def noise_like(
     pixels = pixels.detach().to("cpu", torch.bfloat16)  # one copy from the device
     kind = "video" if name == "pixel_values_videos" else "image"
     if given.get(STRIPS[kind]) is not None:
-        return in_strip(pixels, name, torch.as_tensor(given[STRIPS[kind]]), seed)
+        return in_strip(pixels, name, torch.as_tensor(given[STRIPS[kind]], device="cpu"), seed)
     grid = next((given[g] for g in GRIDS[kind] if given.get(g) is not None), None)
     if grid is not None:
-        counts = torch.as_tensor(grid).prod(dim=-1).tolist()
+        counts = torch.as_tensor(grid, device="cpu").prod(dim=-1).tolist()
         check_total(name, pixels, sum(counts), len(pixels), "patches")
         if pixels.ndim > 2 or kind == "video":
             return torch.cat([drawn(p.shape, seed, p) for p in pixels.split(counts)])
@@ -127,10 +127,10 @@ def in_entries(pixels: Tensor, name: str, kind: str, given: Mapping[str, Any], s
     lengths = [len(entries) // len(pixels)] * len(pixels)
     runs = given.get(RUNS.get(name, ""))
     if runs is not None:
-        lengths = torch.as_tensor(runs).flatten().tolist()
+        lengths = torch.as_tensor(runs, device="cpu").flatten().tolist()
         check_total(name, pixels, sum(lengths), len(entries), "entries")
     filled = iter(zip(entries, extents(pixels, kind, given, entries), strict=True))
-    noise = torch.zeros(entries.shape)
+    noise = torch.zeros(entries.shape, device="cpu")
     place = 0
     for length in lengths:
         equal: Counter[bytes] = Counter()
@@ -187,7 +187,7 @@ def sides_within(pixels: Tensor, given: Mapping[str, Any]) -> list[tuple[int, in
     sizes = given.get("image_sizes")
     if sizes is None or pixels.ndim != 4 or len(sizes) != len(pixels):
         return None
-    sides = [(int(h), int(w)) for h, w in torch.as_tensor(sizes).tolist()]
+    sides = [(int(h), int(w)) for h, w in torch.as_tensor(sizes, device="cpu").tolist()]
     return sides if all(h <= height and w <= width for h, w in sides) else None
 
 
@@ -198,7 +198,7 @@ def drawn(shape: Sequence[int], seed: int, pixels: Tensor, equal: int = 0) -> Te
         pixels: bfloat16, on the CPU.
         equal: How many entries with the same pixels came before in the row.
     """
-    return torch.randn(*shape, generator=generator(seed, equal, raw(pixels)))
+    return torch.randn(*shape, generator=generator(seed, equal, raw(pixels)), device="cpu")
 
 
 def generator(seed: int, number: int, content: bytes) -> torch.Generator:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from sightline.attention.recalibrations import ImageGain
-from sightline.decoders.contrasts import NoImage, token_tuple
+from sightline.decoders.contrasts import NoImage
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Guidance
@@ -48,5 +48,5 @@ class PAI(Decoder):
         rule = Guidance(self.gamma, self.beta)
         if gain.is_neutral and not rule.uses_others:
             return Recipe()
-        without = NoImage(token_tuple("markers", self.markers), self.processor)
+        without = NoImage(self.markers, self.processor)
         return Recipe(recalibrations=(gain,), contrasts=(without,), rule=rule)

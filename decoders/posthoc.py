@@ -14,7 +14,8 @@ from sightline.decoders.asking import check_answers_next
 from sightline.decoders.branch import Branch
 from sightline.decoders.checks import check_call, check_pictures
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
-from sightline.decoders.contrasts import NoImage, UnknownImage, token_tuple
+from sightline.decoders.contrasts import NoImage, UnknownImage
+from sightline.decoders.decoder import Passed
 from sightline.decoders.ensemble import (
     check_vision_language,
     complete,
@@ -29,13 +30,14 @@ from sightline.decoders.template import tokenizer_of
 from sightline.decoders.vdd import image_free
 from sightline.logits.calibration import calibrate, label_masses, reference
 from sightline.messages import check_list, short
+from sightline.settings import positive, settle
 
 REFERENCES = {"none": "none", "unk": "unk", "none_unk": "both"}
 REMEMBERED = 4096  # image-free prompts whose label masses are kept, for each model
 
 
 @dataclass
-class PostHocDebias:
+class PostHocDebias(Passed):
     """Answer yes/no or A/B/C/D as if the model did not lean to one of them without a picture.
 
     The probability of each label is divided by what the same model gives it when the picture is
@@ -87,8 +89,8 @@ class PostHocDebias:
             )
         if self.aggregate not in ("max", "sum"):
             raise ValueError(f'aggregate must be "max" or "sum", got {short(self.aggregate)}')
-        if not self.smoothing > 0:
-            raise ValueError(f"smoothing must be above 0, got {self.smoothing}")
+        settle(self)
+        positive(self, "smoothing")
         self._known: Memory[tuple, Tensor] = Memory(REMEMBERED)
         _ = self.contrasts  # checks what stands in the picture's place
 
@@ -100,9 +102,7 @@ class PostHocDebias:
     def contrasts(self) -> tuple[NoImage | UnknownImage, ...]:
         """What the reference is asked of."""
         variant = REFERENCES[self.reference]
-        return image_free(
-            variant, self.processor, self.unk_token_id, token_tuple("markers", self.markers)
-        )
+        return image_free(variant, self.processor, self.unk_token_id, self.markers)
 
     def probabilities(self, model: Any, **inputs: Any) -> Tensor:
         """Calibrated probability of each label, `[B, C]` float32, for the processor's output."""
@@ -201,7 +201,7 @@ class PostHocDebias:
         for token, text in enumerate(texts):
             if text.strip().lower() in forms:
                 forms[text.strip().lower()].append(token)
-        return [torch.tensor(ids, dtype=torch.long) for ids in forms.values()]
+        return [torch.tensor(ids, dtype=torch.long, device="cpu") for ids in forms.values()]
 
     @cached_property
     def _sequences(self) -> list[list[tuple[int, ...]]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from sightline.decoders.contrasts import NoImage, UnknownImage, token_tuple
+from sightline.decoders.contrasts import NoImage, UnknownImage
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.image_spans import can_be_asked
 from sightline.decoders.ranges import Usual
@@ -57,7 +57,7 @@ class VDD(Decoder):
                 self.variant,
                 self.processor,
                 self.unk_token_id,
-                token_tuple("markers", self.markers),
+                self.markers,
             ),
             rule=Contrastive(self.alpha, self.beta),
         )

@@ -13,6 +13,7 @@ from sightline.decoders.ranges import Usual
 from sightline.logits.grounding import REDUCTIONS, SUPPORT, Grounded, Support
 from sightline.logits.rules import Rule
 from sightline.messages import short
+from sightline.settings import whole
 
 REQUEST = (
     "The task is: {question}. Before answering it, describe the image thoroughly. For a natural "
@@ -61,8 +62,7 @@ class Described:
             raise ValueError(
                 f"reduction must be one of {', '.join(REDUCTIONS)}, got {short(self.reduction)}"
             )
-        if self.tokens < 1:
-            raise ValueError(f"tokens must be 1 or more, got {self.tokens}")
+        whole(self, "tokens", least=1)
         if "{description}" not in self.statement:
             raise ValueError(f"statement must hold {{description}}, got {short(self.statement)}")
 

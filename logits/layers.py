@@ -12,8 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sightline.logits.rules import Rule, State, in_unit_interval, not_negative
+from sightline.logits.rules import Rule, State
 from sightline.messages import short
+from sightline.settings import (
+    in_unit_interval,
+    is_whole,
+    not_negative,
+    settle,
+    share,
+    whole,
+    whole_numbers,
+    wrong,
+)
 
 DEEP = 40  # blocks; in deeper models candidates come from the first or last EDGE blocks only
 EDGE = 20
@@ -55,8 +65,9 @@ class LayerContrast(Rule):
         if self.divergence not in DIVERGENCES:
             raise ValueError(f'divergence must be "jsd" or "code", got {short(self.divergence)}')
         if self.layers not in GROUPS:
-            check_numbers(self.layers, '"low", "high" or a tuple of layer numbers')
-        in_unit_interval("beta", self.beta)
+            wanted = '"low", "high" or a tuple of layer numbers'
+            whole_numbers(self, "layers", wanted, different=True)
+        in_unit_interval(self, "beta")
 
     @property
     def uses_others(self) -> bool:
@@ -139,23 +150,17 @@ class LayerCorrection(Rule):
     top_p: float = 0.9
 
     def __post_init__(self):
-        not_negative("alpha", self.alpha)
-        wanted = "two shares of the depth in [0, 1], or two layer numbers, first and last"
+        settle(self)
+        not_negative(self, "alpha")
         window = self.layers
-        if not isinstance(window, tuple) or len(window) != 2 or not window[0] <= window[1]:
-            raise ValueError(f"layers must be {wanted}, got {short(window)}")
-        if all(isinstance(end, float) for end in window):
-            if not 0 <= window[0] <= window[1] <= 1:
-                raise ValueError(f"layers must be {wanted}, got {short(window)}")
-        else:
-            check_numbers(tuple(dict.fromkeys(window)), wanted)
-        if not is_whole(self.top_k):
-            raise ValueError(
-                "top_k must be a whole number of candidates, or 0 for no limit, "
-                f"got {short(self.top_k)}"
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        is_pair = isinstance(window, tuple) and len(window) == 2
+        shares = is_pair and all(isinstance(end, float) and 0 <= end <= 1 for end in window)
+        numbers = is_pair and all(is_whole(end) and end >= 0 for end in window)
+        if not (shares or numbers) or window[0] > window[1]:
+            wanted = "two shares of the depth in [0, 1], or two layer numbers, first and last"
+            raise wrong("layers", wanted, window)
+        whole(self, "top_k", least=0)
+        share(self, "top_p")
 
     @property
     def uses_others(self) -> bool:
@@ -224,18 +229,6 @@ def stacked(state: State) -> Tensor:
             "pass State(early=...) with the logits of the layers that early_layers names"
         )
     return torch.stack(tuple(state.early))
-
-
-def is_whole(value: object) -> bool:
-    """Whether it is an int of at least 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def check_numbers(layers: object, wanted: str) -> None:
-    """Raises `ValueError` unless `layers` is a tuple of different layer numbers."""
-    numbers = layers if isinstance(layers, tuple) else ()
-    if not numbers or len(set(numbers)) < len(numbers) or not all(map(is_whole, numbers)):
-        raise ValueError(f"layers must be {wanted}, got {short(layers)}")
 
 
 def checked(layers: tuple[int, ...], blocks: int) -> tuple[int, ...]:

@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from sightline.logits.calibration import affine, label_masses, normalise
-from sightline.logits.rules import in_unit_interval, plausible
+from sightline.logits.rules import plausible
 from sightline.messages import check_list, short
+from sightline.settings import in_unit_interval
 
 
 class PlausibilityProcessor(LogitsProcessor):
@@ -24,8 +25,8 @@ class PlausibilityProcessor(LogitsProcessor):
     """
 
     def __init__(self, beta: float):
-        in_unit_interval("beta", beta)
         self.beta = beta
+        in_unit_interval(self, "beta")
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` `[B, V]` -> `[B, V]`."""
@@ -69,7 +70,7 @@ class CalibrationProcessor(LogitsProcessor):
                 f"weight must be [C] or [B, C] with C = {len(labels)} labels, "
                 f"got shape {tuple(weight.shape)}"
             )
-        self.labels = [torch.as_tensor(forms) for forms in labels]
+        self.labels = [torch.as_tensor(forms, device="cpu") for forms in labels]
         self.weight = weight
         self.bias = torch.zeros_like(weight) if bias is None else bias
         self.prompt_length = prompt_length
@@ -85,7 +86,7 @@ class CalibrationProcessor(LogitsProcessor):
         for label, ids in enumerate(self.labels):
             ids = ids.to(scores.device)
             best = ids[probabilities[:, ids].argmax(dim=-1)]
-            answer[torch.arange(len(scores)), best] = (
+            answer[torch.arange(len(scores), device=scores.device), best] = (
                 normalise(calibrated)[:, label].log().to(scores.dtype)
             )
         return answer
