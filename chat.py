@@ -1,10 +1,15 @@
 """Questions about pictures: from pictures and text to a model's inputs, and back to text."""
 
 import inspect
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sightline.messages import enumerated, short
 from sightline.pictures import listed, open_picture
+
+WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
 def answer(
@@ -13,20 +18,24 @@ def answer(
     images: Any,
     text: str,
     decoder: Any = None,
-    processor_kwargs: dict[str, Any] | None = None,
+    *,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    processor_kwargs: Mapping[str, Any] | None = None,
     **generate_kwargs: Any,
 ) -> str:
     """What the model says of one or several pictures.
 
     Args:
         model: Any image-text-to-text model of transformers.
-        processor: Its processor, with a chat template.
+        processor: Its processor, with a chat template, or one that writes prompts by itself.
         images: One picture or a list of them: PIL images, paths, bytes or open files. Decoders that
             look at the picture again get it too.
         text: The question or instruction, put after the pictures.
         decoder: What `generate` takes as `custom_generate`; None: the model's own decoding.
-        processor_kwargs: Arguments of the processor's call (`max_pixels`, ...); decoders that look
-            at the picture again get them too.
+        chat_template_kwargs: Arguments of the chat template besides the messages, as
+            `apply_chat_template` takes them: `{"enable_thinking": False}`.
+        processor_kwargs: Arguments of the processor's call: `{"max_pixels": 500_000}`. Decoders
+            that look at the picture again get them too.
         generate_kwargs: Further arguments of `generate`. `streamer=` works with and without a
             decoder here (with one, it is passed on as `token_streamer=`).
 
@@ -35,8 +44,11 @@ def answer(
     """
     check_question(text)
     pictures = [open_picture(image) for image in listed(images)]
-    inputs = prompt_inputs(model, processor, pictures, text, processor_kwargs)
-    return reply(model, processor, inputs, decoder, pictures, processor_kwargs, **generate_kwargs)
+    told: dict[str, Any] = dict(
+        chat_template_kwargs=chat_template_kwargs, processor_kwargs=processor_kwargs
+    )
+    inputs = prompt_inputs(model, processor, pictures, text, **told)
+    return reply(model, processor, inputs, decoder, pictures, **told, **generate_kwargs)
 
 
 def prompt_inputs(
@@ -44,24 +56,156 @@ def prompt_inputs(
     processor: Any,
     images: Any,
     text: str,
-    processor_kwargs: dict[str, Any] | None = None,
+    *,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    processor_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The inputs of `generate` for a user's turn: pictures first, then text.
 
-    Tensors are on the model's device (`input_device`), and pixels in its dtype.
+    Tensors are on the model's device (`input_device`), and pixels in its dtype. Without a chat
+    template the prompt is what the processor itself makes of pictures and text (PaliGemma's),
+    where it puts the pictures into it.
     """
     check_question(text)
     check_processor(processor)
     pictures = [open_picture(image) for image in listed(images)]
-    inputs = processor.apply_chat_template(
-        user_turn(pictures, text),
+    arguments = check_arguments(processor, chat_template_kwargs)
+    if has_template(processor):
+        turn = user_turn(pictures, text)
+        inputs = templated(processor, turn, arguments, **(processor_kwargs or {}))
+    else:
+        inputs = untemplated(processor, [pictures], [text], **(processor_kwargs or {}))
+    return dict(inputs.to(input_device(model), model.dtype))
+
+
+def templated(
+    processor: Any,
+    messages: Sequence[Any],
+    arguments: Mapping[str, Any],
+    **processor_kwargs: Any,
+) -> Any:
+    """The processor's output for one chat or several, through its template.
+
+    The token that begins a sequence stands there once: the tokenizer adds none where the template
+    writes it.
+
+    Args:
+        processor: With a chat template.
+        messages: A chat, or a list of chats.
+        arguments: Of the template.
+        processor_kwargs: Arguments of the processor.
+    """
+    texts = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False, **arguments
+    )
+    if begins_by_itself(processor.tokenizer, texts if isinstance(texts, str) else texts[0]):
+        processor_kwargs["add_special_tokens"] = False
+    return processor.apply_chat_template(
+        messages,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        **({"processor_kwargs": dict(processor_kwargs)} if processor_kwargs else {}),
+        processor_kwargs=processor_kwargs,
+        **arguments,
     )
-    return dict(inputs.to(input_device(model), model.dtype))
+
+
+def begins_by_itself(tokenizer: Any, text: str) -> bool:
+    """Whether a text begins with the token that the tokenizer puts before every text."""
+    added = tokenizer("")["input_ids"]
+    ids = tokenizer(text.lstrip(), add_special_tokens=False)["input_ids"]
+    return bool(added) and ids[:1] == added[:1]
+
+
+def check_arguments(
+    processor: Any, chat_template_kwargs: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The arguments of a chat template, or `ValueError` for one that it does not know."""
+    if chat_template_kwargs is not None and not isinstance(chat_template_kwargs, Mapping):
+        raise TypeError(
+            "chat_template_kwargs must be a mapping such as {'enable_thinking': False}, got "
+            f"{short(chat_template_kwargs)}"
+        )
+    arguments = dict(chat_template_kwargs or {})
+    if not arguments:
+        return {}
+    if not has_template(processor):
+        raise ValueError(
+            f"{type(processor).__name__} has no chat template that would take "
+            f"{enumerated(arguments)}: leave chat_template_kwargs out"
+        )
+    template = processor.chat_template
+    texts = list(template.values()) if isinstance(template, Mapping) else [template]
+    reserved = inspect.signature(processor.apply_chat_template).parameters
+    for name in arguments:
+        known = any(re.search(rf"\b{re.escape(str(name))}\b", text) for text in texts)
+        if name in reserved or not known:
+            raise ValueError(
+                f"the chat template of {type(processor).__name__} takes no argument {short(name)}: "
+                "leave it out of chat_template_kwargs"
+            )
+    return arguments
+
+
+def parse_arguments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`["enable_thinking=false"]` -> `{"enable_thinking": False}`, or `ValueError`.
+
+    A value is read as JSON, in any case of true, false and null (none), else it is text.
+    """
+    found: dict[str, Any] = {}
+    for assignment in assignments:
+        name, sign, text = assignment.partition("=")
+        if not (sign and name.strip()):
+            raise ValueError(
+                f"an argument of the chat template is written NAME=VALUE, got {short(assignment)}"
+            )
+        if name.strip() in found:
+            raise ValueError(f"the argument {short(name.strip())} is given twice")
+        found[name.strip()] = _value(text.strip())
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return WORDS[text.lower()] if text.lower() in WORDS else json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def untemplated(
+    processor: Any,
+    pictures: Sequence[Sequence[Any]],
+    texts: Sequence[str],
+    **processor_kwargs: Any,
+) -> Any:
+    """What a processor without a chat template makes of pictures and texts by itself.
+
+    Args:
+        processor: Puts pictures into a prompt, or finds their tokens in the text.
+        pictures: Of each text.
+        texts: One for each prompt.
+        processor_kwargs: Arguments of the processor.
+    """
+    kind = type(processor).__name__
+    refusal = (
+        f"{kind} has no chat template, and by itself it puts no picture into a prompt: use a "
+        "checkpoint tuned for chat, or set processor.chat_template"
+    )
+    try:
+        inputs = processor(
+            images=[list(own) for own in pictures],
+            text=list(texts),
+            return_tensors="pt",
+            **processor_kwargs,
+        )
+    except (ValueError, TypeError, IndexError) as error:
+        raise ValueError(refusal) from error
+    image_token = getattr(processor, "image_token_id", None)
+    if image_token is None or not bool((inputs["input_ids"] == image_token).any()):
+        raise ValueError(refusal)
+    inputs.pop("labels", None)  # PaliGemma's, for training
+    return inputs
 
 
 def input_device(model: Any) -> Any:
@@ -90,20 +234,22 @@ def reply(
     inputs: dict[str, Any],
     decoder: Any = None,
     images: Any = None,
-    processor_kwargs: dict[str, Any] | None = None,
+    *,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    processor_kwargs: Mapping[str, Any] | None = None,
     **generate_kwargs: Any,
 ) -> str:
     """The text that the model puts after a prompt of `prompt_inputs`; arguments as in `answer`.
 
-    `images` are the prompt's, for decoders that look at them again; all others do without.
+    `images`, `chat_template_kwargs` and `processor_kwargs` are the prompt's, for decoders that look
+    at the pictures again or ask something else in the same template; all others do without.
     """
     if decoder is not None:
         generate_kwargs["custom_generate"] = decoder
         if getattr(decoder, "needs_images", False):
             generate_kwargs["images"] = images
-            if processor_kwargs:
-                generate_kwargs["processor_kwargs"] = processor_kwargs
-        generate_kwargs = {**processor_for(decoder, processor), **generate_kwargs}
+        told = processor_for(decoder, processor, chat_template_kwargs, processor_kwargs)
+        generate_kwargs = {**told, **generate_kwargs}
         # transformers 5 drops `streamer` when a callable decodes.
         if "streamer" in generate_kwargs:
             generate_kwargs["token_streamer"] = generate_kwargs.pop("streamer")
@@ -114,19 +260,44 @@ def reply(
     return processor.decode(tokens, skip_special_tokens=True).strip()
 
 
-def processor_for(decoder: Any, processor: Any) -> dict[str, Any]:
-    """The keyword of `generate` that tells a decoder what belongs to an image in a prompt.
+def processor_for(
+    decoder: Any,
+    processor: Any,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    processor_kwargs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The keywords of `generate` that tell a decoder how a prompt was written.
 
-    Empty for what does not take it.
+    By the processor it knows what belongs to an image in a prompt. What the decoder does not take
+    is left out, and so are arguments of the template and of the processor where there are none.
     """
-    takes = callable(decoder) and "processor" in inspect.signature(decoder).parameters
-    return {"processor": processor} if takes else {}
+    taken = inspect.signature(decoder).parameters if callable(decoder) else {}
+    told = {"processor": processor}
+    if chat_template_kwargs:
+        told["chat_template_kwargs"] = chat_template_kwargs
+    if processor_kwargs:
+        told["processor_kwargs"] = processor_kwargs
+    return {name: value for name, value in told.items() if name in taken}
 
 
-def check_question(text: str) -> None:
+def check_question(text: Any) -> None:
     """Raises `ValueError` unless there are words to answer."""
-    if not text or not text.strip():
-        raise ValueError(f"a question or instruction in words is needed, got {text!r}")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"a question or instruction in words is needed, got {short(text)}")
+
+
+def has_template(processor: Any) -> bool:
+    return getattr(processor, "chat_template", None) is not None
+
+
+def check_template(processor: Any) -> None:
+    """Raises `ValueError` unless the processor has a chat template."""
+    check_processor(processor)
+    if not has_template(processor):
+        raise ValueError(
+            f"{type(processor).__name__} has no chat template, in which this decoder would ask: "
+            "use a checkpoint tuned for chat, or set processor.chat_template"
+        )
 
 
 def check_processor(processor: Any) -> None:
@@ -136,9 +307,4 @@ def check_processor(processor: Any) -> None:
         raise ValueError(
             f"a processor of pictures and text is needed, got {kind}: load it with AutoProcessor "
             "from a checkpoint that holds one"
-        )
-    if getattr(processor, "chat_template", None) is None:
-        raise ValueError(
-            f"{kind} has no chat template, so the prompt cannot be built: use a checkpoint tuned "
-            "for chat, or set processor.chat_template"
         )

@@ -7,6 +7,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from sightline.messages import LONGEST, clipped
+
 
 class Dtype(str, Enum):
     """What weights are computed in; "auto" is what they are stored in."""
@@ -22,20 +24,22 @@ def load_processor(checkpoint: str) -> Any:
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoProcessor
 
     from sightline.chat import check_processor
+    from sightline.pictures import path_is
 
     path = Path(checkpoint)
     is_path = path.is_absolute() or checkpoint.startswith(".") or checkpoint.count("/") > 1
-    if is_path and not path.is_dir():
-        raise ValueError(f"--model {checkpoint}: no such folder")
-    where = "in this folder" if path.is_dir() else "in a folder or on the hub under this name"
-    with refused_as(f"--model {checkpoint}: no usable checkpoint {where}"):
+    is_folder = path_is(path, Path.is_dir)
+    if is_path and not is_folder:
+        raise ValueError(f"--model {clipped(checkpoint, 3 * LONGEST)}: no such folder")
+    where = "in this folder" if is_folder else "in a folder or on the hub under this name"
+    with refused_as(f"--model {clipped(checkpoint, 3 * LONGEST)}: no usable checkpoint {where}"):
         config = AutoConfig.from_pretrained(checkpoint)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(
-            f"--model {checkpoint} is a {config.model_type} model: a vision-language "
-            "(image-text-to-text) model is needed"
+            f"--model {clipped(checkpoint, 3 * LONGEST)} is a {config.model_type} model: a "
+            "vision-language (image-text-to-text) model is needed"
         )
-    with refused_as(f"--model {checkpoint}: its processor cannot be loaded"):
+    with refused_as(f"--model {clipped(checkpoint, 3 * LONGEST)}: its processor cannot be loaded"):
         processor = AutoProcessor.from_pretrained(checkpoint)
     check_processor(processor)
     return processor
@@ -46,15 +50,17 @@ def load_model(checkpoint: str, device: str, dtype: Dtype) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
-    with refused_as(f"--model {checkpoint}: its weights cannot be loaded", SafetensorError):
+    with refused_as(
+        f"--model {clipped(checkpoint, 3 * LONGEST)}: its weights cannot be loaded", SafetensorError
+    ):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             checkpoint, dtype=dtype.value, output_loading_info=True
         )
         model, report = loaded[0].to(device).eval(), loaded[1]
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
-            f"--model {checkpoint} is incomplete: {len(missing)} of the model's weights are not "
-            f"in it ({missing[0]}, ...)"
+            f"--model {clipped(checkpoint, 3 * LONGEST)} is incomplete: {len(missing)} of "
+            f"the model's weights are not in it ({missing[0]}, ...)"
         )
     return model
 
@@ -67,7 +73,7 @@ def refused_as(reason: str, *further: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         sentence = re.split(r"(?<=\.)\s|\n", str(error).strip(), maxsplit=1)[0]
-        raise ValueError(f"{reason}: {sentence}") from error
+        raise ValueError(f"{reason}: {clipped(sentence, 3 * LONGEST)}") from error
 
 
 def check_device(name: str) -> None:
@@ -77,7 +83,9 @@ def check_device(name: str) -> None:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {error}") from error
+        raise ValueError(
+            f"--device {clipped(name)} cannot be used here: {clipped(error, 2 * LONGEST)}"
+        ) from error
 
 
 @contextmanager

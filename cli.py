@@ -22,6 +22,7 @@ from rich.text import Text
 import sightline
 from sightline.checkpoints import Dtype, check_device, load_model, load_processor, quiet
 from sightline.choices import PLAIN, Choice, Sampling, parse_choice, parse_choices, plain_name
+from sightline.evaluation.command import TemplateOption
 from sightline.evaluation.command import app as evaluation
 from sightline.marks import cut, known_truth, listed, named_words, new_words, remarks
 
@@ -98,6 +99,7 @@ def describe(
     seed: SeedOption = 0,
     sample: SampleOption = False,
     temperature: TemperatureOption = None,
+    template: TemplateOption = None,
     stream: Annotated[
         bool, typer.Option("--stream/--no-stream", help="Show words as they come.")
     ] = True,
@@ -109,8 +111,11 @@ def describe(
         choice = parse_choice(name, settings or [])
         sampling = Sampling(max_new_tokens, seed, sample, temperature)
         sampling.check([choice])
+        arguments = template_arguments(template)
         with quiet():
-            [way], processor = prepare(model, device, dtype, image, question, [choice], sampling)
+            [way], processor = prepare(
+                model, device, dtype, image, question, [choice], sampling, arguments
+            )
             text = way.answer(word_streamer(processor) if stream else None)
     if not stream:
         typer.echo(text)
@@ -138,6 +143,7 @@ def compare(
     seed: SeedOption = 0,
     sample: SampleOption = False,
     temperature: TemperatureOption = None,
+    template: TemplateOption = None,
 ) -> None:
     """Put the answers of several decoders under one another."""
     with refusing():
@@ -145,8 +151,9 @@ def compare(
         choices = parse_choices(decoders or f"{plain_name(sample)},vcd,vdd")
         sampling = Sampling(max_new_tokens, seed, sample, temperature)
         sampling.check(choices)
+        arguments = template_arguments(template)
         with quiet():
-            ways, _ = prepare(model, device, dtype, image, question, choices, sampling)
+            ways, _ = prepare(model, device, dtype, image, question, choices, sampling, arguments)
             show_comparison(ways, known_truth(image, question))
 
 
@@ -322,6 +329,13 @@ def open_checked(picture: str, question: str) -> Any:
     return open_picture(picture)
 
 
+def template_arguments(assignments: Sequence[str] | None) -> dict[str, Any]:
+    """`--template NAME=VALUE` of a command, or `ValueError`."""
+    from sightline.chat import parse_arguments
+
+    return parse_arguments(assignments or ())
+
+
 @dataclass(frozen=True)
 class Way:
     """One way to answer the question: `answer(streamer, longest=...) -> text`."""
@@ -338,20 +352,24 @@ def prepare(
     question: str,
     choices: Sequence[Choice],
     sampling: Sampling,
+    chat_template_kwargs: Mapping[str, Any],
 ) -> tuple[list[Way], Any]:
     """A way to answer for each choice, and the processor.
 
     What can be refused is refused before the weights are read.
     """
-    from sightline.chat import prompt_inputs
+    from sightline.chat import check_arguments, prompt_inputs
     from sightline.lab import CHECKPOINT
 
     checkpoint = checkpoint or str(CHECKPOINT)
     check_device(device)
     processor = load_processor(checkpoint)
+    check_arguments(processor, chat_template_kwargs)
     decoders = [choice.build(processor) for choice in choices]
     model = load_model(checkpoint, device, dtype)
-    inputs = prompt_inputs(model, processor, image, question)
+    inputs = prompt_inputs(
+        model, processor, image, question, chat_template_kwargs=chat_template_kwargs
+    )
     ways = [
         Way(
             choice.label,
@@ -363,7 +381,7 @@ def prepare(
                 image,
                 decoder,
                 sampling.seed,
-                sampling.arguments(choice),
+                {**sampling.arguments(choice), "chat_template_kwargs": chat_template_kwargs},
             ),
         )
         for choice, decoder in zip(choices, decoders, strict=True)

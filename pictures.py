@@ -1,15 +1,23 @@
 """Pictures from anywhere, as the 8-bit RGB that processors of vision-language models expect."""
 
+import base64
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sightline.messages import LONGEST, clipped
+
+URL = re.compile(r"(data|[A-Za-z][A-Za-z0-9+.-]+(?=://)):", re.IGNORECASE)
+BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}\s*")
+FEWEST_LETTERS = 64  # of a picture in base64; no file of one is as small
 MAX_PIXELS = 100_000_000
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -26,8 +34,8 @@ def open_picture(
     file carries stay in `info`.
 
     Args:
-        source: A path, a file's bytes, a file opened in binary mode, or a PIL image, which is left
-            as it is.
+        source: A path, a file's bytes, a file opened in binary mode, a file in base64 (a text or a
+            data URL), or a PIL image, which is left as it is. Nothing is fetched: a URL is refused.
         max_pixels: The most that are decoded.
         formats: Kinds of file that are opened, as Pillow calls them; None: all that it knows.
 
@@ -53,7 +61,7 @@ def open_picture(
             f"{name} has more than {max_pixels // 10**6} megapixels ({error}): make it smaller"
         ) from None
     except OSError as error:
-        raise ValueError(f"{name} cannot be read: {error.strerror or error}") from None
+        raise ValueError(f"{name} cannot be read: {clipped(error.strerror or error)}") from None
     with opened:
         return _checked_rgb(opened, name, max_pixels)
 
@@ -77,13 +85,24 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
     return np.round((values.astype(np.float32) - low) * scale).astype(np.uint8)
 
 
+def path_is(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """What a path says of itself, as `Path.is_dir`; False for one that is too long for a file."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
+
+
 def _named(source: Any) -> tuple[str, Any]:
     """What to call the source in a message, and what Pillow opens."""
+    if isinstance(source, str) and (named := _written(source)) is not None:
+        return named
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder: pass one picture in it")
-        return str(path), path
+        name = clipped(path, 3 * LONGEST)
+        if path_is(path, Path.is_dir):
+            raise ValueError(f"{name} is a folder: pass one picture in it")
+        return name, path
     if isinstance(source, bytes | bytearray | memoryview):
         return "the picture", BytesIO(source)
     if hasattr(source, "read") and not hasattr(source, "encoding"):
@@ -92,6 +111,35 @@ def _named(source: Any) -> tuple[str, Any]:
         "a picture is a path, bytes, a file opened in binary mode or a PIL image, got "
         f"{type(source).__name__}"
     )
+
+
+def _written(text: str) -> tuple[str, Any] | None:
+    """A picture that is written out in a text: what to call it, and its bytes. None for a path."""
+    scheme = URL.match(text)
+    if scheme is None:
+        # Letters and digits may be a path as well, which goes first.
+        is_short = len(text) < FEWEST_LETTERS
+        if is_short or not BASE64.fullmatch(text) or path_is(Path(text), Path.exists):
+            return None
+        return "the text in base64", BytesIO(_decoded(text))
+    if scheme[1].lower() != "data":
+        raise ValueError(
+            f"{clipped(text)} is a URL, and nothing is fetched: download the picture, and pass its "
+            "path, its bytes or a PIL image"
+        )
+    head, comma, content = text.partition(",")
+    if not (comma and head.lower().endswith(";base64")):
+        raise ValueError(f"{clipped(text)} is a data URL without base64: pass the picture's bytes")
+    return "the data URL", BytesIO(_decoded(unquote(content)))
+
+
+def _decoded(text: str) -> bytes:
+    """The bytes of base64 in either alphabet, with or without its padding; b"" where it is none."""
+    letters = "".join(text.split()).rstrip("=").translate(str.maketrans("-_", "+/"))
+    try:
+        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+    except ValueError:
+        return b""
 
 
 def _checked_rgb(picture: Image.Image, name: str, max_pixels: int) -> Image.Image:
@@ -128,7 +176,8 @@ def _readable(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ValueError(
-            f"{name} is damaged or of a kind that cannot be converted to RGB ({error}): save it "
+            f"{name} is damaged or of a kind that cannot be converted to RGB "
+            f"({clipped(error)}): save it "
             "again as PNG or JPEG"
         ) from error
 

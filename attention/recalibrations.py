@@ -10,16 +10,10 @@ from torch import Tensor
 from sightline.attention.ledger import Ledger
 from sightline.attention.parts import Recalibration
 from sightline.attention.reference import KeyWeights
+from sightline.messages import short
+from sightline.settings import layer_range, not_negative, positive, share, whole, whole_numbers
 
 Layers = tuple[int, int]  # first layer, first layer after
-
-
-def check_layers(layers: Layers) -> None:
-    """Raises `ValueError` unless `layers` is a range: whole numbers, not negative, not empty."""
-    if len(layers) != 2 or any(isinstance(x, bool) or not isinstance(x, int) for x in layers):
-        raise ValueError(f"layers must be (first, first after), got {layers!r}")
-    if not 0 <= layers[0] < layers[1]:
-        raise ValueError(f"layers must be (first, first after) with first >= 0, got {layers}")
 
 
 def check_within(layers: Layers, ledger: Ledger) -> None:
@@ -41,11 +35,6 @@ def check_attends(layers: Layers, ledger: Ledger) -> None:
         )
 
 
-def check_finite(name: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value}")
-
-
 @dataclass(frozen=True)
 class ImageGain(Recalibration):
     """Lifts the latest query's scores on image keys by a share of their size (arXiv:2407.21771).
@@ -64,11 +53,9 @@ class ImageGain(Recalibration):
     about_images = True
 
     def __post_init__(self):
-        check_finite("alpha", self.alpha)
-        if self.alpha < 0:
-            raise ValueError(f"alpha must be 0 or more, got {self.alpha}")
+        not_negative(self, "alpha")
         if self.layers is not None:
-            check_layers(self.layers)
+            layer_range(self)
 
     @property
     def is_neutral(self) -> bool:
@@ -115,16 +102,14 @@ class ImageScale(Recalibration):
     about_images = True
 
     def __post_init__(self):
-        for name in ("image", "system"):
-            check_finite(name, getattr(self, name))
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        positive(self, "image")
+        positive(self, "system")
         if self.layers is not None:
-            check_layers(self.layers)
+            layer_range(self)
         if self.mode not in ("scale", "abs"):
-            raise ValueError(f'mode must be "scale" or "abs", got {self.mode!r}')
-        if self.heads is not None and (not self.heads or min(self.heads) < 0):
-            raise ValueError(f"heads must be one or more head numbers, got {self.heads}")
+            raise ValueError(f'mode must be "scale" or "abs", got {short(self.mode)}')
+        if self.heads is not None:
+            whole_numbers(self, "heads", "one or more head numbers")
 
     @property
     def is_neutral(self) -> bool:
@@ -196,14 +181,10 @@ class LeastAttended(Recalibration):
     about_images = True
 
     def __post_init__(self):
-        if isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 1:
-            raise ValueError(
-                f"start must be a layer from 1 on, as the one before it chooses, got {self.start!r}"
-            )
-        if not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio must be above 0 and at most 1, got {self.ratio}")
-        if self.count is not None and (isinstance(self.count, bool) or self.count < 1):
-            raise ValueError(f"count must be 1 or more, got {self.count!r}")
+        whole(self, "start", least=1)  # the layer before it chooses
+        share(self, "ratio")
+        if self.count is not None:
+            whole(self, "count", least=1)
 
     @property
     def is_neutral(self) -> bool:
@@ -277,9 +258,7 @@ class SinkPenalty(Recalibration):
     b: float = 0.1
 
     def __post_init__(self):
-        check_finite("b", self.b)
-        if self.b < 0:
-            raise ValueError(f"b must be 0 or more, got {self.b}")
+        not_negative(self, "b")
 
     @property
     def is_neutral(self) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sightline.attention.interface import Stream
 from sightline.attention.ledger import Ledger
 from sightline.attention.parts import Selection
+from sightline.settings import not_negative, share, whole
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,9 @@ class WeakAnswerKeys(Selection):
     merges = True
 
     def __post_init__(self):
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"keep must be above 0 and at most 1, got {self.keep}")
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"every must be 1 or more tokens, got {self.every!r}")
-        if not self.weight >= 0:
-            raise ValueError(f"weight must be 0 or more, got {self.weight}")
+        share(self, "keep")
+        whole(self, "every", least=1)
+        not_negative(self, "weight")
 
     @property
     def is_neutral(self) -> bool:

@@ -31,6 +31,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,10 @@ STEPS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
     if options.step:
-        return run_step(options)
+        steps = [step for step in STEPS if step.name in options.step]
+        return max(run_step(step, options) for step in steps)
     print_versions()
     steps = [step for step in STEPS if step.name in (options.only or [step.name])]
     if not (options.only or options.dry_run):
@@ -178,8 +181,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for step in steps:
         print(f"  {step.name}: {step.seconds} s, {step.text}")
     print(f"at most {sum(step.seconds + GRACE for step in steps)} s in all", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    failed = [step.name for step in steps if not finished(step, options)]
+    groups = [[step] for step in steps]
+    if options.dry_run:  # most of its time is the start of a process, and tiny shapes share no work
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        groups = [[*group] for _, group in groupby(steps, lambda step: step.script)]
+    failed = [step.name for group in groups if not finished(group, options) for step in group]
     print("\n" + summary(options.out, options.dry_run))
     if failed:
         print(f"FAILED: {', '.join(failed)}")
@@ -194,7 +200,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the steps' files")
     parser.add_argument("--only", nargs="+", choices=names, help="these steps")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU")
-    parser.add_argument("--step", choices=names, help=argparse.SUPPRESS)  # the process of one
+    parser.add_argument(
+        "--step", nargs="+", choices=names, help=argparse.SUPPRESS
+    )  # in this process
     parser.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)  # number, of
     options = parser.parse_args(arguments)
     if options.dry_run:
@@ -223,14 +231,16 @@ def print_versions() -> None:
         print(f"{name} {found}" + ("" if same else f" (tested: {wanted}; range: {RANGES[name]})"))
 
 
-def finished(step: Step, options: argparse.Namespace) -> bool:
-    """Runs a step in a process of its own; whether all of it went well."""
-    print(f"\n== {step.name} ({step.seconds} s): {step.text}", flush=True)
+def finished(steps: Sequence[Step], options: argparse.Namespace) -> bool:
+    """Runs steps in a process of their own; whether all of it went well."""
+    names = [step.name for step in steps]
+    seconds = sum(step.seconds for step in steps)
+    print(f"\n== {', '.join(names)} ({seconds} s)", flush=True)
     began = time.monotonic()
-    process = subprocess.Popen([*command(options), "--step", step.name], start_new_session=True)
+    process = subprocess.Popen([*command(options), "--step", *names], start_new_session=True)
     slower = DRY_RUN_SLOWER if options.dry_run else 1
     try:
-        code: int | None = process.wait(slower * (step.seconds + GRACE))
+        code: int | None = process.wait(slower * (seconds + GRACE))
     except subprocess.TimeoutExpired:
         code = None
     finally:
@@ -239,7 +249,7 @@ def finished(step: Step, options: argparse.Namespace) -> bool:
             process.wait()
     took = f"{time.monotonic() - began:.0f} s"
     said = "ended: its time was over" if code is None else f"exit code {code}" if code else "done"
-    print(f"== {step.name}: {said} after {took}", flush=True)
+    print(f"== {', '.join(names)}: {said} after {took}", flush=True)
     return code == 0
 
 
@@ -302,8 +312,8 @@ def joined_runs(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 # A step's own process
 
 
-def run_step(options: argparse.Namespace) -> int:
-    step = next(step for step in STEPS if step.name == options.step)
+def run_step(step: Step, options: argparse.Namespace) -> int:
+    print(f"-- {step.name}: {step.text}", file=sys.stderr, flush=True)
     if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     if step.script == "kernel":

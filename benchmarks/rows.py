@@ -136,7 +136,8 @@ def default_caches(device: str) -> tuple[str, ...]:
 def has_row(entry: Entry, cache: str, device: str) -> bool:
     if cache == "dynamic":
         return True
-    return not entry.dynamic_only and (is_cuda(device) or entry.static_on_cpu)
+    is_measured = is_cuda(device) or entry.static_on_cpu or cache == "compiled"
+    return is_measured and not entry.dynamic_only
 
 
 def stock(subject: Subject, key: str, entry: Entry, cache: str) -> Row:

@@ -125,12 +125,12 @@ class Llava(Shape):
             patch_size=14,
         )
         text = LlamaConfig(**text_sizes(self.text), pad_token_id=0)
-        return LlavaConfig(
+        return LlavaConfig(  # type: ignore[call-arg]  # a base class takes pad_token_id
             vision_config=vision,
             text_config=text,
             image_token_index=dict(self.special)["<image>"],
             image_seq_length=576,
-            pad_token_id=0,  # type: ignore[call-arg] (a base class takes it)
+            pad_token_id=0,
         )
 
     def processor(self) -> LlavaProcessor:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from PIL import Image
 
-from sightline.attention.recalibrations import check_layers
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch
 from sightline.decoders.decoder import Decoder, Recipe
@@ -22,7 +21,8 @@ from sightline.decoders.matching import (
 )
 from sightline.decoders.preparing import check_reproduced
 from sightline.decoders.ranges import Usual
-from sightline.logits.rules import Additive, in_unit_interval
+from sightline.logits.rules import Additive
+from sightline.settings import in_unit_interval, layer_range, share
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,10 @@ class SelfMatcher(Matcher):
 
     def __post_init__(self):
         if self.masked is not None:
-            in_unit_interval("masked", self.masked)
+            in_unit_interval(self, "masked")
         if self.layers is not None:
-            check_layers(self.layers)
-        if not 0 < self.clip <= 1:
-            raise ValueError(f"clip must be in (0, 1], got {self.clip}")
+            layer_range(self)
+        share(self, "clip")
 
     def __call__(
         self, pictures: Sequence[Image.Image], questions: Sequence[str], looks: Sequence[Look] = ()
@@ -96,11 +95,11 @@ class MaskedImage:
         return self.matcher.needs_attention
 
     def check(self, expert: Branch, model: Any) -> None:
-        Chat(self.processor, model)  # raises for another model's
+        Chat(self.processor, model, expert.call.chat_template_kwargs)  # raises for another model's
         check_reproduced(self.processor, expert, model)
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        chat = Chat(self.processor, model)
+        chat = Chat(self.processor, model, expert.call.chat_template_kwargs)
         asked = chat.asked(expert)
         pairs = [
             (picture, row.question.removesuffix(self.suffix).strip())
@@ -140,9 +139,11 @@ class AGLA(Decoder):
             alpha 2, where the branches agree, as sampling at a third of the temperature.
         suffix: End of the user's words that is no part of the question, as "Please answer this
             question with one word."
+        first_only: The masked picture counts at the first token alone; later ones are sharpened
+            by 1 + alpha.
 
     Differs from the authors' code: the masked picture counts at every token, not at the first
-    alone; both pictures are cut alike; long questions work.
+    alone (`released`); both pictures are cut alike; long questions work.
     """
 
     processor: Any = field(default=None, repr=False)
@@ -151,10 +152,16 @@ class AGLA(Decoder):
     beta: Annotated[float, Usual(0, 1)] = 0.5
     normalize: bool = False
     suffix: str = ""
+    first_only: bool = False
+
+    @classmethod
+    def released(cls, processor: Any = None, matcher: Matcher | None = None) -> "AGLA":
+        """The released code's mistake, to repeat its numbers: the masked picture counts once."""
+        return cls(processor, matcher, first_only=True)
 
     def recipe(self) -> Recipe:
         matcher = SelfMatcher() if self.matcher is None else self.matcher
         return Recipe(
             contrasts=(MaskedImage(self.processor, matcher, self.suffix),),
-            rule=Additive(self.alpha, self.beta, self.normalize),
+            rule=Additive(self.alpha, self.beta, self.normalize, self.first_only),
         )

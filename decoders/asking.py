@@ -1,18 +1,21 @@
 """Asks the model something else about the same picture, in its own chat template."""
 
 import re
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
-from sightline.chat import check_processor
+from sightline.chat import check_template
 from sightline.decoders.branch import Branch
 from sightline.decoders.image_spans import Writing, WrittenRow, rows_of, writing_of
+from sightline.decoders.template import MORE, WORDS, Template, tokenizer_of, turn, words_part
+from sightline.messages import short
 
-WORDS, REPLY, MORE = "SIGHTLINE0WORDS", "SIGHTLINE1REPLY", "SIGHTLINE2MORE"
+TAIL = 64  # last tokens of a prompt, among which its answer's header stands
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Chat:
     Args:
         processor: The model's own.
         model: Names the tokens of pictures.
+        arguments: Of the chat template, as `apply_chat_template` takes them. Needed only where
+            they change what stands around the user's words; what they put before an answer is
+            taken from the prompt.
 
     Raises:
         ValueError: The processor has no chat template, or belongs to another model.
@@ -49,9 +55,10 @@ class Chat:
 
     processor: Any
     model: Any
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        check_processor(self.processor)
+        check_template(self.processor)
         _ = self._writing  # of this model's images
 
     @property
@@ -60,7 +67,7 @@ class Chat:
 
     def asked(self, branch: Branch) -> list[Asked]:
         """What each row asks; `ValueError` for a row that asks nothing about a picture in words."""
-        openings, closing = self._around_words()
+        openings = self._before_words()
         found = []
         for row, mask in enumerate(branch.image_mask):
             places = torch.nonzero(mask, as_tuple=True)[0]
@@ -73,7 +80,7 @@ class Chat:
             text = self._text(
                 branch.input_ids[row, start:][branch.attention_mask[row, start:] != 0]
             )
-            found.append(self._parsed(start, text, openings, closing))
+            found.append(self._parsed(start, text, openings))
         return found
 
     def ask(self, branch: Branch, index: Sequence[int], texts: Sequence[str]) -> Branch:
@@ -87,18 +94,19 @@ class Chat:
 
     def go_on(self, branch: Branch, replies: Sequence[str], texts: Sequence[str]) -> Branch:
         """Each row's prompt, a reply to it, and the user's next words."""
-        following = self._between_turns()
+        before, between = self.template.before_reply, self.template.between_turns
         asked = self.asked(branch)
         tails = [
-            f"{a.lead}{a.question}{a.closing}{self._plain(reply)}{following}{self._plain(text)}{a.closing}"
+            f"{a.lead}{a.question}{before}{self._plain(reply)}{between}{self._plain(text)}{a.closing}"
             for a, reply, text in zip(asked, replies, texts, strict=True)
         ]
         return self._continued(branch, range(len(tails)), asked, tails)
 
     def put_before(self, branch: Branch, texts: Sequence[str]) -> Branch:
         """Each row with a text before its first picture, in the turn that the picture is in."""
-        turn = {"role": "user", "content": [_words(f"{WORDS}\n"), {"type": "image"}, _words(MORE)]}
-        after, unit, _ = self._rendered([turn]).partition(WORDS)[2].partition(self.shown(1))
+        parts = [words_part(f"{WORDS}\n"), {"type": "image"}, words_part(MORE)]
+        written = self.template.rendered([{"role": "user", "content": parts}])
+        after, unit, _ = written.partition(WORDS)[2].partition(self.shown(1))
         space = after if unit and not after.strip() else "\n"  # a template may put images first
         rows = zip(self.rows(branch), branch.columns(), texts, strict=True)
         return branch.inserted(
@@ -117,6 +125,11 @@ class Chat:
             branch.input_ids, branch.attention_mask, branch.features, self.model, self.processor
         )
 
+    def check_answered_next(self, asked: Sequence[Asked]) -> None:
+        """Raises `ValueError` for a prompt that opens a thought: a reply would be that thought."""
+        for row in asked:
+            check_no_open_thought(self.template, row.closing)
+
     def question_tokens(self, branch: Branch) -> torch.Tensor:
         """`[B, T]` bool, true on the tokens of each row's question, the template's left out."""
         chosen = torch.zeros_like(branch.image_mask)
@@ -133,7 +146,7 @@ class Chat:
         unit = self._writing.unit.strip()
         if count == 1:
             return unit
-        rendered = self._rendered([_turn("user", WORDS, pictures=count)])
+        rendered = self.template.rendered([turn("user", WORDS, images=count)])
         found = re.search(rf"{re.escape(unit)}(.*{re.escape(unit)})?", rendered, re.DOTALL)
         if rendered.count(unit) != count or found is None:
             raise ValueError(
@@ -157,19 +170,22 @@ class Chat:
         rows = torch.tensor(list(index), device=branch.input_ids.device)
         return branch.continued(rows, starts, ids, self.model.config)
 
-    def _parsed(self, start: int, text: str, openings: Sequence[str], closing: str) -> Asked:
-        stripped = text.rstrip()
-        if not stripped.endswith(closing.strip()):
+    def _parsed(self, start: int, text: str, openings: Sequence[str]) -> Asked:
+        end = self.template.answer_start(text)
+        if end is None:
             raise ValueError(
-                f"the prompt ends in {text[-40:]!r} and the processor's chat template ends a "
-                f"question in {closing!r}: build it with apply_chat_template(..., "
-                "add_generation_prompt=True), or sightline.chat.prompt_inputs"
+                f"the prompt ends in {short(text[-40:])} and the processor's chat template ends a "
+                f"question in {short(self.template.closing[:40])}: build it with "
+                "apply_chat_template(..., add_generation_prompt=True) or sightline.chat."
+                "prompt_inputs. Arguments that change the template's words go to generate(..., "
+                "chat_template_kwargs={...}); a prompt that ends within an answer "
+                "(continue_final_message) is for methods that ask nothing else (VCD, VDD)"
             )
-        body = stripped.removesuffix(closing.strip())
-        following = self._between_turns()
+        body = text[:end]
+        between = self.template.between_turns
         lead = next((len(opening) for opening in openings if body.startswith(opening)), 0)
-        if following.strip() and following in body:
-            lead = body.rindex(following) + len(following)
+        if between.strip() and between in body:
+            lead = body.rindex(between) + len(between)
         words = body[lead:].strip()
         if not words:
             raise ValueError(
@@ -179,31 +195,17 @@ class Chat:
         cut = body.index(words, lead)
         return Asked(start, body[:cut], words, text[cut + len(words) :])
 
-    def _around_words(self) -> tuple[list[str], str]:
-        """What may stand between image tokens and the user's words, the longest first, and what
-        the template puts after the words.
-        """
+    def _before_words(self) -> list[str]:
+        """What may stand between image tokens and the user's words, the longest first."""
         writing = self._writing
         openings = {
             closing + after for closing in writing.closings for after in (writing.words, "")
         }
-        rendered = self._rendered([_turn("user", WORDS, pictures=1)])
-        return sorted(openings, key=len, reverse=True), rendered.partition(WORDS)[2]
+        return sorted(openings, key=len, reverse=True)
 
-    def _between_turns(self) -> str:
-        """What the template puts between a reply and the user's next words."""
-        asked, more = _turn("user", WORDS, pictures=1), _turn("user", MORE)
-        # A template may take a reply as parts or as text alone: it fails, prints the parts as they
-        # are, or leaves the text out.
-        rendered = []
-        for reply in (_turn("assistant", REPLY), {"role": "assistant", "content": REPLY}):
-            with suppress(Exception):
-                rendered.append(self._rendered([asked, reply, more]))
-        shown = min((text for text in rendered if REPLY in text), key=len, default="")
-        return shown.partition(REPLY)[2].partition(MORE)[0]
-
-    def _rendered(self, turns: list[dict[str, Any]]) -> str:
-        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    @cached_property
+    def template(self) -> Template:
+        return Template(self.processor, self.arguments)
 
     def _text(self, ids: torch.Tensor) -> str:
         return self.processor.tokenizer.decode(
@@ -225,10 +227,27 @@ class Chat:
         return text.strip()
 
 
-def _turn(role: str, words: str, pictures: int = 0) -> dict[str, Any]:
-    content: list[dict[str, str]] = [{"type": "image"}] * pictures
-    return {"role": role, "content": [*content, _words(words)]}
+def check_answers_next(processor: Any, branch: Branch) -> None:
+    """Raises `ValueError` for a prompt that opens a thought, of a processor with a chat template.
+
+    Prompts that were not made by that template are let through.
+    """
+    template, tokenizer = Template(processor), tokenizer_of(processor)
+    try:
+        _ = template.closing
+    except (TemplateError, TypeError):
+        return  # a tokenizer's template, of text alone
+    for ids, mask in zip(branch.input_ids, branch.attention_mask, strict=True):
+        end = ids[mask.bool()][-TAIL:]
+        check_no_open_thought(template, tokenizer.decode(end, skip_special_tokens=False))
 
 
-def _words(text: str) -> dict[str, str]:
-    return {"type": "text", "text": text}
+def check_no_open_thought(template: Template, text: str) -> None:
+    """Raises `ValueError` for a prompt's text that ends in an open thought."""
+    marker = template.open_thought(text)
+    if marker is not None:
+        raise ValueError(
+            f"the prompt opens a thought ({marker}), and this decoder takes what comes next for "
+            "the answer: build it with the thought closed, as with enable_thinking=False in "
+            "apply_chat_template(...), or answer(..., chat_template_kwargs={...})"
+        )

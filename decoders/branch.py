@@ -98,12 +98,14 @@ class Call:
         pictures: Of each row, in the order of its prompt; empty where the caller gave none.
         generation_config: As `generate` prepared it.
         processor: The model's own; None where the caller gave none.
+        chat_template_kwargs: What the prompt's chat template was given besides the messages.
         processor_kwargs: The arguments that it made the prompt with.
     """
 
     pictures: tuple[tuple[Any, ...], ...] = ()
     generation_config: Any = None
     processor: Any = field(default=None, repr=False)
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -389,16 +391,18 @@ class Branch:
         again where they are not; a new token's position is its place's.
         """
         width = max(len(row) for row in rows)
-        index = torch.zeros(len(rows), width, dtype=torch.long)
-        new = torch.full((len(rows), width), -1)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        index = torch.zeros(len(rows), width, dtype=torch.long, device="cpu")
+        new = torch.full((len(rows), width), -1, device="cpu")
+        mask = torch.zeros(len(rows), width, dtype=torch.long, device="cpu")
         for r, row in enumerate(rows):
             start = width - len(row)
             filled = [(start + i, *entry) for i, entry in enumerate(row) if entry is not None]
-            columns = torch.tensor([column for column, _, _ in filled])
+            columns = torch.tensor([column for column, _, _ in filled], device="cpu")
             mask[r, columns] = 1
-            index[r, columns] = torch.tensor([place for _, place, _ in filled])
-            new[r, columns] = torch.tensor([-1 if t is None else t for _, _, t in filled])
+            index[r, columns] = torch.tensor([place for _, place, _ in filled], device="cpu")
+            new[r, columns] = torch.tensor(
+                [-1 if t is None else t for _, _, t in filled], device="cpu"
+            )
         device = self.input_ids.device
         index, new, mask = index.to(device), new.to(device), mask.to(device)
         is_old = new < 0

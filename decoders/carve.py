@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from sightline.attention.recalibrations import Layers, check_layers
+from sightline.attention.recalibrations import Layers
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch
 from sightline.decoders.caches import layers_with_every_key
@@ -21,7 +21,8 @@ from sightline.decoders.looking import layouts_by_row, picture_inputs, repainted
 from sightline.decoders.preparing import check_reproduced, settings_of
 from sightline.decoders.ranges import Usual
 from sightline.decoders.regions import FILLS, contrasted, kept_regions, refined
-from sightline.logits.rules import in_unit_interval
+from sightline.messages import short
+from sightline.settings import layer_range, positive, share, whole
 
 GENERAL = "Write a general description of the image."
 SUFFIX = "Answer with a single word or phrase."
@@ -47,7 +48,7 @@ class Contrasted(StoppingCriteria):
         self.layers = layers
         self.steps = steps
         self.smoothing = smoothing
-        self.eos = torch.tensor(eos, dtype=torch.long)
+        self.eos = torch.tensor(eos, dtype=torch.long, device="cpu")
         self.maps: list[Tensor] = []  # one [N] for each pair
         self.open: list[bool] = []
 
@@ -55,7 +56,7 @@ class Contrasted(StoppingCriteria):
         ledger = ensemble.blocks[0].ledger
         pairs = len(answer) // 2
         if not self.maps:
-            self.maps, self.open = [torch.zeros(())] * pairs, [True] * pairs
+            self.maps, self.open = [torch.zeros((), device="cpu")] * pairs, [True] * pairs
         elif self.steps == "start":
             return
         step = answer.shape[1] + 1
@@ -100,6 +101,7 @@ class RefinedPicture:
     tokens: int = 32
     general: str = GENERAL
     suffix: str = SUFFIX
+    answer_suffix: bool = False
 
     needs_images = True
     needs_pixels = True
@@ -111,39 +113,38 @@ class RefinedPicture:
                 "to prepare it again"
             )
         if self.layers is not None:
-            check_layers(self.layers)
+            layer_range(self)
         for name, known in (("steps", STEPS), ("final", FINAL), ("fill", FILLS)):
             if getattr(self, name) not in known:
                 raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                    f"{name} must be one of {', '.join(known)}, got {short(getattr(self, name))}"
                 )
-        in_unit_interval("share", self.share)
-        if self.share == 0:
-            raise ValueError("share must be above 0: something of the picture must stay")
-        if self.regions < 1 or self.tokens < 1:
-            raise ValueError(
-                f"regions and tokens must be 1 or more, got {self.regions} and {self.tokens}"
-            )
-        if not (math.isfinite(self.smoothing) and self.smoothing > 0):
-            raise ValueError(f"smoothing must be a finite number > 0, got {self.smoothing}")
+        share(self, "share")
+        whole(self, "regions", least=1)
+        whole(self, "tokens", least=1)
+        positive(self, "smoothing")
 
     def check(self, expert: Branch, model: Any) -> None:
         check_one_picture(expert)
-        Chat(self.processor, model)  # raises for another model's
+        chat = Chat(self.processor, model, expert.call.chat_template_kwargs)
         check_reproduced(self.processor, expert, model)
+        self._asking(chat, expert)  # raises where no layer sees all that is asked
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        chat = Chat(self.processor, model)
+        chat = Chat(self.processor, model, expert.call.chat_template_kwargs)
         expert = read_pictures(expert, model)
         layouts = [layout for (layout,) in layouts_by_row(expert, model, self.processor)]
         pictures = [picture for (picture,) in expert.call.pictures]
         smaller = []
         for picture, layout, values in zip(
-            pictures, layouts, self._contrast(chat, expert, model), strict=True
+            pictures, layouts, self._contrast(chat, expert), strict=True
         ):
             relevance = layout.to_pixels(values.cpu())
             kept = kept_regions(relevance, self.share, self.regions, layout.covered())
             smaller.append(refined(picture, kept, self.fill))
+        if self.answer_suffix:
+            texts = [self._ended(asked.question) for asked in chat.asked(expert)]
+            expert = chat.ask(expert, range(len(texts)), texts)
         if self.final == "refined":
             return instead(expert, smaller, chat)
         return beside(expert, smaller, chat)
@@ -154,7 +155,8 @@ class RefinedPicture:
         asked = range(*(self.layers or middle(depth)))
         if asked.stop > depth:
             raise ValueError(
-                f"layers {self.layers} end outside the model, which has {depth} decoder layers"
+                f"layers {self.layers} end outside the model, which has {depth} decoder layers: "
+                "name (first, first after) of those, or layers=None, which scales 20 to 25 of 32"
             )
         whole = layers_with_every_key(config, longest)
         compared = tuple(layer for layer in whole if layer in asked)
@@ -168,22 +170,34 @@ class RefinedPicture:
             )
         return compared
 
-    def _contrast(self, chat: Chat, expert: Branch, model: Any) -> list[Tensor]:
-        """For each row, the contrast of each token of its picture, `[N]`."""
+    def _ended(self, text: str) -> str:
+        """A text that ends in the suffix."""
+        return text if text.endswith(self.suffix) else f"{text} {self.suffix}"
+
+    @property
+    def _longest(self) -> int:
+        """The most tokens of a short answer."""
+        return 1 if self.steps == "start" else self.tokens
+
+    def _asking(self, chat: Chat, expert: Branch) -> tuple[Branch, tuple[int, ...]]:
+        """Each row twice, with its question and with the plain request, and the layers compared."""
         texts, rows = [], []
         for row, asked in enumerate(chat.asked(expert)):
-            texts += [f"{asked.question} {self.suffix}", f"{self.general} {self.suffix}"]
+            texts += [self._ended(asked.question), self._ended(self.general)]
             rows += [row, row]
         asking = chat.ask(expert, rows, texts)
-        tokens = 1 if self.steps == "start" else self.tokens
-        config = model.config.get_text_config(decoder=True)
-        layers = self._compared(config, asking.length + tokens - 1)
+        config = chat.model.config.get_text_config(decoder=True)
+        return asking, self._compared(config, asking.length + self._longest - 1)
+
+    def _contrast(self, chat: Chat, expert: Branch) -> list[Tensor]:
+        """For each row, the contrast of each token of its picture, `[N]`."""
+        asking, layers = self._asking(chat, expert)
         eos = ends(expert.call.generation_config)
         contrast = Contrasted(layers, self.steps, self.smoothing, eos)
         say(
-            model,
+            chat.model,
             asking,
-            tokens,
+            self._longest,
             records=dict.fromkeys(layers, frozenset({"row"})),
             listen=contrast.listen,
             criteria=[contrast],
@@ -255,10 +269,14 @@ class CARVE(Decoder):
         tokens: Longest of the two short answers.
         general: The plain description's request.
         suffix: Put after the question and the request while attention is taken.
+        answer_suffix: Put the suffix after the question that is answered, too, as the authors do.
+            Off, because it asks for a word where the user may have asked for a description.
 
-    Differs from the authors' code: K is the most and not the least; cells are mapped to the pixels
-    that the tower saw; the enlarged cut has no more pixels than the picture; keys of the picture
-    are read once; two answers end with the shorter.
+    Differs from the authors' code: the layers are scaled to the model's depth, where theirs are 20
+    to 25 of every model (of 28 to 40 layers), and the suffix is left out of the last question,
+    both unless asked for (`paper_best`); K is the most and not the least; cells are mapped to the
+    pixels that the tower saw; the enlarged cut has no more pixels than the picture; keys of the
+    picture are read once; two answers end with the shorter.
     """
 
     processor: Any = field(default=None, repr=False)
@@ -272,18 +290,21 @@ class CARVE(Decoder):
     tokens: Annotated[int, Usual(1, 64)] = 32
     general: str = GENERAL
     suffix: str = SUFFIX
+    answer_suffix: bool = False
 
     @classmethod
     def paper_best(cls, processor: Any = None) -> "CARVE":
-        """The best cell of the paper's grid: share 0.4, two regions, the last step."""
-        return cls(processor, share=0.4, regions=2, steps="end")
+        """The paper's best: layers 20 to 25, its suffix throughout, 0.4, two regions, last step."""
+        return cls(
+            processor, layers=(20, 26), share=0.4, regions=2, steps="end", answer_suffix=True
+        )
 
     def recipe(self) -> Recipe:
         return Recipe(
             preparations=(
                 RefinedPicture(
                     self.processor,
-                    None if self.layers is None else (self.layers[0], self.layers[1]),
+                    self.layers,
                     self.steps,
                     self.share,
                     self.regions,
@@ -293,6 +314,7 @@ class CARVE(Decoder):
                     self.tokens,
                     self.general,
                     self.suffix,
+                    self.answer_suffix,
                 ),
             )
         )

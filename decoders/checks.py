@@ -1,6 +1,10 @@
-"""What branches cannot be decoded with: each check raises `ValueError` and names the way out."""
+"""What branches cannot be decoded with: checks raise `ValueError` and name the way out.
+
+One only warns, as `generate` decodes such prompts too.
+"""
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +42,11 @@ def check_call(
         )
     if generation_config.use_cache is False:
         raise ValueError("use_cache=False would lose the branches' state: leave the cache on")
+    if any(m.training and getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+        raise ValueError(
+            "gradient checkpointing in training mode turns the cache off, which would lose the "
+            "branches' state: call model.eval() before generate"
+        )
     if generation_config.prefill_chunk_size is not None:
         raise ValueError("prefill_chunk_size is not supported: branches are prefilled whole")
     if token_streamer is not None and generation_config.num_beams > 1:
@@ -78,6 +87,55 @@ def check_audio(model: Any, model_kwargs: Mapping) -> None:
             f"({', '.join(heard)}), which it cannot give to each of them: leave the audio out, or "
             "use a decoder of one prompt (VAF, DoLa, DeCo, VASparse)"
         )
+
+
+def warn_of_two_starts(branch: Branch, model: Any) -> None:
+    """Warns of prompts with two tokens that begin a sequence: the template's, and the tokenizer's.
+
+    A model has never seen the second one, and answers by it.
+    """
+    start = getattr(model.config.get_text_config(decoder=True), "bos_token_id", None)
+    if start is None or branch.length < 2:
+        return
+    first = branch.attention_mask.long().argmax(dim=1, keepdim=True)
+    both = torch.cat([first, first + 1], dim=1).clamp(max=branch.length - 1)
+    if bool((branch.input_ids.gather(1, both) == start).all(dim=1).any()):
+        warnings.warn(
+            "the prompt begins with two tokens that begin a sequence, one by the chat template and "
+            "one by the tokenizer: tokenize what a template wrote with add_special_tokens=False, "
+            "or use sightline.chat.prompt_inputs",
+            stacklevel=2,
+        )
+
+
+def check_outputs(model: Any, generation_config: Any, is_edited: bool) -> None:
+    """Raises `ValueError` for attention that was asked for and cannot be given.
+
+    Args:
+        is_edited: Whether the call's attention is edited or recorded, which holds no matrix.
+    """
+    if not wants(generation_config, "output_attentions"):
+        return
+    instead = (
+        "Ask for where the model looked in the image by output_image_attention=True, or leave "
+        "output_attentions out"
+    )
+    if is_edited:
+        raise ValueError(
+            "output_attentions cannot be given for a decoder that edits or records attention: "
+            f"that never holds the whole matrix. {instead}"
+        )
+    attention = model.config.get_text_config(decoder=True)._attn_implementation
+    if attention != "eager":
+        raise ValueError(
+            f"output_attentions needs eager attention, and this model uses {attention!r}, which "
+            f'gives none: load it with attn_implementation="eager". {instead}'
+        )
+
+
+def wants(generation_config: Any, output: str) -> bool:
+    """Whether an output of this name was asked for and will be returned."""
+    return bool(generation_config.return_dict_in_generate and getattr(generation_config, output))
 
 
 def check_looks(looks: bool | tuple[int, int], generation_config: Any) -> None:
@@ -156,6 +214,19 @@ def check_capacity(cache: Any, longest: int) -> None:
             f"past_key_values has room for {capacity} tokens and the longest branch needs "
             f"{longest}: make it larger, or let generate make it (cache_implementation='static')"
         )
+
+
+def check_cached(cache: Any, tokens: int) -> None:
+    """Raises `ValueError` if a layer that keeps every key holds fewer than it was given."""
+    for number, layer in enumerate(cache.layers):
+        if type(layer) not in (DynamicLayer, RoomyLayer) or not layer.is_initialized:
+            continue
+        if layer.get_seq_length() < tokens:
+            raise ValueError(
+                f"layer {number} of the cache holds {layer.get_seq_length()} of {tokens} tokens: "
+                "hooks of another library (such as kvpress's) shorten it, and branches need every "
+                "key. Take the hooks off, or generate without a decoder"
+            )
 
 
 def check_reached(model: Any, streams: Streams) -> None:

@@ -7,12 +7,24 @@ import torch
 from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from sightline.decoders.checks import wants
 from sightline.decoders.ensemble import show_prompt
 
 LOOP_ARGUMENTS = ("logits_processor", "stopping_criteria")
 
 
+OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+
+
 def check_one_answer(name: str, generation_config: Any) -> None:
+    """Raises `ValueError` for more answers than one, and for outputs of each of its tokens."""
+    for output in OUTPUTS:
+        if wants(generation_config, output):
+            raise ValueError(
+                f"{name} chooses a whole answer from a closed set, so {output} has nothing to "
+                f"return: leave it out, and ask {name}(...).probabilities(model, **inputs) for the "
+                "probability of each label"
+            )
     if max(generation_config.num_beams, generation_config.num_return_sequences) > 1:
         raise ValueError(
             f"{name} gives one answer from a closed set: num_beams and num_return_sequences must "
@@ -33,7 +45,7 @@ def as_generated(
         answers: Token ids of each row.
         fill: Stands behind shorter ones.
     """
-    rows = [torch.tensor(list(answer), dtype=torch.long) for answer in answers]
+    rows = [torch.tensor(list(answer), dtype=torch.long, device="cpu") for answer in answers]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
     sequences = torch.cat([input_ids, padded.to(input_ids)], dim=1)
     sequences = sequences[:, : generation_config.max_length]

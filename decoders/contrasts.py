@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sightline.decoders.branch import Branch
 from sightline.decoders.noise import noise_like
+from sightline.settings import whole, whole_numbers
 
 LAST_NOISE_STEP = 999
 
@@ -26,6 +27,9 @@ class NoImage:
     processor: Any = field(default=None, repr=False)
 
     about_images = True
+
+    def __post_init__(self):
+        whole_numbers(self, "markers", "token ids", empty=True)
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         processor = expert.call.processor if self.processor is None else self.processor
@@ -49,8 +53,8 @@ class UnknownImage:
     about_images = True
 
     def __post_init__(self):
-        if not self.tokens or any(token < 0 for token in self.tokens):
-            raise ValueError(f"tokens must be one or more token ids, got {self.tokens}")
+        whole_numbers(self, "tokens", "one or more token ids")
+        whole_numbers(self, "markers", "token ids", empty=True)
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         known = model.get_input_embeddings().num_embeddings
@@ -67,8 +71,20 @@ class NoisyImage:
     """The same prompt, the pictures under Gaussian noise (arXiv:2311.16922, section 3.2).
 
     The noise acts on the processor's normalised pixels, is drawn once per call and depends on
-    nothing but the seed and the shape of the picture: not on its neighbours in a batch. None falls
-    on padding.
+    nothing but the seed and the image's own processed pixels: not on the batch, the order or the
+    padding. None falls on padding. The same seed and pixels (float32 or bfloat16, any device)
+    repeat a draw; another processor, or other settings of it, is another draw.
+
+    The authors draw from the global random state, one image after the other. To repeat such a
+    draw, or any noise of your own, write a contrast that hands it to `diffuse`:
+
+        class GlobalNoise:
+            needs_pixels = True
+
+            def __call__(self, expert, model):
+                return expert.with_pixels(
+                    lambda name, pixels: diffuse(pixels, torch.randn_like(pixels), 500)
+                )
 
     Args:
         noise_step: Steps of forward diffusion, 0 (a trace of noise) to 999 (close to pure noise).
@@ -81,12 +97,8 @@ class NoisyImage:
     needs_pixels = True
 
     def __post_init__(self):
-        if isinstance(self.noise_step, bool) or not isinstance(self.noise_step, int):
-            raise ValueError(f"noise_step must be a whole number, got {self.noise_step!r}")
-        if not 0 <= self.noise_step <= LAST_NOISE_STEP:
-            raise ValueError(
-                f"noise_step must be between 0 and {LAST_NOISE_STEP}, got {self.noise_step}"
-            )
+        whole(self, "noise_step", least=0, most=LAST_NOISE_STEP)
+        whole(self, "seed")
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         vision = getattr(model.config, "vision_config", None)
@@ -106,7 +118,7 @@ def diffuse(pixels: Tensor, noise: Tensor, noise_step: int) -> Tensor:
     a is the product of 1 - gamma over steps 0..noise_step, gamma rising along a sigmoid from
     1e-5 to 5e-3: the schedule behind all published numbers of VCD, not the constant of its paper.
     """
-    steps = torch.linspace(-6, 6, LAST_NOISE_STEP + 1, dtype=torch.float64)
+    steps = torch.linspace(-6, 6, LAST_NOISE_STEP + 1, dtype=torch.float64, device="cpu")
     gamma = torch.sigmoid(steps) * (5e-3 - 1e-5) + 1e-5
     left = torch.prod(1 - gamma[: noise_step + 1])
     return left.sqrt().to(pixels.dtype) * pixels + (1 - left).sqrt().to(pixels.dtype) * noise

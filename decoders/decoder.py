@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from sightline.decoders.gated import GatedEnsemble
 from sightline.decoders.memory import ReadTexts
 from sightline.logits.gates import Gate, Undecided
 from sightline.logits.rules import Alone, Plausibility, Rule
+from sightline.messages import short
+from sightline.settings import settle, whole
 
 Contrast = Callable[[Branch, Any], Branch]
 Preparation = Callable[[Branch, Any], Branch]
@@ -43,7 +45,19 @@ class _Signature:
         return signature.replace(parameters=parameters)
 
 
-class Strategy(ABC):
+class Passed:
+    """What is passed to `generate` as `custom_generate=`, made first."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if "logits_processor" in kwargs:  # `generate` calls what it was given
+            raise TypeError(
+                f"custom_generate= takes a decoder, and got the class {cls.__name__}: make one, as "
+                f"in custom_generate={cls.__name__}()"
+            )
+        return super().__new__(cls)
+
+
+class Strategy(Passed, ABC):
     """Anything that `generate` takes as `custom_generate=`. Decoders and recipes are strategies."""
 
     __signature__ = _Signature()
@@ -75,6 +89,7 @@ class Strategy(ABC):
         images: Any = None,
         processor_kwargs: dict[str, Any] | None = None,
         processor: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         output_image_attention: bool | tuple[int, int] = False,
         **model_kwargs: Any,
     ) -> Any:
@@ -83,7 +98,9 @@ class Strategy(ABC):
         What looks at the picture again gets it by `generate(..., images=picture)`: one, or a list
         of all pictures of the batch in the order of the prompts. What prepares it again does so by
         the processor's own call, with the arguments that the prompt was made with
-        (`processor_kwargs=dict(max_pixels=...)`).
+        (`processor_kwargs=dict(max_pixels=...)`). `chat_template_kwargs=` are the arguments of the
+        prompt's chat template, for decoders that ask in it; only those that change its words are
+        needed.
 
         `generate(..., processor=processor)`, the model's own, tells image-free branches exactly
         what belongs to a picture, where a decoder was made without one.
@@ -92,6 +109,16 @@ class Strategy(ABC):
         where the model looked: `image_attention`, for each token `[R, T]` over the expert's prompt,
         the softmax weights of the query that predicted it, mean over heads and the middle layers
         (or those of (first, first after)), 0 off `image_mask`, which is `[R, T]` bool.
+
+        `output_attentions` and `output_hidden_states` give the expert's, over its own prompt, from
+        eager attention that no part edits or records; else they are refused.
+
+        Logits processors act once per token. Those that ban or penalise, and those that are not
+        known to transformers, act on the rule's scores of every token. Then the plausibility cut is
+        taken, relative to the expert's best token that they did not ban, so that a ban makes room
+        for the next best. Beams normalise what is left, then temperature and the other warpers,
+        watermarks and normalisation act. So a penalty or a bias weighs plausible tokens against
+        each other, by their contrasted scores, and makes no implausible token possible.
 
         Streaming goes by `generate(..., token_streamer=TextStreamer(...))`: transformers drops
         `streamer=` when a strategy decodes. It drops `assistant_model` too, unseen by us.
@@ -109,6 +136,7 @@ class Strategy(ABC):
             images=images,
             processor_kwargs=processor_kwargs,
             processor=processor,
+            chat_template_kwargs=chat_template_kwargs,
             looks=output_image_attention,
             pixels=pixels,
             model_kwargs=model_kwargs,
@@ -138,6 +166,10 @@ class Recipe(Strategy):
     texts: ReadTexts | None = None
 
     def __post_init__(self):
+        for name in ("preparations", "contrasts", "recalibrations", "selections"):
+            parts = getattr(self, name)
+            if not isinstance(parts, tuple | list) or not all(map(callable, parts)):
+                raise TypeError(f"{name} must be a tuple of parts, got {short(parts)}")
         if self.rule is not None and not isinstance(self.rule, Rule):
             raise TypeError(f"rule must be a sightline.Rule, got {type(self.rule).__name__}")
         if self.contrasts and self.rule is None:
@@ -224,7 +256,8 @@ class Gated(Strategy):
     in one forward. With `Undecided()`, the default, answers are those of the decoder itself,
     token for token: where one token is plausible no contrast can change it. Worth it where a
     second row of a forward costs as much as a second forward (float32 on a CPU); it costs a look
-    at the scores at every token.
+    at the scores at every token. Beside a processor that may know more than the tokens so far (a
+    grammar's), which tokens are left is not known in time, and `Undecided` opens at every token.
 
     Args:
         decoder: Whose contrasts are gated.
@@ -245,8 +278,8 @@ class Reusing(Strategy):
     An amateur that sees no picture (VDD, M3ID, PAI) reads the same text whatever the picture, so
     keys, values and last logits of the latest texts are kept, by model, and not computed again.
 
-    The model's weights must stay as they are while this lives, adapters included: after a change
-    make a new one. That is not checked, as no cheap check sees every change.
+    After a change of weights or adapters that `Memory` sees, texts are read again; after any other
+    (a write through `.data`) call `clear()`.
 
     Args:
         decoder: Has a branch without a picture; any other raises `ValueError` when it is used.
@@ -260,9 +293,12 @@ class Reusing(Strategy):
     _texts: ReadTexts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 1:
-            raise ValueError(f"most must be a whole number of at least 1, got {self.most!r}")
+        whole(self, "most", least=1)
         object.__setattr__(self, "_texts", ReadTexts(self.most))
+
+    def clear(self) -> None:
+        """Forgets the texts, of every model."""
+        self._texts.clear()
 
     def recipe(self) -> Recipe:
         return replace(self.decoder.recipe(), texts=self._texts)
@@ -277,6 +313,7 @@ class Decoder(Strategy):
     """
 
     def __post_init__(self):
+        settle(self)
         self.recipe()
 
     @classmethod

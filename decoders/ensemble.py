@@ -10,7 +10,7 @@ Every private method of transformers' `GenerationMixin` that the library calls i
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
@@ -41,18 +41,23 @@ from sightline.decoders.caches import (
 )
 from sightline.decoders.checks import (
     check_audio,
+    check_cached,
     check_call,
     check_capacity,
     check_cuttable,
     check_looks,
+    check_outputs,
     check_padding,
     check_pictures,
     check_reached,
     check_reusable,
+    wants,
+    warn_of_two_starts,
 )
 from sightline.decoders.features import Features, token_ids
 from sightline.decoders.head import EarlyLogits
 from sightline.decoders.memory import ReadTexts
+from sightline.decoders.processing import around_cut
 from sightline.decoders.prompts import (
     can_share,
     encoded_pictures,
@@ -63,10 +68,10 @@ from sightline.decoders.prompts import (
     pictures_asked,
     prepare_inputs,
 )
-from sightline.decoders.rescue import RescuedProcessors
 from sightline.decoders.streams import layers_that_look, recording, separate, stream
 from sightline.logits.rules import Plausibility, Rule, State
 
+PER_TOKEN = ("hidden_states", "attentions")  # of a forward, by layer
 COMPILED = Lock()  # the next replay of a recorded graph, by any thread, writes over its outputs
 
 
@@ -84,6 +89,8 @@ class Asked:
         looks: Remember in `image_attention` where the expert looked at every step: True, or the
             layers to take the mean of, as (first, first after).
         texts: What earlier calls read of prompts without pictures, to be read from and added to.
+        processors: The user's, those that act before the rule's cut.
+        is_beam: Whether these expect log-probabilities, as in beam search.
     """
 
     prompt_length: int
@@ -94,6 +101,8 @@ class Asked:
     records: Mapping[int, frozenset[str]] | None = None
     looks: bool | tuple[int, int] = False
     texts: ReadTexts | None = None
+    processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
+    is_beam: bool = False
 
 
 class Ensemble:
@@ -122,6 +131,7 @@ class Ensemble:
         )
         self.width = max(b.length for b in branches)
         self.prompts = self.stack([b.input_ids for b in branches])
+        self.input_ids = self.prompts  # the loop's, [R, T + t]
         self.latest: tuple[Tensor, ...] = ()
         self.branch_logits: list[Tensor] | None = [] if asked.keep_logits else None
         self.blocks = [
@@ -216,7 +226,18 @@ class Ensemble:
         self.state.early = self.early.take(outputs, self.rows)
         if not inputs.get("output_hidden_states"):
             outputs.hidden_states = None
+        if outputs.get("attentions") is not None:
+            outputs.attentions = tuple(self._own_columns(layer) for layer in outputs.attentions)
         return outputs
+
+    def _own_columns(self, attention: Tensor) -> Tensor:
+        """`[N*R, H, 1, K]` without the columns that pad the expert's prompt.
+
+        A layer with a window has lost the oldest columns already.
+        """
+        padding = self.width - self.branches[0].length
+        lost = self.width + self.state.step - attention.shape[-1]
+        return attention[..., max(0, padding - max(0, lost)) :]
 
     @contextmanager
     def _watched(
@@ -235,6 +256,10 @@ class Ensemble:
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Any:
         """The loop's `input_ids` `[R, T + t]` -> model inputs of N*R rows: t is the same answer."""
+        self.input_ids = input_ids
+        if self.state.step:
+            removed = self.blocks[0].ledger.removed
+            check_cached(kwargs["past_key_values"], self.width + self.state.step - 1 - removed)
         answer = input_ids[:, self.asked.prompt_length :].repeat(len(self.branches), 1)
         ids = torch.cat([self.prompts, answer], dim=1)
         return prepare_inputs(self.model, ids, kwargs)
@@ -256,6 +281,7 @@ class Ensemble:
         is_first_iteration: bool = True,
     ) -> Any:
         """Each branch at its own length, then one cache: nobody pays for another's padding."""
+        self.input_ids = input_ids
         shared = {
             name: value
             for name, value in model_kwargs.items()
@@ -314,7 +340,7 @@ class Ensemble:
         if not shared.get("output_hidden_states"):
             outputs.hidden_states = None
         outputs.logits = outputs.logits[:, -1:][index]
-        for name in ("hidden_states", "attentions"):
+        for name in PER_TOKEN:
             if outputs.get(name) is not None:
                 setattr(outputs, name, tuple(layer[index] for layer in outputs[name]))
         return outputs
@@ -335,24 +361,32 @@ class Ensemble:
         self.latest = logits.chunk(len(self.branches))
         if self.image_attention is not None:
             self.image_attention.append(self._look())
-        outputs.logits = self._scores()[:, None]
+        outputs.logits = self._cut_scores()[:, None]
         if self.asked.selections:
             cut_cache(outputs.past_key_values, self.asked.selections, self.blocks)
         self.state.step += 1
         if self.branch_logits is not None:
             self.branch_logits.append(torch.stack(self.latest))
-        for name in ("hidden_states", "attentions"):
+        for name in PER_TOKEN:
             if outputs.get(name) is not None:
                 setattr(outputs, name, tuple(layer[: self.rows] for layer in outputs[name]))
         return outputs
 
-    def _scores(self) -> Tensor:
-        """The rule's, of the latest logits: `[R, V]`."""
-        return self.rule(self.latest, self.state)
+    def _cut_scores(self) -> Tensor:
+        """The rule's, after bans, penalties and the cut: `[R, V]`. Beam search normalises them."""
+        scores = self._scores()
+        if self.asked.processors:
+            scores = self._processed(scores.log_softmax(dim=-1) if self.asked.is_beam else scores)
+        return self.rule.cut(scores, self.latest[0])
 
-    def all_latest(self) -> tuple[Tensor, ...]:
-        """The latest logits of every branch, `[R, V]` each."""
-        return self.latest
+    def _scores(self) -> Tensor:
+        """The rule's, of the latest logits, before the cut: `[R, V]`."""
+        return self.rule.combine(self.latest, self.state)
+
+    def _processed(self, scores: Tensor) -> Tensor:
+        """A copy of scores `[R, V]` after the processors that act before the cut."""
+        ids: Any = self.input_ids
+        return self.asked.processors(ids, scores.to(ids.device, copy=True)).to(scores.device)
 
     def _look(self) -> Tensor:
         """What the expert's latest query gave to image tokens, `[R, T]` over its own prompt."""
@@ -382,6 +416,7 @@ def decode(
     images: Any = None,
     processor_kwargs: Mapping[str, Any] | None = None,
     processor: Any = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     looks: bool | tuple[int, int] = False,
     pixels: Mapping[str, Any],
     model_kwargs: dict[str, Any],
@@ -394,6 +429,7 @@ def decode(
         images: The prompt's pictures, one or a list: PIL images, paths, bytes or open files.
         processor_kwargs: What the processor was told when it made the prompt.
         processor: The model's own, for parts that were made without one.
+        chat_template_kwargs: What the prompt's chat template was given besides the messages.
         looks: Whether, or from which layers, `image_attention` is wanted.
         pixels: The raw inputs of the picture encoder, unexpanded, where the recipe asked for them.
         model_kwargs: The rest of what `generate` hands a loop.
@@ -428,11 +464,12 @@ def decode(
     if looks or (not text_only and (recipe.contrasts or recipe.preparations)):
         check_pictures(expert, recipe.needs_pixels)
         check_audio(model, model_kwargs)
+    warn_of_two_starts(expert, model)
     parts = (*recipe.preparations, *recipe.contrasts)
     processor = given_processor(processor, parts)
     pictures = pictures_asked(images, expert, model, recipe.needs_images, processor)
-    call = Call(pictures, generation_config, processor, processor_kwargs or {})
-    expert = replace(expert, call=call)
+    told = (chat_template_kwargs or {}, processor_kwargs or {})
+    expert = replace(expert, call=Call(pictures, generation_config, processor, *told))
     for part in parts:
         if hasattr(part, "check"):
             part.check(expert, model)
@@ -444,37 +481,39 @@ def decode(
         branches = [replace(expert, recalibrations=recipe.recalibrations)]
         for contrast in recipe.contrasts:
             branches.append(complete(contrast(expert, model), model, generation_config))
-    # A prefix was read without edits, and without a record of them.
+    # A prefix was read without edits, without a record of them, and without outputs.
+    in_one = any(wants(generation_config, f"output_{name}") for name in PER_TOKEN)
     branches = [
-        replace(b, pixels={}, prefix=None if b.recalibrations else b.prefix) for b in branches
+        replace(b, pixels={}, prefix=None if in_one or b.recalibrations else b.prefix)
+        for b in branches
     ]
     del expert
-    keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
+    before: Any = LogitsProcessorList()
+    if recipe.rule is not None and recipe.rule.cuts:
+        before, logits_processor = around_cut(logits_processor)
     asked = Asked(
         prompt_length=input_ids.shape[1],
         most=generation_config.max_length - input_ids.shape[1],
         copies=copies,
-        keep_logits=bool(keep_logits),
+        keep_logits=wants(generation_config, "output_logits"),
         selections=recipe.selections,
         looks=looks,
         texts=recipe.texts if recipe.contrasts else None,
+        processors=before,
+        is_beam=is_beam,
     )
     ensemble = recipe.ensemble(model, branches, asked)
     del branches  # the ensemble lets go of what is read
     kwargs = loop_kwargs(ensemble, model_kwargs, generation_config, mode)
     if recipe.selections:
         check_cuttable(kwargs["past_key_values"])
-    lengths = [branch.length for branch in ensemble.branches]
-    ensemble.runs = separate(model, ensemble.blocks, lengths, kwargs["past_key_values"])
+    check_outputs(model, generation_config, ensemble.watches)
+    if not wants(generation_config, "output_attentions"):
+        lengths = [branch.length for branch in ensemble.branches]
+        ensemble.runs = separate(model, ensemble.blocks, lengths, kwargs["past_key_values"])
     show_prompt(token_streamer, input_ids)
     with switched(model) if ensemble.watches else nullcontext():
-        outputs = loop(
-            ensemble,
-            input_ids,
-            logits_processor=RescuedProcessors(logits_processor, ensemble, is_beam),
-            **calling,
-            **kwargs,
-        )
+        outputs = loop(ensemble, input_ids, logits_processor=logits_processor, **calling, **kwargs)
     return outputs if isinstance(outputs, Tensor) else finish(outputs, ensemble)
 
 
@@ -538,6 +577,7 @@ def say(
         num_return_sequences=1,
         max_length=branch.length + tokens,
         return_dict_in_generate=False,
+        **dict.fromkeys(config.extra_output_flags, False),  # not without a dict, which is warned of
         cache_implementation=None,
         disable_compile=True,
     )

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, LogitsProcessorList
 
 from sightline.decoders.branch import Branch
 from sightline.decoders.caches import make_room
-from sightline.decoders.checks import check_gated
+from sightline.decoders.checks import check_cached, check_gated
 from sightline.decoders.ensemble import Asked, Ensemble, last_logits
+from sightline.decoders.processing import are_stateless
 from sightline.decoders.prompts import is_row_tensor, prepare_inputs
 from sightline.logits.gates import Gate
 from sightline.logits.rules import Plausibility, Rule
@@ -33,16 +34,18 @@ class GatedEnsemble(Ensemble):
         super().__init__(model, [expert], rule, replace(asked, texts=None))
         self.state.image_masks = tuple(branch.image_mask for branch in branches)
         self.gate = gate
-        behind = replace(asked, keep_logits=False, selections=(), looks=False)
+        behind = replace(
+            asked, keep_logits=False, selections=(), looks=False, processors=LogitsProcessorList()
+        )
         self.others = Ensemble(model, others, Plausibility(beta=0), behind)
         self.cache: Any = None  # the others', once they have read anything
         self.read = -1  # tokens of the answer that are in it; -1: not even the prompt
         self.starting: tuple[Any, dict[str, Any]] = (None, {})
-        self.answer = self.prompts[:, :0]
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Any:
-        self.answer = input_ids[:, self.asked.prompt_length :]
-        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+    @property
+    def answer(self) -> Tensor:
+        """What was answered so far, `[R, t]`."""
+        return self.input_ids[:, self.asked.prompt_length :]
 
     def _prefill(
         self,
@@ -70,17 +73,22 @@ class GatedEnsemble(Ensemble):
     def _scores(self) -> Tensor:
         (expert,) = self.latest
         count = len(self.others.branches)
-        opens = self.gate.opens(expert, self.rule)
-        scores = self.rule((expert,) * (1 + count), self.state)
+        opens = self._opens(expert)
+        scores = self.rule.combine((expert,) * (1 + count), self.state)
         if not opens.any():
             self.latest = (expert, *[torch.full_like(expert, torch.nan)] * count)
             return scores
         self.latest = (expert, *self._caught_up())
-        return torch.where(opens[:, None], self.rule(self.latest, self.state), scores)
+        return torch.where(opens[:, None], super()._scores(), scores)
 
-    def all_latest(self) -> tuple[Tensor, ...]:
-        """As the ensemble's, asked of the others now if they were not."""
-        return (self.latest[0], *self._caught_up())
+    def _opens(self, expert: Tensor) -> Tensor:
+        """Rows whose others are asked, `[R]` bool, by what bans leave of the expert's `[R, V]`."""
+        if are_stateless(self.asked.processors):
+            banned = self._processed(expert).isneginf()
+            expert = expert.masked_fill(banned, -torch.inf)
+        elif self.gate.is_exact:  # the bans are known only once the scores are
+            return torch.ones_like(expert[:, 0], dtype=torch.bool)
+        return self.gate.opens(expert, self.rule)
 
     def _caught_up(self) -> tuple[Tensor, ...]:
         """The others' logits after the whole answer so far, `[R, V]` each."""
@@ -106,6 +114,7 @@ class GatedEnsemble(Ensemble):
 
     def _read_on(self, missed: int) -> None:
         others = self.others
+        check_cached(self.cache, others.width + self.read)
         count = self.answer.shape[1]
         mask, positions = others.prompt_mask(), others.prompt_positions()
         later = torch.arange(1, count + 1, device=positions.device)

@@ -103,7 +103,7 @@ class Layout:
 
     def covered(self) -> Tensor:
         """`[height, width]` bool: pixels whose centre lies in some token's cell."""
-        reached = torch.zeros(self.size[::-1], dtype=torch.bool)
+        reached = torch.zeros(self.size[::-1], dtype=torch.bool, device="cpu")
         for tile in self.tiles:
             reached |= self._covers(tile)
         return reached
@@ -131,7 +131,7 @@ class Layout:
 
     def cells(self) -> Tensor:
         """`[N, 4]` float32: left, top, right, bottom of each token; NaN for those without place."""
-        boxes = torch.full((self.count, 4), math.nan)
+        boxes = torch.full((self.count, 4), math.nan, device="cpu")
         for tile in self.tiles:
             ys, xs = (edges.float() for edges in _edges(tile))
             left, right = (x.expand_as(tile.tokens) for x in (xs[:-1], xs[1:]))
@@ -154,7 +154,8 @@ class Layout:
             )
 
 
-_KNOWN: Memory[str, Layout] = Memory(REMEMBERED)
+LAYOUTS: Memory[str, Layout] = Memory(REMEMBERED)
+"""Those that are known, by image processor."""
 
 
 def locate(
@@ -189,15 +190,16 @@ def locate(
                 f"each of its {tokens} (its config has {name}): use a model that keeps patches"
             )
     image_processor = getattr(processor, "image_processor", processor)
-    arguments = dict(arguments or {})
-    known = _KNOWN.of(image_processor)
+    given = dict(arguments or {})
     # All that the answer depends on: settings may be changed between calls.
-    settings = (vars(image_processor), _settings(processor), arguments)
+    settings = (vars(image_processor), _settings(processor), given)
     key = repr((settings, _read_of(config), picture.size, tokens))
-    if key not in known:
-        known[key] = _located(processor, arguments, config, picture.size, tokens)
-        _KNOWN.trim(image_processor)
-    return known[key]
+
+    def found(missing: list[str]) -> list[Layout]:
+        return [_located(processor, given, config, picture.size, tokens)]
+
+    (layout,) = LAYOUTS.recall(image_processor, [key], found)
+    return layout
 
 
 def _read_of(config: Any) -> list[Any]:
@@ -255,7 +257,7 @@ def _edges(tile: Tile) -> list[Tensor]:
     left, top, right, bottom = tile.box
     gh, gw = tile.tokens.shape
     return [
-        torch.linspace(start, end, count + 1, dtype=torch.float64)
+        torch.linspace(start, end, count + 1, dtype=torch.float64, device="cpu")
         for start, end, count in ((top, bottom, gh), (left, right, gw))
     ]
 
@@ -265,7 +267,7 @@ def _centres(tile: Tile, size: tuple[int, int]) -> list[tuple[Tensor, int]]:
     scaled = []
     for edges, length in zip(_edges(tile), size[::-1], strict=True):
         count, extent = len(edges) - 1, edges[-1] - edges[0]
-        centres = torch.arange(length, dtype=torch.float64) + 0.5
+        centres = torch.arange(length, dtype=torch.float64, device="cpu") + 0.5
         scaled.append(((centres - edges[0]) / extent * count, count))
     return scaled
 
@@ -275,14 +277,14 @@ def _mixes(tile: Tile, size: tuple[int, int]) -> list[Tensor]:
     mixes = []
     for centres, count in _centres(tile, size):
         place = (centres - 0.5).clamp(0, count - 1)[:, None]
-        mixes.append((1 - (place - torch.arange(count)).abs()).clamp(min=0).float())
+        mixes.append((1 - (place - torch.arange(count, device="cpu")).abs()).clamp(min=0).float())
     return mixes
 
 
 def _members(tile: Tile, size: tuple[int, int]) -> list[Tensor]:
     """Whether each pixel's centre is in each cell, `[height, gh]` and `[width, gw]`, 0 or 1."""
     return [
-        (centres.floor()[:, None] == torch.arange(count)).float()
+        (centres.floor()[:, None] == torch.arange(count, device="cpu")).float()
         for centres, count in _centres(tile, size)
     ]
 
@@ -291,7 +293,7 @@ def _overlaps(tile: Tile, size: tuple[int, int]) -> list[Tensor]:
     """How much of each pixel is in each cell, `[gh, height]` and `[gw, width]`, 0 to 1."""
     parts = []
     for edges, length in zip(_edges(tile), size[::-1], strict=True):
-        pixel = torch.arange(length, dtype=torch.float64)
+        pixel = torch.arange(length, dtype=torch.float64, device="cpu")
         start = torch.maximum(edges[:-1, None], pixel)
         end = torch.minimum(edges[1:, None], pixel + 1)
         parts.append((end - start).clamp(min=0).float())
@@ -325,7 +327,9 @@ def _plain_grids(
         _unplaced(tokens, f"the processor's output has {made} patches")
     grids, first = [], 0
     for h, w in ((h // merge, w // merge) for h, w in patches):
-        grids.append(_Grid(torch.arange(first, first + h * w).view(h, w), (patch * merge,) * 2))
+        grids.append(
+            _Grid(torch.arange(first, first + h * w, device="cpu").view(h, w), (patch * merge,) * 2)
+        )
         first += h * w
     return grids
 
@@ -340,7 +344,9 @@ def _kept_grids(
     """
     patch = _patch_size(config)
     side = config.vision_config.image_size // patch
-    patches = torch.arange(mosaic[0] * mosaic[1] * side**2).view(1, mosaic[0] * side, -1)
+    patches = torch.arange(mosaic[0] * mosaic[1] * side**2, device="cpu").view(
+        1, mosaic[0] * side, -1
+    )
     kept = unpad_image(patches, size[::-1])[0]
     height, width = kept.shape
     first = int(kept[0, 0]) if kept.numel() else 0
@@ -351,14 +357,14 @@ def _kept_grids(
         ratio = math.sqrt(height * width / (int(limit.removeprefix("anyres_max_")) * side**2))
         if ratio > 1.1:
             rows, columns = int(height // ratio), int(width // ratio)
-    whole = torch.arange(side**2).view(side, side)
+    whole = torch.arange(side**2, device="cpu").view(side, side)
     if tokens != side**2 + rows * (columns + 1):
         _unplaced(
             tokens,
             f"a whole picture of {side} x {side} and tiles of {rows} x {columns}, a token after "
             f"each row, are {side**2 + rows * (columns + 1)}",
         )
-    lines = torch.arange(side**2, tokens).view(rows, columns + 1)[:, :-1]
+    lines = torch.arange(side**2, tokens, device="cpu").view(rows, columns + 1)[:, :-1]
     cell = (patch * height / max(rows, 1), patch * width / max(columns, 1))
     return [_Grid(whole, (patch, patch)), _Grid(lines, cell, left * patch, top * patch)]
 

@@ -1,6 +1,7 @@
 """Instruction Contrastive Decoding, Wang et al., Findings of ACL 2024 (arXiv:2403.18715)."""
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from sightline.decoders.asking import Chat
@@ -9,7 +10,16 @@ from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
 
-INSTRUCTION = "You are a careless observer who mixes up objects."
+INSTRUCTIONS = {
+    "careless": "You are a careless observer who mixes up objects.",
+    "detector": "Act as a detector that tells all the different objects apart.",
+    "details": "Act as a detector that tells objects apart by shape, by colour and by how they "
+    "stand to each other.",
+    "vague": "Do not name any object in particular, nor the kind it belongs to.",
+    "confused": "You confuse objects when you detect them: give a blurred idea of the image.",
+    "overview": "Act as a detector that sums up the image as a whole.",
+}
+"""What disturbs, by name, all in our words: one of ours, then the five that the authors try."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +28,12 @@ class OtherInstruction:
 
     Args:
         processor: The model's own.
-        instruction: Put before the question, in the user's turn.
+        instruction: A name of `INSTRUCTIONS`, or words of one's own; put before the question, in
+            the user's turn.
     """
 
     processor: Any = field(repr=False)
-    instruction: str = INSTRUCTION
+    instruction: str = "careless"
 
     about_images = True
     shares_picture = True
@@ -30,12 +41,18 @@ class OtherInstruction:
     def __post_init__(self):
         if self.processor is None:
             raise ValueError("another instruction needs processor= to be put into words of tokens")
-        if not self.instruction.strip():
-            raise ValueError("instruction must be words that disturb, got none")
+        words = self.instruction.split()
+        is_mistyped = len(words) == 1 and get_close_matches(words[0], INSTRUCTIONS)
+        if not words or (is_mistyped and self.instruction not in INSTRUCTIONS):
+            raise ValueError(
+                f"instruction must be words that disturb, or one of {', '.join(INSTRUCTIONS)}, got "
+                f"{self.instruction!r}"
+            )
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        chat = Chat(self.processor, model)
-        texts = [f"{self.instruction} {asked.question}" for asked in chat.asked(expert)]
+        chat = Chat(self.processor, model, expert.call.chat_template_kwargs)
+        words = INSTRUCTIONS.get(self.instruction, self.instruction)
+        texts = [f"{words} {asked.question}" for asked in chat.asked(expert)]
         return chat.ask(expert, range(len(texts)), texts)
 
 
@@ -51,16 +68,23 @@ class ICD(Decoder):
         processor: The model's own.
         alpha: Contrast strength, 0 or more; neutral: 0, with beta=0.
         beta: Plausibility threshold in [0, 1].
-        instruction: What disturbs.
+        instruction: What disturbs: "careless" (ours), one of the authors' five by what it asks for,
+            "detector", "details", "vague", "confused" or "overview", all in our words, or words of
+            your own. The authors report each of theirs and choose none.
 
-    The idea is the paper's; the rule is VCD's, and the wording of the instruction is ours: no
-    specification of the authors' was at hand.
+    The rule, (1 + alpha) * expert - alpha * amateur over the plausible tokens, and alpha 1 and beta
+    0.1 are those of the authors' code and its scripts.
+
+    Differs from the authors' code: the instruction stands before the question, in the user's turn,
+    so that the image is read once; theirs is LLaVA's system prompt, and goes to the Q-Former alone
+    for InstructBLIP and MiniGPT-4. Logits are combined in float32, and greedy and beam search are
+    contrasted too. Where their sampler is called without alpha it takes 0.5.
     """
 
     processor: Any = field(default=None, repr=False)
     alpha: Annotated[float, Usual(0, 3)] = 1.0
     beta: Annotated[float, Usual(0, 1)] = 0.1
-    instruction: str = INSTRUCTION
+    instruction: str = "careless"
 
     def recipe(self) -> Recipe:
         return Recipe(

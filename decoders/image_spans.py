@@ -11,6 +11,7 @@ import warnings
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby, pairwise, takewhile
@@ -28,6 +29,7 @@ from sightline.decoders.features import (
     token_ids,
 )
 from sightline.decoders.memory import Memory
+from sightline.messages import short
 
 PLACEHOLDERS = ("image_token_id", "video_token_id")
 
@@ -56,7 +58,7 @@ SIZES = ((56, 56), (224, 224), (1008, 336), (448, 1344))  # of images that are a
 REMEMBERED = 16  # settings of one processor that are kept
 # A token whose id is this close to the image token's looks like a marker; less in a vocabulary
 # that is small.
-NEAR, SHARE = 8, 64
+NEAR, SHARE = 16, 48
 
 Entry = tuple[int, int | None]  # a token of the old row by its number, and a new one in its place
 
@@ -151,7 +153,7 @@ def _one_of(texts: Iterable[str]) -> str:
     return f"(?:{'|'.join(sorted(escaped, key=len, reverse=True))})"
 
 
-_KNOWN: Memory[str, Writing] = Memory(REMEMBERED)
+WRITINGS: Memory[str, Writing] = Memory(REMEMBERED)
 
 
 def can_be_asked(processor: Any) -> bool:
@@ -165,14 +167,11 @@ def writing_of(processor: Any, config: Any) -> Writing:
     Raises:
         ValueError: It writes no image token of the model's, or cannot be asked.
     """
-    known = _KNOWN.of(processor)
     image = token_ids(config, ("image_token_id",))
     plain = {n: v for n, v in vars(processor).items() if isinstance(v, str | int | float | None)}
     key = repr((plain, vars(processor.image_processor), len(processor.tokenizer), image))
-    if key not in known:
-        known[key] = _asked(processor, set(image))
-        _KNOWN.trim(processor)
-    return known[key]
+    (writing,) = WRITINGS.recall(processor, [key], lambda _: [_asked(processor, set(image))])
+    return writing
 
 
 def _asked(processor: Any, image: set[int]) -> Writing:
@@ -267,7 +266,7 @@ def _written(
     except Exception as error:
         raise ValueError(
             f"{type(processor).__name__} was asked what it writes for an image of {size[0]} x "
-            f"{size[1]} pixels in {unit!r}, and failed: {error}"
+            f"{size[1]} pixels in {short(unit)}, and failed: {error}"
         ) from error
     ids = [int(token) for token in made["input_ids"][0]]
     read = "".join(piece.text for piece in pieces_of(ids, blank, image))
@@ -344,12 +343,19 @@ class WrittenRow:
         placeholders: Ids of image tokens.
         starts: Numbers of tokens at which an entry of the encoder's output begins.
         writing: The processor's.
+        named: Ids of markers, the config's and the caller's.
     """
 
     def __init__(
-        self, ids: Sequence[int], placeholders: set[int], starts: set[int], writing: Writing
+        self,
+        ids: Sequence[int],
+        placeholders: set[int],
+        starts: set[int],
+        writing: Writing,
+        named: AbstractSet[int] = frozenset(),
     ):
         self.ids = ids
+        self.named = named
         self.placeholders = placeholders
         self.writing = writing
         # Where nothing stands around an image, two may stand side by side.
@@ -367,8 +373,21 @@ class WrittenRow:
             yield Owned(tuple(tokens), match.start(), match.end())
 
     def without_images(self, replacement: tuple[int, ...]) -> list[Entry]:
-        """The row with other tokens in the place of each image, none by default."""
-        return self.edited([Edit(i.start, i.stop, replacement) for i in self.images])
+        """The row with other tokens in the place of each image, none by default.
+
+        Markers that are named go too, where a video has them and no image.
+        """
+        edits = [Edit(image.start, image.stop, replacement) for image in self.images]
+        if edits:
+            edits += self._named(edits)
+        return self.edited(sorted(edits, key=lambda edit: edit.start))
+
+    def _named(self, edits: Sequence[Edit]) -> Iterator[Edit]:
+        """Named markers that are in no other edit."""
+        for piece, start in zip(self.pieces, self._places, strict=True):
+            inside = any(edit.start <= start < edit.stop for edit in edits)
+            if self.ids[piece.first] in self.named and not piece.is_text and not inside:
+                yield Edit(start, start + len(piece.text))
 
     def with_text_before(self, text: str, space: str) -> list[Entry]:
         """The row with a text before its first image.
@@ -468,7 +487,8 @@ class WrittenRow:
         if all(part.is_whole for part in parts):
             return [entry for part in parts for entry in part.tokens]
         raise ValueError(
-            f"the text {olds[0].text[-40:]!r} of the prompt holds a part of what the processor "
+            f"the text {short(olds[0].text[-40:])} of the prompt holds a part of "
+            "what the processor "
             "wrote for an image, and its tokens are not those that the tokenizer makes of it: "
             "build the prompt with the processor's chat template"
         )
@@ -609,9 +629,10 @@ class BareRow:
         return image.tokens if is_video else range(image.start, image.stop)
 
     def left_over(self) -> set[int]:
-        """Tokens next to an image that look like its markers, and stay.
+        """Tokens next to images that look like their markers, and stay.
 
-        Before an image alone they are taken for the role's, which many templates put there.
+        Before an image alone, with no marker behind it, they are taken for the role's, which many
+        templates put there. Single tokens between images, not the same ones, are tiles' numbers.
         """
         found = set()
         for image in self.images:
@@ -619,9 +640,12 @@ class BareRow:
             after, before = (
                 next((token for token in side if token not in self.named), None) for side in sides
             )
-            if after is not None and self.is_near(after):
-                found |= {token for token in (before, after) if token and self.is_near(token)}
-        return found
+            near = {t for t in (before, after) if t is not None and self.is_near(t)}
+            if after in near or (sides[0] and sides[0][0] in self.named):
+                found |= near
+        pairs = pairwise(self.images)
+        alone = {self.ids[one.stop] for one, next_one in pairs if next_one.start - one.stop == 1}
+        return found | (alone - self.named if len(alone) > 1 else set())
 
 
 # Rows of a batch
@@ -653,14 +677,14 @@ def rows_of(
         for row, mask in zip(rows, masks, strict=True)
     ]
     starts = _entry_starts(kept, features, config)
+    named = {*named_markers(config), *markers} - placeholders
     if can_be_asked(processor):
         writing = writing_of(processor, config)
         return [
-            WrittenRow(row, placeholders, own, writing)
+            WrittenRow(row, placeholders, own, writing, named)
             for row, own in zip(kept, starts, strict=True)
         ]
     videos = set(token_ids(config, ("video_token_id",)))
-    named = {*named_markers(config), *markers} - placeholders
     is_near = _nearness(model, placeholders)
     return [
         BareRow(row, placeholders, videos, own, named, is_near)

@@ -51,7 +51,8 @@ def question_looks(
             f"none of the layers {first} to {after - 1} attends to the picture (they keep a state "
             "in place of keys): ask others with layers=, or use another matcher"
         )
-    seen = watch(model, branch, looking, Chat(processor, model).question_tokens(branch))
+    chat = Chat(processor, model, branch.call.chat_template_kwargs)
+    seen = watch(model, branch, looking, chat.question_tokens(branch))
     mean = torch.stack([seen[layer] for layer in looking]).mean(dim=0)
     return [
         Look(values, layout)
@@ -82,6 +83,7 @@ def written(
     pictures: Sequence[Sequence[Image.Image]],
     chat: Chat,
     arguments: Mapping[str, Any],
+    begins: bool = False,
 ) -> dict[str, Any]:
     """What the processor makes of prompts and their pictures, on the model's device.
 
@@ -89,8 +91,9 @@ def written(
         texts: As it takes them, special tokens and what stands for a picture included.
         pictures: Of each prompt.
         arguments: Of the processor's call.
+        begins: Whether the tokenizer adds what a prompt begins with.
     """
-    made = prompts_of(chat.processor, texts, pictures, arguments)
+    made = prompts_of(chat.processor, texts, pictures, arguments, begins)
     return dict(made.to(input_device(chat.model), chat.model.dtype))
 
 
@@ -122,23 +125,42 @@ def repainted(branch: Branch, pictures: Sequence[Sequence[Image.Image]], chat: C
     Raises:
         ValueError: The processor does not write the rest of a prompt as it was.
     """
-    rows = chat.rows(branch)
-    texts = [row.as_asked(chat.shown(len(own))) for row, own in zip(rows, pictures, strict=True)]
-    made = written(texts, pictures, chat, branch.call.processor_kwargs)
-    entries = []
-    for row, columns, text, new in zip(rows, branch.columns(), texts, unpadded(made), strict=True):
-        # Pictures side by side, with nothing around them, may read as one.
-        if row.like(new).as_asked("") != text.replace(chat.shown(1), ""):
-            raise ValueError(
-                f"{type(chat.processor).__name__} does not write the prompt again as it was: build "
-                "it with the processor's chat template"
-            )
-        entries.append([(columns[number], token) for number, token in row.compared(new)])
+    made = shown_again(branch, pictures, chat)
+    entries = [
+        [(columns[number], token) for number, token in row.compared(new)]
+        for row, columns, new in zip(
+            chat.rows(branch), branch.columns(), unpadded(made), strict=True
+        )
+    ]
     return replace(
         branch.regathered(entries),
         position_ids=None,
         features=None,
         pixels={**branch.pixels, **encoder_inputs(made)},
+    )
+
+
+def shown_again(
+    branch: Branch, pictures: Sequence[Sequence[Image.Image]], chat: Chat
+) -> dict[str, Any]:
+    """What the processor makes of each row's text and these pictures; `ValueError` if the text
+    does not come out as it was.
+    """
+    rows, unit = chat.rows(branch), chat.shown(1)
+    texts = [row.as_asked(chat.shown(len(own))) for row, own in zip(rows, pictures, strict=True)]
+    bos = chat.processor.tokenizer.bos_token or ""
+    for begins in (False, True):  # a prompt's first token is written in the text, or added to it
+        given = [text.removeprefix(bos) for text in texts] if begins else texts
+        made = written(given, pictures, chat, branch.call.processor_kwargs, begins)
+        # Pictures side by side, with nothing around them, may read as one.
+        if all(
+            row.like(new).as_asked("") == text.replace(unit, "")
+            for row, new, text in zip(rows, unpadded(made), texts, strict=True)
+        ):
+            return made
+    raise ValueError(
+        f"{type(chat.processor).__name__} does not write the prompt again as it was: build it with "
+        "the processor's chat template"
     )
 
 

@@ -43,7 +43,7 @@ class M3ID(Decoder):
 
     def recipe(self) -> Recipe:
         return Recipe(
-            contrasts=(NoImage(tuple(self.markers), self.processor),),
+            contrasts=(NoImage(self.markers, self.processor),),
             rule=GrowingGuidance(
                 self.rate, self.beta, self.cap, self.space, self.start, self.confidence
             ),

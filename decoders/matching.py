@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate
 
-from sightline.logits.rules import in_unit_interval
+from sightline.messages import short
+from sightline.settings import in_unit_interval, whole
 
 WORDS, TOKENS = 50, 35
 PUNCTUATION = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
@@ -42,7 +43,7 @@ class Relevance:
     masked: float
 
     def __post_init__(self):
-        in_unit_interval("masked", self.masked)
+        in_unit_interval(self, "masked")
         if self.values.ndim != 2:
             raise ValueError(f"values must be [H, W], got {list(self.values.shape)}")
         if not ((self.values >= 0) & (self.values <= 1)).all():
@@ -99,10 +100,7 @@ class BlipMatcher(Matcher):
                     f"{name}: load the checkpoint as BlipForImageTextRetrieval"
                 )
         layers = self.model.text_encoder.encoder.layer
-        if not 0 <= self.layer < len(layers):
-            raise ValueError(
-                f"layer must be in 0..{len(layers) - 1} for this text encoder, got {self.layer}"
-            )
+        whole(self, "layer", least=0, most=len(layers) - 1)
         if not hasattr(layers[self.layer], "crossattention"):
             raise ValueError(
                 f"layer {self.layer} of the text encoder does not attend to pictures: load the "
@@ -157,7 +155,7 @@ class BlipMatcher(Matcher):
         limit = min(TOKENS, self.model.config.text_config.max_position_embeddings) - 2
         ids = tokenizer(cleaned(question), add_special_tokens=False)["input_ids"][-limit:]
         if not ids:
-            raise ValueError(f"a question with words in it is needed, got {question!r}")
+            raise ValueError(f"a question with words in it is needed, got {short(question)}")
         ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
         return torch.tensor([ids], device=self.model.device)
 
@@ -240,12 +238,12 @@ def spline(cells: int, size: int, legacy_border: bool = False) -> Tensor:
     Values stand in the middle of cells and places in the middle of pixels. Beyond the border the
     values are continued by the outermost, or by zeros (`legacy_border`).
     """
-    index = torch.arange(-MARGIN, cells + MARGIN)
-    inside = index.clamp(0, cells - 1)[:, None] == torch.arange(cells)
+    index = torch.arange(-MARGIN, cells + MARGIN, device="cpu")
+    inside = index.clamp(0, cells - 1)[:, None] == torch.arange(cells, device="cpu")
     values = inside.double()
     if legacy_border:
         values = values * ((index >= 0) & (index < cells))[:, None]
-    places = (torch.arange(size, dtype=torch.float64) + 0.5) * cells / size - 0.5
+    places = (torch.arange(size, dtype=torch.float64, device="cpu") + 0.5) * cells / size - 0.5
     weights = torch.linalg.solve(basis(index[:, None] - index), values)
     return basis(places[:, None] - index) @ weights
 
@@ -263,11 +261,11 @@ def blurred(values: Tensor) -> Tensor:
     size = len(values)
     sigma = SIGMA * size
     reach = int(4 * sigma + 0.5)
-    steps = torch.arange(-reach, reach + 1)
+    steps = torch.arange(-reach, reach + 1, device="cpu")
     bell = torch.exp(-0.5 * (steps.double() / sigma) ** 2)
-    reached = (torch.arange(size)[:, None] + steps) % (2 * size)
+    reached = (torch.arange(size, device="cpu")[:, None] + steps) % (2 * size)
     reached = torch.minimum(reached, 2 * size - 1 - reached)
-    kernel = torch.zeros(size, size, dtype=torch.float64)
+    kernel = torch.zeros(size, size, dtype=torch.float64, device="cpu")
     kernel.scatter_add_(1, reached, (bell / bell.sum()).expand(size, -1))
     kernel = kernel.to(values)
     return kernel @ values @ kernel.T
@@ -280,7 +278,6 @@ def kept_pixels(relevance: Tensor, masked: float) -> Tensor:
 
     Differs from the authors' code at a share of 0, where it blackens 1 pixel in 100,000.
     """
-    in_unit_interval("masked", masked)
     count = relevance.numel()
     index = min(math.floor(count * (1 - masked)), count - 1)
     return relevance >= relevance.flatten().kthvalue(count - index).values

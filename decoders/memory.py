@@ -1,7 +1,8 @@
 """What is kept between calls, for as long as its owner lives."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -16,9 +17,16 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 V = TypeVar("V")
 
+# What a layer of PEFT says of its adapters.
+ADAPTERS = ("merged_adapters", "active_adapters", "disable_adapters", "scaling")
+
 
 class Memory(Generic[K, V]):
     """What was found for each owner; it goes with the owner, and the oldest beyond `most`.
+
+    Several threads may use one. Where the owner is a model, what was found is that of its weights
+    as `weights_of` sees them: after a change it is found anew. `clear` is for changes that are not
+    seen. A copy of a memory is empty.
 
     Args:
         most: Entries that are kept for each owner.
@@ -26,25 +34,72 @@ class Memory(Generic[K, V]):
 
     def __init__(self, most: int):
         self.most = most
-        self.by_owner: WeakKeyDictionary[Any, OrderedDict[K, V]] = WeakKeyDictionary()
+        self.lock = Lock()
+        self.by_owner: WeakKeyDictionary[Any, OrderedDict[tuple[Hashable, K], V]] = (
+            WeakKeyDictionary()
+        )
 
-    def of(self, owner: Any) -> OrderedDict[K, V]:
-        """The owner's entries, to be read and added to."""
-        return self.by_owner.setdefault(owner, OrderedDict())
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.most,)
 
-    def trim(self, owner: Any) -> None:
-        """Forgets the oldest entries, once those of a call are read."""
-        known = self.of(owner)
-        while len(known) > self.most:
-            known.popitem(last=False)
+    def recall(
+        self, owner: Any, keys: Sequence[K], find: Callable[[list[K]], Iterable[V]]
+    ) -> list[V]:
+        """The value of each key; `find` is asked once, for those that are not known."""
+        weights = weights_of(owner) if isinstance(owner, torch.nn.Module) else None
+        with self.lock:
+            known = self.by_owner.setdefault(owner, OrderedDict())
+            found = {key: known[weights, key] for key in keys if (weights, key) in known}
+        missing = [key for key in dict.fromkeys(keys) if key not in found]
+        if missing:
+            new = dict(zip(missing, find(missing), strict=True))
+            found |= new
+            with self.lock:
+                known.update(((weights, key), value) for key, value in new.items())
+                while len(known) > self.most:
+                    known.popitem(last=False)
+        return [found[key] for key in keys]
+
+    def clear(self) -> None:
+        """Forgets everything, of every owner."""
+        with self.lock:
+            self.by_owner.clear()
+
+
+def weights_of(model: torch.nn.Module) -> Hashable:
+    """Equal as long as no change of a model's weights is seen, from the host alone.
+
+    Seen are other tensors, dtypes and devices, writes that autograd counts (optimizers,
+    `load_state_dict`, in-place operations), and adapters that are added, chosen, scaled, merged or
+    turned off. Not seen are a write in place through `.data`, one to a tensor made in inference
+    mode, and one to weights that are offloaded.
+    """
+    tensors = [
+        (id(x), address(x), 0 if x.is_inference() else x._version, x.dtype, x.device)
+        for x in (*model.parameters(), *model.buffers())
+        if not x.is_meta  # offloaded: a new tensor after every forward
+    ]
+    adapters = [
+        tuple(repr(getattr(module, name, None)) for name in ADAPTERS)
+        for module in model.modules()
+        if hasattr(module, ADAPTERS[0])
+    ]
+    return hash((*tensors, *adapters))
+
+
+def address(tensor: Tensor) -> int:
+    """Where its values lie; 0 for tensors that are made of others, as quantised ones are."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0
 
 
 class ReadTexts(Memory[tuple, tuple[Tensor, ...]]):
     """Prompts without pictures as a model read them: logits of the last position, then keys and
     values of each layer, one row of each.
 
-    Entries are found by text, padding, positions, dtype and device. Whoever changes weights makes
-    a new one: that is not seen.
+    Entries are found by text, padding, positions and types.
     """
 
     def read(
@@ -55,19 +110,19 @@ class ReadTexts(Memory[tuple, tuple[Tensor, ...]]):
         Args:
             read: Reads rows that are not known: `(branch) -> (logits [B, 1, V], cache)`.
         """
-        known = self.of(model)
-        names = [(*text, model.dtype, branch.input_ids.device) for text in branch.texts()]
-        # By `get`: another thread may forget an entry meanwhile.
-        found = {name: kept for name in names if (kept := known.get(name)) is not None}
-        missing = [row for row, name in enumerate(names) if name not in found]
-        if missing:
-            index = torch.tensor(missing, device=branch.input_ids.device)
+
+        texts = branch.texts()
+        row_of = {text: row for row, text in enumerate(texts)}
+
+        def found(missing: list[tuple]) -> Iterable[tuple[Tensor, ...]]:
+            rows = [row_of[text] for text in missing]
+            index = torch.tensor(rows, device=branch.input_ids.device)
             logits, made = read(branch.rows(index, model.config))
             tensors = [logits, *(x for layer in made.layers for x in (layer.keys, layer.values))]
-            for place, row in enumerate(missing):
-                found[names[row]] = tuple(x[place : place + 1].clone() for x in tensors)
-                known[names[row]] = found[names[row]]
-        self.trim(model)
-        logits, *layers = (torch.cat(rows) for rows in zip(*map(found.get, names), strict=True))
+            for row in range(len(missing)):
+                yield tuple(x[row : row + 1].clone() for x in tensors)
+
+        rows = self.recall(model, texts, found)
+        logits, *layers = (torch.cat(values) for values in zip(*rows, strict=True))
         begin(cache, list(zip(layers[::2], layers[1::2], strict=True)))
         return logits

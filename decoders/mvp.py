@@ -1,11 +1,12 @@
 """Multi-View Multi-Path Reasoning, Qu et al., COLING 2025 (arXiv:2408.17150)."""
 
-import hashlib
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Annotated, Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria, TopPLogitsWarper
@@ -14,7 +15,7 @@ from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch, Call
 from sightline.decoders.checks import check_audio, check_call, check_pictures
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
-from sightline.decoders.decoder import Recipe
+from sightline.decoders.decoder import Passed, Recipe
 from sightline.decoders.ensemble import (
     check_vision_language,
     complete,
@@ -25,10 +26,11 @@ from sightline.decoders.ensemble import (
     read_pictures,
     say,
 )
+from sightline.decoders.features import picture_rows, pictures_of
 from sightline.decoders.memory import Memory
+from sightline.decoders.noise import generator
 from sightline.decoders.prompts import pictures_asked
 from sightline.decoders.ranges import Usual
-from sightline.logits.rules import in_unit_interval
 from sightline.logits.votes import (
     Answer,
     FirstToken,
@@ -42,6 +44,16 @@ from sightline.logits.votes import (
     gaps,
     spokesman,
     tally,
+)
+from sightline.messages import check_list, short
+from sightline.settings import (
+    in_unit_interval,
+    is_number,
+    not_negative,
+    settle,
+    share,
+    whole,
+    wrong,
 )
 
 BOTTOM_UP = (
@@ -59,14 +71,15 @@ REMEMBERED = 4096  # captions that are kept, for each model
 
 
 @dataclass
-class MVP:
+class MVP(Passed):
     """Answer a closed question by the votes of several captions and several beginnings.
 
     The model captions the picture from several points of view. Each caption joins the question,
     each of the K likeliest first tokens begins a path, and a path votes for the label it reaches,
     with the probability of its first token times how sure the model was of the label. All paths of
     all views are rows of one batch. Captions do not depend on the question: they are kept, so that
-    several questions about one picture pay for them once.
+    several questions about one picture pay for them once, as long as weights and adapters stay what
+    they are; `clear()` is for changes that `Memory` does not see.
 
     Args:
         processor: The model's own.
@@ -83,7 +96,8 @@ class MVP:
         caption_tokens: Longest caption.
         temperature: Of captions; 0 is greedy.
         top_p: Of captions.
-        seed: Of captions. Each is drawn by itself, whatever else is in the batch.
+        seed: Of captions. Each is drawn from the seed, its view and the image's own pixels, so that
+            views of one request differ, and whatever else is in the batch.
 
     Differs from the authors' code, whose released form cannot run to its end: paths are greedy,
     labels are found as whole words, the gap is taken at temperature 1, a path begins with the token
@@ -110,42 +124,51 @@ class MVP:
     def __post_init__(self):
         if self.processor is None:
             raise ValueError("views need processor=, the model's own, to ask for captions")
+        check_list("labels", self.labels, "('Yes', 'No')")
+        check_list("requests", self.requests, "('Describe the image.',)")
         check_surfaces(self.surfaces)
-        if self.k < 1 or self.tokens < 1 or self.caption_tokens < 1:
-            raise ValueError(
-                "k, tokens and caption_tokens must be 1 or more, got "
-                f"{self.k}, {self.tokens} and {self.caption_tokens}"
-            )
+        settle(self)
+        for name in ("k", "tokens", "caption_tokens"):
+            whole(self, name, least=1)
+        weights = self.weights if isinstance(self.weights, tuple | list) else ()
+        if not all(is_number(w) and w >= 0 for w in weights) or not any(weights):
+            raise wrong("weights", "numbers >= 0, and one above", self.weights)
         if not self.requests or len(self.requests) != len(self.weights):
             raise ValueError(
                 f"each view has a request and a weight, got {len(self.requests)} requests and "
                 f"{len(self.weights)} weights"
             )
-        if not all(weight >= 0 for weight in self.weights) or not any(self.weights):
-            raise ValueError(f"weights must be 0 or more, and one above, got {self.weights}")
         if self.unresolved not in UNRESOLVED:
             raise ValueError(
-                f"unresolved must be one of {', '.join(UNRESOLVED)}, got {self.unresolved!r}"
+                f"unresolved must be one of {', '.join(UNRESOLVED)}, got {short(self.unresolved)}"
             )
         if self.unresolved == "affirmative" and len(self.labels) != 2:
             raise ValueError("affirmative decides between two labels: set unresolved='skip'")
         for name in ("{caption}", "{question}"):
             if name not in self.template:
-                raise ValueError(f"template must hold {name}, got {self.template!r}")
-        in_unit_interval("threshold", self.threshold)
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                "temperature must be 0 or more and top_p in (0, 1], got "
-                f"{self.temperature} and {self.top_p}"
-            )
+                raise ValueError(f"template must hold {name}, got {short(self.template)}")
+        in_unit_interval(self, "threshold")
+        not_negative(self, "temperature")
+        share(self, "top_p")
+        whole(self, "seed")
         self._known: Memory[tuple, str] = Memory(REMEMBERED)
+
+    def clear(self) -> None:
+        """Forgets the captions."""
+        self._known.clear()
 
     @property
     def surfaces(self) -> dict[str, tuple[str, ...]]:
         """The ways to say each label."""
         return {label: (label,) for label in self.labels}
 
-    def probabilities(self, model: Any, images: Any = None, **inputs: Any) -> Tensor:
+    def probabilities(
+        self,
+        model: Any,
+        images: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **inputs: Any,
+    ) -> Tensor:
         """The share of each label in the votes, `[B, C]` float32, for the processor's output.
 
         A row in which no path reached a label has zeros.
@@ -153,8 +176,10 @@ class MVP:
 
         def counted(model, input_ids, generation_config, images=None, **kwargs):
             given = {k: v for k, v in kwargs.items() if k not in LOOP_ARGUMENTS}
-            votes = self._votes(model, input_ids, generation_config, images, given)
-            totals = torch.tensor([list(vote.totals.values()) for vote in votes])
+            votes = self._votes(
+                model, input_ids, generation_config, images, given, chat_template_kwargs
+            )
+            totals = torch.tensor([list(vote.totals.values()) for vote in votes], device="cpu")
             return totals / totals.sum(dim=1, keepdim=True).clamp_min(1e-30)
 
         return model.generate(**inputs, images=images, custom_generate=counted, max_new_tokens=1)
@@ -168,7 +193,8 @@ class MVP:
         generation_config: Any,
         token_streamer: Any = None,
         images: Any = None,
-        processor_kwargs: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
         **model_kwargs: Any,
     ) -> Any:
         """Called by `generate`: the prompt and the path that adds most to the winning label.
@@ -179,7 +205,9 @@ class MVP:
         if is_text_only(model, input_ids, images, {}, model_kwargs):
             calling = (logits_processor, stopping_criteria, generation_config, token_streamer)
             return Recipe()(model, input_ids, *calling, **model_kwargs)
-        votes = self._votes(model, input_ids, generation_config, images, model_kwargs)
+        votes = self._votes(
+            model, input_ids, generation_config, images, model_kwargs, chat_template_kwargs
+        )
         fill = generation_config._pad_token_tensor
         return as_generated(
             input_ids,
@@ -190,7 +218,13 @@ class MVP:
         )
 
     def _votes(
-        self, model: Any, input_ids: Tensor, generation_config: Any, images: Any, given: dict
+        self,
+        model: Any,
+        input_ids: Tensor,
+        generation_config: Any,
+        images: Any,
+        given: dict,
+        template: Mapping[str, Any] | None = None,
     ) -> list["Votes"]:
         check_one_answer("MVP", generation_config)
         check_call(model, generation_config, generation_config.get_generation_mode(), None, given)
@@ -201,49 +235,61 @@ class MVP:
             check_pictures(expert, needs_pixels=False)
             check_audio(model, given)
             pictures = pictures_asked(images, expert, model, self.needs_images, self.processor)
-            expert = replace(expert, call=Call(pictures, generation_config, self.processor))
-            chat = Chat(self.processor, model)
-            questions = [asked.question for asked in chat.asked(expert)]
+            template = template or {}
+            call = Call(pictures, generation_config, self.processor, template)
+            expert = replace(expert, call=call)
+            chat = Chat(self.processor, model, template)
+            asked = chat.asked(expert)
+            chat.check_answered_next(asked)
+            questions = [row.question for row in asked]
             expert = read_pictures(expert, model)
             captions = self._captions(chat, expert)
             return self._compare(chat, expert, questions, captions)
 
     def _captions(self, chat: Chat, expert: Branch) -> list[list[str]]:
         """By row, the caption of each view."""
-        known = self._known.of(chat.model)
         keys = [
-            [(*self._picture_key(expert, row), asked.lead, view) for view in self.requests]
+            [
+                (
+                    *self._picture_key(expert, row, chat.model.config),
+                    asked.lead,
+                    asked.closing,
+                    *view,
+                )
+                for view in enumerate(self.requests)
+            ]
             for row, asked in enumerate(chat.asked(expert))
         ]
-        missing = {
-            key: (row, view)
-            for row, own in enumerate(keys)
-            for key, view in zip(own, self.requests, strict=True)
-            if key not in known
-        }
-        if missing:
-            rows = [row for row, _ in missing.values()]
-            asking = chat.ask(expert, rows, [view for _, view in missing.values()])
-            drawn = Drawn(self.temperature, self.top_p, self.seed)
-            said = say(chat.model, asking, self.caption_tokens, processors=[drawn])
-            known.update(zip(missing, chat.replies(said), strict=True))
-        captions = [[known[key] for key in own] for own in keys]
-        self._known.trim(chat.model)
-        return captions
+        row_of = {key: row for row, own in enumerate(keys) for key in own}
 
-    def _picture_key(self, expert: Branch, row: int) -> tuple:
-        """What a row's captions depend on: what stands before its text, its pictures' bytes.
+        def found(missing: list[tuple]) -> list[str]:
+            rows = [row_of[key] for key in missing]
+            views = [key[-2] for key in missing]
+            asking = chat.ask(expert, rows, [self.requests[view] for view in views])
+            draws = [
+                generator(self.seed, view, b"".join(map(digest, expert.call.pictures[row])))
+                for row, view in zip(rows, views, strict=True)
+            ]
+            drawn = Drawn(self.temperature, self.top_p, draws)
+            return chat.replies(say(chat.model, asking, self.caption_tokens, processors=[drawn]))
 
-        Earlier turns and the request come on top.
+        flat = self._known.recall(chat.model, [key for own in keys for key in own], found)
+        count = len(self.requests)
+        return [flat[place : place + count] for place in range(0, len(flat), count)]
+
+    def _picture_key(self, expert: Branch, row: int, config: Any) -> tuple:
+        """What a row's captions depend on: what stands before its text, its pictures' bytes,
+        and its videos as they were encoded.
+
+        Earlier turns, the request and its view come on top.
         """
         last = int(torch.nonzero(expert.image_mask[row])[-1])
         mask = expert.attention_mask[row, : last + 1].bool()
         before = tuple(expert.input_ids[row, : last + 1][mask].tolist())
-        pictures = tuple(
-            (picture.size, hashlib.blake2b(picture.tobytes()).digest())
-            for picture in expert.call.pictures[row]
-        )
-        return before, pictures, self.caption_tokens, self.temperature, self.top_p, self.seed
+        pictures = tuple((picture.size, digest(picture)) for picture in expert.call.pictures[row])
+        videos = tuple(digest(encoded) for encoded in videos_of(expert, row, config))
+        settings = (self.caption_tokens, self.temperature, self.top_p, self.seed)
+        return before, pictures, videos, *settings, *ends(expert.call.generation_config)
 
     def _compare(
         self, chat: Chat, expert: Branch, questions: list[str], captions: list[list[str]]
@@ -298,17 +344,36 @@ class Votes:
     paths: tuple[Path, ...]
 
 
-class Drawn(LogitsProcessor):
-    """Makes greedy decoding a draw: Gumbel noise, the same in all rows, over each row's nucleus.
+def digest(values: Any) -> bytes:
+    """The hash of a picture's pixels, or of an array's values."""
+    return blake2b(values.tobytes()).digest()
 
-    The best of log-probabilities plus Gumbel noise is a sample of them, so a row is drawn the same
-    whatever its neighbours, and the global random state is neither read nor advanced.
+
+def videos_of(expert: Branch, row: int, config: Any) -> Iterator[np.ndarray]:
+    """The encoded videos of a row, as bytes."""
+    features = expert.features or {}
+    for modality, rows in picture_rows(expert.input_ids, features, config).items():
+        for number in rows[row] if modality != "image" else ():
+            encoded = pictures_of(features[modality])[number]
+            yield encoded.contiguous().view(torch.uint8).cpu().numpy()
+
+
+class Drawn(LogitsProcessor):
+    """Makes greedy decoding a draw: Gumbel noise over each row's nucleus.
+
+    The best of log-probabilities plus Gumbel noise is a sample of them. Each row has noise of its
+    own, whatever its neighbours, and the global random state is neither read nor advanced.
+
+    Args:
+        temperature: 0 draws nothing.
+        top_p: In (0, 1].
+        draws: On the CPU, one for each row.
     """
 
-    def __init__(self, temperature: float, top_p: float, seed: int):
+    def __init__(self, temperature: float, top_p: float, draws: Sequence[torch.Generator]):
         self.temperature = temperature
         self.nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
-        self.generator = torch.Generator().manual_seed(seed)
+        self.draws = draws
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.temperature == 0:
@@ -316,8 +381,9 @@ class Drawn(LogitsProcessor):
         scores = scores / self.temperature
         if self.nucleus is not None:
             scores = self.nucleus(input_ids, cast(torch.FloatTensor, scores))
-        noise = torch.rand(scores.shape[-1], generator=self.generator).clamp_min(1e-20)
-        return scores - (-noise.log()).log().to(scores)
+        size = scores.shape[-1]
+        noise = torch.stack([torch.rand(size, generator=own, device="cpu") for own in self.draws])
+        return scores - (-noise.clamp_min(1e-20).log()).log().to(scores)
 
 
 class Paths(LogitsProcessor):

@@ -1,12 +1,19 @@
-"""Gaussian noise for pictures, in whatever layout a model takes their pixels.
+"""Gaussian noise for images, in whatever layout a model takes their pixels.
 
-Each picture gets noise that depends on the seed and on its own shape: not on its neighbours in a
-batch, and not on the padding that they cause. What is told apart is what a layout tells apart: a
-picture that reaches the model as several entries of a batch, with nothing that says so, gets the
-same noise in each.
+The noise of an image depends on the seed and on its own processed pixels alone: not on the other
+images of a batch, on the padding that they cause, or on what was decoded before. So an evaluation
+draws anew for each image, and draws the same when it is resumed, sorted or batched otherwise.
+
+The generator is seeded with the BLAKE2b hash of the seed and the pixels, rounded to bfloat16. So
+float32 and bfloat16 pixels, on any device, get the same noise; float16, which rounds otherwise, has
+noise of its own. What is hashed is what a layout tells apart: an image, a video, or each tile or
+frame where these are entries of a tensor. Where it also names their row, equal ones are counted,
+and each gets noise of its own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -33,19 +40,18 @@ def noise_like(
         name: Of the pixels, as the processor names them.
         given: What came with them: grids, sizes, masks.
         vision: The vision config.
-        seed: Of the noise.
+        seed: Of the noise; the pixels are hashed with it.
     """
+    pixels = pixels.detach().to("cpu", torch.bfloat16)  # one copy from the device
     kind = "video" if name == "pixel_values_videos" else "image"
     if given.get(STRIPS[kind]) is not None:
-        return in_strip(pixels, name, torch.as_tensor(given[STRIPS[kind]]), seed)
+        return in_strip(pixels, name, torch.as_tensor(given[STRIPS[kind]], device="cpu"), seed)
     grid = next((given[g] for g in GRIDS[kind] if given.get(g) is not None), None)
     if grid is not None:
-        counts = torch.as_tensor(grid).prod(dim=-1).tolist()
+        counts = torch.as_tensor(grid, device="cpu").prod(dim=-1).tolist()
         check_total(name, pixels, sum(counts), len(pixels), "patches")
-        if pixels.ndim > 2:
-            return torch.cat([drawn((n, *pixels.shape[1:]), seed) for n in counts])
-        if kind == "video":
-            return torch.cat([drawn((n, pixels.shape[1]), seed) for n in counts])
+        if pixels.ndim > 2 or kind == "video":
+            return torch.cat([drawn(p.shape, seed, p) for p in pixels.split(counts)])
         return torch.cat([of_still(p, vision, seed) for p in pixels.split(counts)])
     if pixels.ndim < 3:
         raise ValueError(
@@ -59,7 +65,7 @@ def in_strip(pixels: Tensor, name: str, sizes: Tensor, seed: int) -> Tensor:
     """Noise for `[1, C, P, L * P]`, the patches of all pictures; `sizes` are rows and columns."""
     widths = [count * pixels.shape[-2] for count in sizes.prod(dim=-1).tolist()]
     check_total(name, pixels, sum(widths), pixels.shape[-1], "columns of pixels")
-    return torch.cat([drawn((*pixels.shape[:-1], width), seed) for width in widths], dim=-1)
+    return torch.cat([drawn(p.shape, seed, p) for p in pixels.split(widths, dim=-1)], dim=-1)
 
 
 def check_total(name: str, pixels: Tensor, wanted: int, came: int, what: str) -> None:
@@ -85,7 +91,7 @@ def of_still(patches: Tensor, vision: Any, seed: int) -> Tensor:
     if isinstance(side, int) and size == channels * side**2:
         frames = 1
     if word is None or frames == 1:
-        return drawn((count, size), seed)
+        return drawn(patches.shape, seed, patches)
     if size % (channels * frames):
         raise ValueError(
             f"a patch of {size} numbers is not {channels} colours x {frames} frames, as the vision "
@@ -93,7 +99,7 @@ def of_still(patches: Tensor, vision: Any, seed: int) -> Tensor:
         )
     axis = frames_axis(patches, channels, frames, FRAMES[word])
     shape = [count, channels, size // (channels * frames)]
-    noise = drawn(tuple(shape), seed).unsqueeze(axis)
+    noise = drawn(shape, seed, patches).unsqueeze(axis)
     shape.insert(axis, frames)
     return noise.expand(shape).reshape(count, size)
 
@@ -116,20 +122,23 @@ def are_copies(values: Tensor, axis: int) -> bool:
 
 def in_entries(pixels: Tensor, name: str, kind: str, given: Mapping[str, Any], seed: int) -> Tensor:
     """Noise for `[N, C, H, W]`, `[N, n, C, H, W]` (tiles, frames, pictures of a row) or
-    `[N, patches, D]`: the j-th entry of each of N has the same, however many follow."""
+    `[N, patches, D]`; no entry's depends on how many others there are."""
     entries = pixels.flatten(0, -4) if pixels.ndim > 4 else pixels
     lengths = [len(entries) // len(pixels)] * len(pixels)
     runs = given.get(RUNS.get(name, ""))
     if runs is not None:
-        lengths = torch.as_tensor(runs).flatten().tolist()
+        lengths = torch.as_tensor(runs, device="cpu").flatten().tolist()
         check_total(name, pixels, sum(lengths), len(entries), "entries")
-    shapes = iter(extents(pixels, kind, given, entries))
-    noise = torch.zeros(entries.shape)
+    filled = iter(zip(entries, extents(pixels, kind, given, entries), strict=True))
+    noise = torch.zeros(entries.shape, device="cpu")
     place = 0
     for length in lengths:
-        generator = torch.Generator().manual_seed(seed)
-        for entry, shape in zip(noise[place : place + length], shapes, strict=False):
-            entry[tuple(slice(s) for s in shape)] = torch.randn(shape, generator=generator)
+        equal: Counter[bytes] = Counter()
+        for into, (entry, shape) in zip(noise[place : place + length], filled, strict=False):
+            extent = tuple(slice(side) for side in shape)
+            own = entry[extent]
+            into[extent] = drawn(shape, seed, own, equal[raw(own)])
+            equal[raw(own)] += 1
         place += length
     return noise.view(pixels.shape)
 
@@ -178,9 +187,26 @@ def sides_within(pixels: Tensor, given: Mapping[str, Any]) -> list[tuple[int, in
     sizes = given.get("image_sizes")
     if sizes is None or pixels.ndim != 4 or len(sizes) != len(pixels):
         return None
-    sides = [(int(h), int(w)) for h, w in torch.as_tensor(sizes).tolist()]
+    sides = [(int(h), int(w)) for h, w in torch.as_tensor(sizes, device="cpu").tolist()]
     return sides if all(h <= height and w <= width for h, w in sides) else None
 
 
-def drawn(shape: tuple[int, ...], seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+def drawn(shape: Sequence[int], seed: int, pixels: Tensor, equal: int = 0) -> Tensor:
+    """Standard normal numbers that depend on the arguments alone.
+
+    Args:
+        pixels: bfloat16, on the CPU.
+        equal: How many entries with the same pixels came before in the row.
+    """
+    return torch.randn(*shape, generator=generator(seed, equal, raw(pixels)), device="cpu")
+
+
+def generator(seed: int, number: int, content: bytes) -> torch.Generator:
+    """On the CPU, seeded with the hash of a seed, of which draw it is, and of an image."""
+    digest = blake2b(f"{seed} {number} ".encode() + content, digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def raw(pixels: Tensor) -> bytes:
+    """The values of a bfloat16 tensor on the CPU, in order, low byte first."""
+    return pixels.contiguous().view(torch.int16).numpy().astype("<i2", copy=False).tobytes()

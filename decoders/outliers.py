@@ -18,6 +18,8 @@ from transformers.vision_utils import get_vision_window_index
 
 from sightline.decoders.branch import Branch
 from sightline.decoders.features import edited, pictures_of
+from sightline.messages import short
+from sightline.settings import whole
 
 CLS_SCORES = ("concat", "head_mean")
 PATCH_SCORES = ("pooled_query", "received")
@@ -62,14 +64,12 @@ class OutlierImage:
     layer: str = "features"
 
     def __post_init__(self):
-        if self.k is not None and (isinstance(self.k, bool) or not isinstance(self.k, int)):
-            raise ValueError(f"k must be a whole number or None, got {self.k!r}")
-        if self.k is not None and self.k < 1:
-            raise ValueError(f"k must be 1 or more tokens, got {self.k}")
+        if self.k is not None:
+            whole(self, "k", least=1)
         if self.score not in SCORES:
-            raise ValueError(f"score must be one of {', '.join(SCORES)}, got {self.score!r}")
+            raise ValueError(f"score must be one of {', '.join(SCORES)}, got {short(self.score)}")
         if self.layer not in LAYERS:
-            raise ValueError(f"layer must be one of {', '.join(LAYERS)}, got {self.layer!r}")
+            raise ValueError(f"layer must be one of {', '.join(LAYERS)}, got {short(self.layer)}")
 
     @property
     def needs_pixels(self) -> bool:

@@ -19,7 +19,8 @@ class PAI(Decoder):
 
     Args:
         alpha: Share of a score's size that is added on image keys, 0 or more; neutral: 0.
-        gamma: Guidance, 0 or more; neutral: 1, which needs no second branch.
+        gamma: Guidance, 0 or more. 1 needs no second branch and gives the expert's
+            log-probabilities without the cut; with alpha=0 it is neutral.
         beta: Plausibility threshold in [0, 1] of the guidance.
         layers: (first, first after) of the edited layers; None: from the third to the last.
         markers: Ids of tokens around a picture that the model's config does not name.
@@ -43,8 +44,9 @@ class PAI(Decoder):
         return cls(alpha=alpha, gamma=1.0)
 
     def recipe(self) -> Recipe:
-        return Recipe(
-            recalibrations=(ImageGain(self.alpha, self.layers),),
-            contrasts=(NoImage(tuple(self.markers), self.processor),),
-            rule=Guidance(self.gamma, self.beta),
-        )
+        gain = ImageGain(self.alpha, self.layers)
+        rule = Guidance(self.gamma, self.beta)
+        if gain.is_neutral and not rule.uses_others:
+            return Recipe()
+        without = NoImage(self.markers, self.processor)
+        return Recipe(recalibrations=(gain,), contrasts=(without,), rule=rule)

@@ -18,10 +18,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from sightline.decoders import DECODERS
 from sightline.decoders.ranges import Usual
+from sightline.messages import short
 
 FILLED = "processor"
 """The field that is filled in and not set by users."""
-STAND_IN = object()
+STAND_IN = types.SimpleNamespace(unk_token_id=0)
 """In the processor's place where a decoder is made to be looked at, and never run."""
 
 
@@ -66,7 +67,7 @@ def split_decoders(text: str) -> list[tuple[str, list[str]]]:
         elif decoders:
             decoders[-1][1].append(part)
         else:
-            raise ValueError(f"the setting {part!r} stands before any decoder: name one first")
+            raise ValueError(f"the setting {short(part)} stands before any decoder: name one first")
     return decoders
 
 
@@ -118,7 +119,7 @@ def read_setting(name: str, known: "Mapping[str, Setting]", key: str, text: str)
     try:
         return reader.read(text)
     except ValueError:
-        raise ValueError(f"{key} of {name} must be {reader.wanted}, got {text!r}") from None
+        raise ValueError(f"{key} of {name} must be {reader.wanted}, got {short(text)}") from None
 
 
 def split_assignments(name: str, assignments: Iterable[str]) -> dict[str, str]:
@@ -127,7 +128,7 @@ def split_assignments(name: str, assignments: Iterable[str]) -> dict[str, str]:
     for assignment in assignments:
         key, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals or not key:
-            raise ValueError(f"a setting of {name} is written NAME=VALUE, got {assignment!r}")
+            raise ValueError(f"a setting of {name} is written NAME=VALUE, got {short(assignment)}")
         if key in texts:
             raise ValueError(f"{key} of {name} is set twice")
         texts[key] = text
@@ -140,7 +141,7 @@ def unknown(what: str, name: str, names: Iterable[str]) -> ValueError:
     near = get_close_matches(name, known, n=1)
     guess = f" (did you mean {near[0]}?)" if near else ""
     there = f"there are {', '.join(known)}" if known else "there is none"
-    return ValueError(f"no {what} is called {name!r}{guess}: {there}")
+    return ValueError(f"no {what} is called {short(name)}{guess}: {there}")
 
 
 # What can be set

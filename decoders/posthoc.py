@@ -9,10 +9,13 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from sightline.chat import has_template
+from sightline.decoders.asking import check_answers_next
 from sightline.decoders.branch import Branch
 from sightline.decoders.checks import check_audio, check_call, check_pictures
 from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
 from sightline.decoders.contrasts import NoImage, UnknownImage
+from sightline.decoders.decoder import Passed
 from sightline.decoders.ensemble import (
     check_vision_language,
     complete,
@@ -24,15 +27,18 @@ from sightline.decoders.ensemble import (
 from sightline.decoders.memory import Memory
 from sightline.decoders.prompts import forward_prompt, prepare_inputs
 from sightline.decoders.ranges import Usual
+from sightline.decoders.template import tokenizer_of
 from sightline.decoders.vdd import image_free
 from sightline.logits.calibration import calibrate, label_masses, reference
+from sightline.messages import check_list, short
+from sightline.settings import positive, settle
 
 REFERENCES = {"none": "none", "unk": "unk", "none_unk": "both"}
 REMEMBERED = 4096  # image-free prompts whose label masses are kept, for each model
 
 
 @dataclass
-class PostHocDebias:
+class PostHocDebias(Passed):
     """Answer yes/no or A/B/C/D as if the model did not lean to one of them without a picture.
 
     The probability of each label is divided by what the same model gives it when the picture is
@@ -52,6 +58,9 @@ class PostHocDebias:
         unk_token_id: The unknown token's id, in place of the tokenizer's own.
         markers: Ids of tokens around a picture that the model's config does not name.
 
+    What an image-free prompt gives is kept and not asked again, as long as weights and adapters
+    stay what they are; `clear()` is for changes that `Memory` does not see.
+
     A label that is no single token is scored by the geometric mean of its tokens' probabilities,
     in the answer and in the reference alike (ours; the paper's options are single tokens).
 
@@ -69,25 +78,32 @@ class PostHocDebias:
     markers: tuple[int, ...] = ()
 
     def __post_init__(self):
+        check_list("labels", self.labels, "('yes', 'no')")
         labels = [label.strip().lower() for label in self.labels]
         if len(labels) < 2 or len(set(labels)) < len(labels) or not all(labels):
-            raise ValueError(f"labels must be two or more different answers, got {self.labels}")
+            raise ValueError(
+                f"labels must be two or more different answers, got {short(self.labels)}"
+            )
         if self.reference not in REFERENCES:
             raise ValueError(
-                f"reference must be one of {', '.join(REFERENCES)}, got {self.reference!r}"
+                f"reference must be one of {', '.join(REFERENCES)}, got {short(self.reference)}"
             )
         if self.aggregate not in ("max", "sum"):
-            raise ValueError(f'aggregate must be "max" or "sum", got {self.aggregate!r}')
-        if not self.smoothing > 0:
-            raise ValueError(f"smoothing must be above 0, got {self.smoothing}")
+            raise ValueError(f'aggregate must be "max" or "sum", got {short(self.aggregate)}')
+        settle(self)
+        positive(self, "smoothing")
         self._known: Memory[tuple, Tensor] = Memory(REMEMBERED)
         _ = self.contrasts  # checks what stands in the picture's place
+
+    def clear(self) -> None:
+        """Forgets what image-free prompts gave."""
+        self._known.clear()
 
     @property
     def contrasts(self) -> tuple[NoImage | UnknownImage, ...]:
         """What the reference is asked of."""
         variant = REFERENCES[self.reference]
-        return image_free(variant, self.processor, self.unk_token_id, tuple(self.markers))
+        return image_free(variant, self.processor, self.unk_token_id, self.markers)
 
     def probabilities(self, model: Any, **inputs: Any) -> Tensor:
         """Calibrated probability of each label, `[B, C]` float32, for the processor's output."""
@@ -131,6 +147,8 @@ class PostHocDebias:
         if not text_only:
             check_pictures(expert, needs_pixels=False)
             check_audio(model, model_kwargs)
+        if has_template(self.processor):
+            check_answers_next(self.processor, expert)
         shared = last_logits(model)
         amateurs = []
         with position_offset_kept(model):
@@ -146,22 +164,20 @@ class PostHocDebias:
     def _remembered(self, model: Any, branch: Branch, shared: dict[str, Any]) -> Tensor:
         """Masses `[B, C]` of an image-free branch, which depend on the text alone.
 
-        Each text is asked once and kept while the model lives: a benchmark puts one question to
-        many pictures.
+        Each text is asked once and kept: a benchmark puts one question to many pictures.
         """
-        known = self._known.of(model)
         texts = [
             tuple(ids[mask.bool()].tolist())
             for ids, mask in zip(branch.input_ids, branch.attention_mask, strict=True)
         ]
-        missing = {text: row for row, text in enumerate(texts) if text not in known}
-        if missing:
-            asked = torch.tensor(list(missing.values()), device=branch.input_ids.device)
-            masses, _ = self._masses(model, branch.rows(asked, model.config), shared)
-            known.update(zip(missing, masses, strict=True))
-        found = torch.stack([known[text] for text in texts])
-        self._known.trim(model)
-        return found
+        row_of = {text: row for row, text in enumerate(texts)}
+
+        def found(missing: list[tuple]) -> Tensor:
+            rows = [row_of[text] for text in missing]
+            asked = torch.tensor(rows, device=branch.input_ids.device)
+            return self._masses(model, branch.rows(asked, model.config), shared)[0]
+
+        return torch.stack(self._known.recall(model, texts, found))
 
     def _masses(self, model: Any, branch: Branch, shared: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Unnormalised label masses `[B, C]` and logits `[B, V]` at the first answer position."""
@@ -181,7 +197,7 @@ class PostHocDebias:
 
     @property
     def _tokenizer(self) -> Any:
-        return getattr(self.processor, "tokenizer", self.processor)
+        return tokenizer_of(self.processor)
 
     @cached_property
     def _single(self) -> list[Tensor]:
@@ -192,7 +208,7 @@ class PostHocDebias:
         for token, text in enumerate(texts):
             if text.strip().lower() in forms:
                 forms[text.strip().lower()].append(token)
-        return [torch.tensor(ids, dtype=torch.long) for ids in forms.values()]
+        return [torch.tensor(ids, dtype=torch.long, device="cpu") for ids in forms.values()]
 
     @cached_property
     def _sequences(self) -> list[list[tuple[int, ...]]]:

@@ -25,7 +25,8 @@ def processed(
     """
     if not hasattr(processor, "image_processor"):
         (images,) = rows
-        return processor(images=list(images), **arguments)
+        with torch.device("cpu"):
+            return processor(images=list(images), **arguments)
     texts = [shortest_prompt(processor, images) for images in rows]
     return prompts_of(processor, texts, rows, arguments)
 
@@ -43,6 +44,7 @@ def prompts_of(
     texts: Sequence[str],
     rows: Sequence[Sequence[Image.Image]],
     arguments: Mapping[str, Any],
+    begins: bool = False,
 ) -> Any:
     """What a processor's own call makes of prompts and their images, as tensors.
 
@@ -50,11 +52,13 @@ def prompts_of(
         texts: As it takes them, special tokens and what stands for an image included.
         rows: The images of each.
         arguments: Those that the caller's prompt was made with.
+        begins: Whether the tokenizer adds what a prompt begins with.
     """
-    given = dict(add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
-    return processor(
-        text=list(texts), images=[list(images) for images in rows], **{**arguments, **given}
-    )
+    given = dict(add_special_tokens=begins, padding=True, padding_side="left", return_tensors="pt")
+    with torch.device("cpu"):  # whatever the caller's default device is
+        return processor(
+            text=list(texts), images=[list(images) for images in rows], **{**arguments, **given}
+        )
 
 
 def settings_of(expert: Branch) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def check_reproduced(processor: Any, expert: Branch, model: Any) -> None:
             image_runs(is_one_of(own, ids), len(images))
             for own, images in zip(all_ids, rows, strict=True)
         ]
-        for all_ids in (expert.input_ids, torch.as_tensor(made["input_ids"]))
+        for all_ids in (expert.input_ids, made["input_ids"])
     )
     if came != wanted:
         not_reproduced("image tokens by row", came, wanted)

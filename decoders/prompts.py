@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sightline.decoders.branch import Branch
 from sightline.decoders.caches import has_windows, layers_that_keep_keys
+from sightline.decoders.checks import check_cached
 from sightline.decoders.features import (
     Features,
     is_one_of,
@@ -126,7 +127,9 @@ def forward_prompt(model: Any, branch: Branch, cache: Any, shared: Mapping[str, 
         **({"mm_encoder_outputs": dict(features)} if features else {}),
         **shared,
     }
-    return model(**prepare_inputs(model, branch.input_ids, given), return_dict=True)
+    outputs = model(**prepare_inputs(model, branch.input_ids, given), return_dict=True)
+    check_cached(cache, branch.length)
+    return outputs
 
 
 def prepare_inputs(model: Any, input_ids: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from sightline.messages import short
+
 FILLS = ("black", "mean", "blur")
 BLUR = 0.05
 """Standard deviation of the "blur" fill, a share of the picture's longer side."""
@@ -134,7 +136,7 @@ def refined(picture: Image.Image, mask: Tensor, fill: str = "black") -> Image.Im
     1000 x 800.
     """
     if fill not in FILLS:
-        raise ValueError(f"fill must be one of {', '.join(FILLS)}, got {fill!r}")
+        raise ValueError(f"fill must be one of {', '.join(FILLS)}, got {short(fill)}")
     width, height = picture.size
     if mask.shape != (height, width):
         raise ValueError(f"the picture is {height} x {width}, and its mask {list(mask.shape)}")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from sightline.attention.recalibrations import ImageScale
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
+from sightline.settings import finite
 
 
 @dataclass
@@ -35,6 +36,11 @@ class VAF(Decoder):
     layers: tuple[int, int] | None = None
     mode: Literal["scale", "abs"] = "scale"
     heads: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        finite(self, "enhance")
+        finite(self, "suppress")
+        super().__post_init__()
 
     def recipe(self) -> Recipe:
         scale = ImageScale(1 + self.enhance, 1 - self.suppress, self.layers, self.mode, self.heads)

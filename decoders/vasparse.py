@@ -7,7 +7,7 @@ from sightline.attention.recalibrations import SinkPenalty
 from sightline.attention.selections import WeakAnswerKeys
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
-from sightline.logits.embedding import EmbeddingContrastive
+from sightline.logits.embedding import RELEASED, EmbeddingContrastive
 
 
 @dataclass
@@ -25,9 +25,10 @@ class VASparse(Decoder):
         every: Answered tokens between two times that keys leave, 1 or more.
         weight: Of having looked at the image, against attention (lambda), 0 or more.
         sink: Penalty on sinks (b), 0 or more; neutral: 0, the default until it has shown its use.
+        sum_to_one: Off for l - alpha * l_phi, in which the model's logits keep the weight 1.
 
     Differs from the authors' code, which does not run as released and, repaired, computes the
-    contrast alone with twelve times its weight (`EmbeddingContrastive.released`): this is the
+    contrast alone with twelve times its weight (`released`): this is the
     paper. The paper's masking of image tokens cannot change what the contrast reads, so there is
     no setting for it. Expect no speed-up: a few of the answer's keys are a small part of a cache.
     """
@@ -38,15 +39,21 @@ class VASparse(Decoder):
     every: Annotated[int, Usual(1, 64)] = 32
     weight: Annotated[float, Usual(0, 1)] = 0.1
     sink: Annotated[float, Usual(0, 1)] = 0.0
+    sum_to_one: bool = True
 
     @classmethod
     def paper(cls) -> "VASparse":
         """All three parts. The paper decodes with `num_beams=3` for 64 tokens, 2 for 512."""
         return cls(sink=0.1)
 
+    @classmethod
+    def released(cls) -> "VASparse":
+        """The authors' code, if repaired: l - 1.1 * l_phi, without the two other parts."""
+        return cls(alpha=RELEASED, keep=1.0, sum_to_one=False)
+
     def recipe(self) -> Recipe:
         return Recipe(
-            rule=EmbeddingContrastive(self.alpha, self.beta),
+            rule=EmbeddingContrastive(self.alpha, self.beta, self.sum_to_one),
             recalibrations=(SinkPenalty(self.sink),),
             selections=(WeakAnswerKeys(self.keep, self.every, self.weight),),
         )

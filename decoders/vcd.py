@@ -21,11 +21,14 @@ class VCD(Decoder):
         beta: Plausibility threshold in [0, 1], a share of the expert's best probability; 0 keeps
             every token.
         noise_step: Forward diffusion steps, 0 to 999; 999 is close to pure noise.
-        seed: Of the noise, drawn once per call and kept for the whole answer.
+        seed: Of the noise, which is drawn once per call from the seed and the image's processed
+            pixels, and kept for the whole answer. The paper's tables are means of five runs: seeds
+            0 to 4.
 
-    Differs from the authors' code: the noise is seeded and the same for both temporal copies of a
-    still image, every step has its own amateur cache, logits are combined in float32, and greedy
-    and beam search are contrasted too.
+    Differs from the authors' code: the noise depends on the seed and the image, not on what was
+    drawn before (`NoisyImage` says how to repeat a draw of theirs), and is the same for both
+    temporal copies of a still image; every step has its own amateur cache, logits are combined in
+    float32, and greedy and beam search are contrasted too.
     """
 
     alpha: Annotated[float, Usual(0, 3)] = 1.0
@@ -37,6 +40,11 @@ class VCD(Decoder):
     def pope_paper(cls) -> "VCD":
         """The noise that the paper reports for POPE; its scripts use the default's 500."""
         return cls(noise_step=999)
+
+    @classmethod
+    def pope_script(cls) -> "VCD":
+        """The authors' script for POPE: the default's noise and beta 0.2."""
+        return cls(beta=0.2)
 
     def recipe(self) -> Recipe:
         return Recipe(

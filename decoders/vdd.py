@@ -8,6 +8,7 @@ from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.image_spans import can_be_asked
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
+from sightline.messages import short
 
 VARIANTS = ("none", "unk", "both")
 
@@ -25,9 +26,10 @@ class VDD(Decoder):
             every token.
         variant: What stands in the picture's place: "none" nothing, "unk" one unknown token for
             each picture, "both" the mean of the two amateurs' logits (the paper's scripts).
-        processor: The model's own, which says exactly what belongs to a picture; it can also be
-            passed to `generate`. "unk" and "both" need it, or a tokenizer, here: where that has no
-            unknown token the text "None" stands in, as in the paper's code for Qwen-VL.
+        processor: The model's processor or tokenizer, for "unk" and "both"; a processor also says
+            exactly what belongs to a picture, and for that can be passed to `generate` instead.
+            Where its tokenizer has no unknown token the text "None" stands in, as in the paper's
+            code for Qwen-VL.
         unk_token_id: The unknown token's id, in place of `processor`.
         markers: Ids of tokens around a picture that the model's config does not name.
 
@@ -44,10 +46,18 @@ class VDD(Decoder):
     unk_token_id: int | None = None
     markers: tuple[int, ...] = ()
 
+    @classmethod
+    def paper(cls, processor: Any = None) -> "VDD":
+        """Both amateurs, as the paper's scripts: nothing and the unknown token for the image."""
+        return cls(variant="both", processor=processor)
+
     def recipe(self) -> Recipe:
         return Recipe(
             contrasts=image_free(
-                self.variant, self.processor, self.unk_token_id, tuple(self.markers)
+                self.variant,
+                self.processor,
+                self.unk_token_id,
+                self.markers,
             ),
             rule=Contrastive(self.alpha, self.beta),
         )
@@ -58,7 +68,7 @@ def image_free(
 ) -> tuple[NoImage | UnknownImage, ...]:
     """The amateurs of a variant: "none", "unk" or "both"."""
     if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {short(variant)}")
     written_by = processor if can_be_asked(processor) else None
     if variant == "none":
         return (NoImage(markers, written_by),)

@@ -12,6 +12,8 @@ from sightline.decoders.ensemble import ends, read_pictures, say
 from sightline.decoders.ranges import Usual
 from sightline.logits.grounding import REDUCTIONS, SUPPORT, Grounded, Support
 from sightline.logits.rules import Rule
+from sightline.messages import short
+from sightline.settings import whole
 
 REQUEST = (
     "The task is: {question}. Before answering it, describe the image thoroughly. For a natural "
@@ -55,20 +57,23 @@ class Described:
         if self.processor is None:
             raise ValueError("a description needs processor=, the model's own, to be asked for")
         if self.layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+            raise ValueError(
+                f"layout must be one of {', '.join(LAYOUTS)}, got {short(self.layout)}"
+            )
         if self.reduction not in REDUCTIONS:
             raise ValueError(
-                f"reduction must be one of {', '.join(REDUCTIONS)}, got {self.reduction!r}"
+                f"reduction must be one of {', '.join(REDUCTIONS)}, got {short(self.reduction)}"
             )
-        if self.tokens < 1:
-            raise ValueError(f"tokens must be 1 or more, got {self.tokens}")
+        whole(self, "tokens", least=1)
         if "{description}" not in self.statement:
-            raise ValueError(f"statement must hold {{description}}, got {self.statement!r}")
+            raise ValueError(f"statement must hold {{description}}, got {short(self.statement)}")
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        chat = Chat(self.processor, model)
+        chat = Chat(self.processor, model, expert.call.chat_template_kwargs)
         expert = read_pictures(expert, model)
-        questions = [asked.question for asked in chat.asked(expert)]
+        asked = chat.asked(expert)
+        chat.check_answered_next(asked)
+        questions = [row.question for row in asked]
         rows = range(len(questions))
         requests = [self.request.replace("{question}", question) for question in questions]
         asking = chat.ask(expert, rows, requests)

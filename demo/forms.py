@@ -11,6 +11,7 @@ from sightline.choices import PLAIN
 from sightline.decoders.parse import find, paper
 from sightline.demo.comparison import Drawing, Way
 from sightline.demo.controls import Control, choices_of_decoders, controls_of, settings_text
+from sightline.messages import short
 
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 LONGEST_TEXT = 10_000  # characters of one field of a form
@@ -169,7 +170,7 @@ def read_number(name: str, text: str, kind: type) -> Any:
     whole = kind is int
     if not math.isfinite(value) or (whole and not value.is_integer()):
         wanted = "a whole number" if whole else "a number"
-        raise ValueError(f"the {name} must be {wanted}, got {text[:100]!r}")
+        raise ValueError(f"the {name} must be {wanted}, got {short(text[:100])}")
     return kind(value)
 
 

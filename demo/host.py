@@ -29,6 +29,7 @@ from sightline.demo.comparison import (
 from sightline.demo.explanation import explain
 from sightline.demo.turns import Crew, Stopped, Work
 from sightline.evaluation.lab import WORDINGS
+from sightline.messages import short
 from sightline.pictures import open_picture
 
 LAB = "sightline.lab"
@@ -137,7 +138,9 @@ class Host:
     def open_shipped(self, name: str) -> Picture:
         """One of them."""
         if name not in self.shipped():
-            raise ValueError(f"no shipped picture is called {name!r}: {', '.join(self.shipped())}")
+            raise ValueError(
+                f"no shipped picture is called {short(name)}: {', '.join(self.shipped())}"
+            )
         image = open_picture(lab.PICTURES / name)
         return Picture(image, f"shipped:{name}", lab.truth(image))
 

@@ -15,6 +15,7 @@ from sightline.demo.comparison import Drawing, Way
 from sightline.evaluation import plots, report, runner
 from sightline.evaluation.asking import LAB, Source
 from sightline.evaluation.lab import LabBenchmark
+from sightline.messages import short
 
 BATCH_SIZE = 16
 PLAIN = {"greedy": "greedy", "sample": "sampling"}
@@ -126,7 +127,7 @@ def contender(way: Way, drawing: Drawing) -> str:
         if "," in text:
             raise ValueError(
                 f"{name} of {way.name} holds a comma, which ends a setting in an evaluation: write "
-                f"it without, got {text!r}"
+                f"it without, got {short(text)}"
             )
     return f"{choice.label}+sample" if drawing.draws(way.name) else choice.label
 

@@ -9,6 +9,7 @@ from sightline.choices import Choice, parse_choice
 from sightline.decoders.parse import FILLED, STAND_IN, Request
 from sightline.demo.comparison import Comparison, Drawing, Picture
 from sightline.lab import CHECKPOINT, PICTURES
+from sightline.messages import short
 from sightline.python_source import Code, Group, Piece, Text, assigned, call, group, literal, piece
 
 LAB = ("sightline.lab", str(CHECKPOINT))
@@ -135,7 +136,7 @@ def find_origin(picture: Picture) -> Origin:
         return Origin("open_picture(PICTURE)", own=("open_picture",), head=head)
     raise ValueError(
         "a picture's source is shipped:NAME (of the lab's pictures), scene:SEED or file:NAME, got "
-        f"{picture.source[:80]!r}"
+        f"{short(picture.source[:80])}"
     )
 
 

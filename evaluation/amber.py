@@ -28,6 +28,7 @@ from sightline.evaluation import metrics, objects, pope
 from sightline.evaluation.benchmark import Item, Said, Task, by_unit
 from sightline.evaluation.files import (
     Row,
+    as_list,
     check_length,
     check_pictures,
     check_unique,
@@ -39,6 +40,7 @@ from sightline.evaluation.files import (
 )
 from sightline.evaluation.metrics import NO, YES, Metric
 from sightline.evaluation.statistics import HIGHER, LOWER, Ratio
+from sightline.messages import short
 from sightline.pictures import open_picture
 
 PUBLISHED = "It is published in github.com/junyangwang0410/AMBER, under data/"
@@ -193,7 +195,7 @@ class Tables:
         unknown = [thing for thing in things if thing not in self.association]
         if unknown:
             raise ValueError(
-                f"the object {unknown[0]!r} of an annotation is not in the relation table: "
+                f"the object {short(unknown[0])} of an annotation is not in the relation table: "
                 f"annotations and table belong to two versions. {RELATION_PUBLISHED}"
             )
         words = [(word, n) for n, thing in enumerate(things) for word in self.association[thing]]
@@ -516,7 +518,9 @@ def read_responses(path: Path) -> list[Row]:
     for row in rows:
         row.key("id")
         if not isinstance(row.get("response"), str):
-            raise ValueError(f"{row.place}: response must be text, got {row.get('response')!r}")
+            raise ValueError(
+                f"{row.place}: response must be text, got {short(row.get('response'))}"
+            )
     check_unique(rows, "id", lambda row: row.key("id"))
     return rows
 
@@ -527,21 +531,21 @@ def _of_tasks(
     tasks: Sequence[str],
 ) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Rows of some tasks, each with its annotation, found by id and not by place."""
-    notes = {note["id"]: note for note in annotations}
-    seen = set()
+    notes = {str(note["id"]): note for note in annotations}
+    answered: dict[str, Mapping[str, Any]] = {}
     for row in rows:
         if "id" not in row or not ("nouns" in row or isinstance(row.get("response"), str)):
-            raise ValueError(f'a row is {{"id", "response"}}, got {dict(row)}')
-        if row["id"] not in notes:
-            hint = " (ids are numbers)" if isinstance(row["id"], str) else ""
-            raise ValueError(f"id {row['id']!r} is not in the annotations{hint}. {PUBLISHED}")
-        if row["id"] in seen:
-            raise ValueError(f"id {row['id']} is answered twice")
-        seen.add(row["id"])
+            raise ValueError(f'a row is {{"id", "response"}}, got {short(dict(row))}')
+        key = str(row["id"])
+        if key not in notes:
+            raise ValueError(f"id {short(row['id'])} is not in the annotations. {PUBLISHED}")
+        if key in answered:
+            raise ValueError(f"id {key} is answered twice")
+        answered[key] = row
     chosen = [
-        (row, notes[row["id"]])
-        for row in rows
-        if pick("annotation type", notes[row["id"]]["type"], TYPES) in tasks
+        (row, notes[key])
+        for key, row in answered.items()
+        if pick("annotation type", notes[key]["type"], TYPES) in tasks
     ]
     if not chosen:
         raise ValueError(f"none of {len(rows)} rows belongs to {', '.join(tasks)}")
@@ -593,7 +597,7 @@ class Amber:
         self.images, self.similarity = Path(images), similarity
         self._parse = pick("parser", parser, PARSERS)
         ending = pick("suffix", suffix, pope.SUFFIXES)
-        files = [Path(queries)] if isinstance(queries, Path | str) else [Path(q) for q in queries]
+        files = [Path(file) for file in as_list(queries)]
         asked = [read_queries(path) for path in files]
         rows = [row for file in asked for row in file]
         check_unique(rows, "id", lambda row: row.key("id"))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sightline.messages import short
+
 Key = tuple[str, str, str]
 Asked = Mapping[tuple[str, str], str]
 """The question of each task and id."""
@@ -142,7 +144,8 @@ def read(
                 raise ValueError(f"{place} answers {answer.key} a second time")
             if asked is not None and asked.get((answer.task, answer.id)) != answer.question:
                 raise ValueError(
-                    f"{place} answers {answer.id} of {answer.task}, {answer.question!r}, which is "
+                    f"{place} answers {answer.id} of {answer.task}, "
+                    f"{short(answer.question)}, which is "
                     "not asked here: this is an answers file from another question file"
                 )
             if decoders is not None and answer.decoder not in decoders:

@@ -15,7 +15,14 @@ from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from sightline.chat import input_device, processor_for, user_turn
+from sightline.chat import (
+    has_template,
+    input_device,
+    processor_for,
+    templated,
+    untemplated,
+    user_turn,
+)
 from sightline.checkpoints import Dtype, check_device, load_model, load_processor, refused_as
 from sightline.evaluation.answers import Answer
 from sightline.evaluation.batches import Batch
@@ -138,12 +145,14 @@ class Preparation:
         broken: Items whose picture could not be read before, with the reason: `(task, id)`. They
             stay out, so that a batch that is repeated is the same batch.
         keeps_pictures: Whether anyone looks at the pictures again.
+        chat_template_kwargs: Arguments of the chat template besides the messages.
     """
 
     benchmark: Benchmark
     processor: Any
     broken: Mapping[tuple[str, str], str] = field(default_factory=dict)
     keeps_pictures: bool = True
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, batch: Batch) -> Prepared:
         opened: dict[str, Image.Image | str] = {}
@@ -170,15 +179,15 @@ class Preparation:
             return " ".join(str(error).split()) or type(error).__name__
 
     def encode(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Any]:
-        """The processor's output through the chat template, padded on the left."""
-        encoded = self.processor.apply_chat_template(
-            [user_turn([picture], text) for picture, text in zip(pictures, texts, strict=True)],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-        )
+        """The processor's output, through its chat template if it has one, padded on the left."""
+        padding: dict[str, Any] = {"padding": True, "padding_side": "left"}
+        arguments = self.chat_template_kwargs
+        if has_template(self.processor):
+            chats = [user_turn([p], text) for p, text in zip(pictures, texts, strict=True)]
+            encoded = templated(self.processor, chats, arguments, **padding)
+        else:
+            own = [[picture] for picture in pictures]
+            encoded = untemplated(self.processor, own, texts, **padding)
         return {name: value.numpy() for name, value in encoded.items()}
 
 
@@ -212,6 +221,7 @@ class Asker:
         versions: Written with each answer.
         clock: Seconds, where others use the model too; None: the machine's clock. With one, memory
             is not told, as it is everybody's.
+        chat_template_kwargs: With which the prompts are made, for decoders that ask in it again.
     """
 
     def __init__(
@@ -221,8 +231,10 @@ class Asker:
         temperature: float,
         versions: Mapping[str, str],
         clock: Callable[[], float] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ):
         self.clock = clock
+        self.chat_template_kwargs = chat_template_kwargs
         self.model = model
         self.processor = processor
         self.temperature = temperature
@@ -316,6 +328,7 @@ class Asker:
     ) -> Any:
         """One call of the model's `generate`, its samples drawn from the batch's seed."""
         looked_at = {"images": list(prepared.pictures)} if contender.needs_images else {}
+        told = processor_for(contender.strategy, self.processor, self.chat_template_kwargs)
         cards = range(torch.cuda.device_count()) if input_device(self.model).type == "cuda" else ()
         with torch.random.fork_rng(devices=cards):
             torch.manual_seed(prepared.batch.seed)
@@ -323,7 +336,7 @@ class Asker:
                 **inputs,
                 **contender.generation(self.temperature),
                 **looked_at,
-                **processor_for(contender.strategy, self.processor),
+                **told,
                 **settings,
             )
 

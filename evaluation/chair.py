@@ -15,6 +15,7 @@ import random
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from PIL import Image
 from sightline.evaluation import objects
 from sightline.evaluation.benchmark import Item, Said, Task, by_unit
 from sightline.evaluation.files import (
+    as_list,
     check_length,
     check_pictures,
     digest,
@@ -36,7 +38,8 @@ from sightline.evaluation.files import (
 from sightline.evaluation.metrics import Metric
 from sightline.evaluation.objects import Vocabulary
 from sightline.evaluation.statistics import HIGHER, LOWER, Ratio
-from sightline.pictures import open_picture
+from sightline.messages import enumerated, short
+from sightline.pictures import open_picture, path_is
 
 SYNONYMS_PUBLISHED = (
     "The synonym table is published as data/synonyms.txt in github.com/LisaAnne/Hallucination"
@@ -53,7 +56,12 @@ COCO_PUBLISHED = (
     "COCO publishes instances_{train,val}2014.json and captions_{train,val}2014.json on "
     "cocodataset.org, in annotations_trainval2014.zip"
 )
-IDS_WANTED = "Image ids are a JSON array of numbers, or one number in each line"
+IDS_WANTED = (
+    "Image ids are numbers or file names such as COCO_val2014_000000000042.jpg: one in each line, "
+    "a JSON array of them, or JSON lines that hold one under image_id, image or file_name"
+)
+ID_KEYS = ("image_id", "image", "file_name", "filename", "image_name", "img_id", "id")
+"""Fields in which published lists name an image, those that say so first."""
 
 DESCRIBE = "Please describe this image in detail."
 HELP_DESCRIBE = "Please help me describe the image in detail."
@@ -70,6 +78,7 @@ METRICS = (
     Metric("named", "objects named", None),
 )
 
+IMAGE_NAME = re.compile(r"(?:.*[/\\])?(?:COCO_[a-z]+\d{4}_)?(\d+)(?:\.[A-Za-z]+)?")
 CLITICS = "'(?:s|re|ve|ll|d|m)\\b"
 WORD_END = re.compile(rf"(?<=\w)(?={CLITICS})")
 TOKEN = re.compile(rf"{CLITICS}|[a-z0-9]+(?:[-'/.][a-z0-9]+)*|[^\sa-z0-9]")
@@ -383,31 +392,32 @@ class Chair:
 
     def score(
         self,
-        captions: Mapping[int, Sequence[str]],
+        captions: Mapping[Any, str | Sequence[str]],
         truth: Mapping[int, Collection[str]],
     ) -> ChairScore:
-        """CHAIR over captions by image id, each counted on its own.
+        """CHAIR over captions by image, each counted on its own.
 
         Args:
-            captions: Image id -> its captions.
+            captions: Image id or file name (see `image_number`) -> its caption or captions.
             truth: Image id -> the objects of the picture, from `truth_from_coco`.
 
         Raises:
             ValueError: Without captions, and for an image that the truth does not know.
         """
-        check_ids(captions, truth)
+        told = by_number(captions, "captions")
+        check_ids(told, truth)
         counts = [
             self.read(caption).count(truth[image])
-            for image, said in captions.items()
+            for image, said in told.items()
             for caption in said
         ]
         return summed(counts, self.pipeline)
 
     def truth_from_coco(
         self,
-        instances: Iterable[Source],
-        captions: Iterable[Source] = (),
-        ids: Collection[int] | None = None,
+        instances: Source | Iterable[Source],
+        captions: Source | Iterable[Source] = (),
+        ids: Iterable[Any] | None = None,
     ) -> dict[int, frozenset[str]]:
         """The objects of each picture: those annotated, and those its reference captions name.
 
@@ -415,27 +425,27 @@ class Chair:
             instances: COCO's instances_*.json, as files or loaded; papers use train and val.
             captions: COCO's captions_*.json. Without them the truth is what is annotated: smaller,
                 so that more is called invented.
-            ids: The images wanted; all that the files know by default.
+            ids: The images wanted, by number or file name; all that the files know by default.
 
         Raises:
             ValueError: For a file of another kind, a category that the vocabulary lacks, and a
                 wanted image that no file knows.
         """
         truth: dict[int, set[str]] = {}
-        wanted = None if ids is None else frozenset(ids)
-        for source in instances:
+        wanted = None if ids is None else frozenset(check_listed(ids, "ids"))
+        for source in as_list(instances):
             name, content = _coco(source, "instances", "category_id")
             nodes = {c["id"]: self._category(c["name"], name) for c in content["categories"]}
             for image, annotation in _annotated(content, truth, wanted):
                 if annotation["category_id"] not in nodes:
                     raise ValueError(f"{name}: no category has id {annotation['category_id']}")
                 image.add(nodes[annotation["category_id"]])
-        for source in captions:
+        for source in as_list(captions):
             _, content = _coco(source, "captions", "caption")
             for image, annotation in _annotated(content, truth, wanted):
                 image.update(self.nodes(annotation["caption"]))
-        if ids is not None:
-            check_ids(ids, truth)
+        if wanted is not None:
+            check_ids(sorted(wanted), truth)
         return {image: frozenset(nodes) for image, nodes in truth.items()}
 
     def save_truth(self, path: Path, truth: Mapping[int, Collection[str]]) -> None:
@@ -479,7 +489,8 @@ class Chair:
     def _category(self, name: str, file: str) -> str:
         if name not in self.vocabulary.nodes:
             raise ValueError(
-                f"{file}: the category {name!r} is not in the vocabulary, which knows COCO's 80"
+                f"{file}: the category {short(name)} is not in the vocabulary, which knows "
+                "COCO's 80"
             )
         return self.vocabulary.nodes[name]
 
@@ -507,24 +518,29 @@ def summed(counts: Sequence[Counts], pipeline: str) -> ChairScore:
     )
 
 
-def check_ids(ids: Iterable[Any], truth: Mapping[int, Any]) -> None:
+def image_number(name: Any) -> int | None:
+    """The number of an image, of itself or of COCO's file name: "COCO_val2014_000000000042.jpg".
+
+    None for what is no image id.
+    """
+    if isinstance(name, str):
+        found = IMAGE_NAME.fullmatch(name.strip())
+        return int(found[1]) if found else None
+    whole = isinstance(name, Integral) or (isinstance(name, float) and name.is_integer())
+    return int(name) if whole and not isinstance(name, bool) else None
+
+
+def check_ids(ids: Iterable[int], truth: Mapping[int, Any]) -> None:
     """Raises `ValueError` for an image that the truth does not know.
 
     The published script takes such a picture for empty, and all that is said of it for invented.
     """
     unknown = [image for image in ids if image not in truth]
-    if not unknown:
-        return
-    first = unknown[0]
-    if isinstance(first, str) and first.strip().isdecimal() and int(first) in truth:
+    if unknown:
         raise ValueError(
-            f"image id {first!r} is text, and the truth has the number {int(first)}: convert the "
-            "ids with int()"
+            f"{len(unknown)} image ids have no annotations, the first is {unknown[0]}: give the "
+            "files of both splits, train and val, or leave these images out"
         )
-    raise ValueError(
-        f"{len(unknown)} image ids have no annotations, the first is {first!r}: give the files of "
-        "both splits, train and val, or leave these images out"
-    )
 
 
 def _quotient(over: float, under: float) -> float:
@@ -621,59 +637,110 @@ def _annotated(
 
 
 def read_captions(
-    path: Path, id_key: str = "image_id", caption_key: str = "caption"
+    path: Path, id_key: str | None = None, caption_key: str = "caption"
 ) -> dict[int, list[str]]:
     """Captions that somebody else's run wrote, for `Chair.score`.
 
-    JSON lines or an array of objects with the two keys, as OPERA writes them, or the original's
-    one object with the captions under "imgToEval".
+    JSON lines or an array of objects with the two keys, as OPERA writes them; one object of
+    captions by image; or the original's, with such an object under "imgToEval". Images are named
+    by their number or by COCO's file name.
+
+    Args:
+        path: The file.
+        id_key: The field that names the image; None: the first of `ID_KEYS` that a row has.
+        caption_key: The field of the caption.
 
     Raises:
         ValueError: For rows without the keys.
     """
-    text = read_text(path)
-    if '"imgToEval"' in text and text.lstrip().startswith("{"):
-        rows: Iterable[Any] = read_json(path)["imgToEval"].values()
-    else:
-        rows = read_rows(path)
+    name = Path(path).name
+    rows = read_rows(path)
     captions: dict[int, list[str]] = {}
-    for number, row in enumerate(rows, start=1):
-        image, caption = row.get(id_key), row.get(caption_key)
-        if not str(image).isdecimal() or not isinstance(caption, str):
+    if len(rows) == 1 and caption_key not in rows[0]:
+        table = rows[0].get("imgToEval", rows[0])
+        if isinstance(table, Mapping) and all(image_number(key) is not None for key in table):
+            return by_number(table, name, caption_key)
+    for row in rows:
+        key = id_key or next((key for key in ID_KEYS if key in row), ID_KEYS[0])
+        image, caption = image_number(row.get(key)), row.get(caption_key)
+        if image is None or not isinstance(caption, str):
             raise ValueError(
-                f"{Path(path).name}, row {number}: {id_key} must be a number and {caption_key} "
-                f"text, got {image!r} and {caption!r}"
+                f"{row.place}: {key} must be a number or COCO's file name and {caption_key} text, "
+                f"got {short(row.get(key))} and {short(caption)}"
             )
-        captions.setdefault(int(image), []).append(caption)
+        captions.setdefault(image, []).append(caption)
     return captions
 
 
-def read_ids(path: Path) -> list[int]:
-    """Image ids from a file: a JSON array of numbers, or one number in each line."""
-    text = read_text(path, IDS_WANTED)
-    if text.lstrip().startswith(("[", "{")):
-        values = read_json(path)
-        if isinstance(values, dict):
+def by_number(
+    table: Mapping[Any, Any], where: str, caption_key: str = "caption"
+) -> dict[int, list[str]]:
+    """Captions by image number.
+
+    Args:
+        table: Image id or file name -> a caption, several, or an object that holds one.
+        where: Named in messages.
+        caption_key: Of the object.
+    """
+    captions: dict[int, list[str]] = {}
+    for name, entry in table.items():
+        image = image_number(name)
+        said = entry.get(caption_key) if isinstance(entry, Mapping) else entry
+        said = [said] if isinstance(said, str) else said
+        if image is None or not isinstance(said, list | tuple) or not all_text(said):
             raise ValueError(
-                f"{Path(path).name} is an object with {', '.join(values)}: write the one list "
-                f"that you want to a file of its own. {IDS_WANTED}"
+                f"{where}: captions by image id or file name are wanted, got {short(entry)} for "
+                f"{short(name)}"
             )
-    else:
-        values = [int(line) if line.strip().isdecimal() else line for line in text.split()]
-    return check_listed(values, Path(path).name)
+        captions.setdefault(image, []).extend(said)
+    return captions
 
 
-def check_listed(ids: Sequence[Any], where: str) -> list[int]:
-    """The ids as a list, or `ValueError` for none, for what is no number, and for a repetition."""
-    wrong = [image for image in ids if not isinstance(image, int) or isinstance(image, bool)]
-    if wrong:
-        raise ValueError(f"{where}: {wrong[0]!r} is no image id. {IDS_WANTED}")
-    if not ids:
+def all_text(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def read_ids(path: Path) -> list[int]:
+    """Image ids from a file: numbers or COCO's file names, one in each line or in a JSON array.
+
+    JSON lines are read too, and a JSON object that holds one such array; where there are several,
+    none is chosen.
+    """
+    text, name = read_text(path, IDS_WANTED).lstrip(), Path(path).name
+    if text.startswith("["):
+        return check_listed(read_json(path), name)
+    if not text.startswith("{"):
+        return check_listed([line.strip() for _, line in read_lines(path)], name)
+    rows = read_rows(path)
+    if len(rows) > 1 or any(key in rows[0] for key in ID_KEYS):
+        return check_listed(rows, name)
+    lists = [value for value in rows[0].values() if isinstance(value, list)]
+    if len(lists) != 1:
+        raise ValueError(
+            f"{name} is an object with {enumerated(rows[0])}: write the one list that you want to "
+            f"a file of its own. {IDS_WANTED}"
+        )
+    return check_listed(lists[0], name)
+
+
+def check_listed(ids: Iterable[Any], where: str) -> list[int]:
+    """The ids as a list, or `ValueError` for none, for what is no id, and for a repetition."""
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise ValueError(f"{where} must be a list, got {short(ids)}. {IDS_WANTED}")
+    found: dict[int, None] = {}
+    for entry in ids:
+        value = entry
+        if isinstance(entry, Mapping):
+            value = next((entry[key] for key in ID_KEYS if key in entry), None)
+        image = image_number(value)
+        if image is None:
+            raise ValueError(f"{where}: {short(entry)} is no image id. {IDS_WANTED}")
+        if image in found:
+            raise ValueError(f"{where}: image id {image} comes twice")
+        found[image] = None
+    if not found:
         raise ValueError(f"{where} holds no image ids. {IDS_WANTED}")
-    if len(set(ids)) < len(ids):
-        twice = next(image for n, image in enumerate(ids) if image in ids[:n])
-        raise ValueError(f"{where}: image id {twice} comes twice")
-    return list(ids)
+    return list(found)
 
 
 def draw_ids(instances: Source, count: int, seed: int = 0) -> list[int]:
@@ -702,7 +769,7 @@ class ChairBenchmark:
     Args:
         images: The folder of pictures, named as COCO 2014 or 2017 names them, or as the instances
             file does.
-        image_ids: The images to describe, or a file of them (`read_ids`).
+        image_ids: The images to describe, by number or file name, or a file of them (`read_ids`).
         instances: COCO's instances_*.json that know these images; papers load train and val.
         captions: COCO's captions_*.json; without them the truth is what is annotated.
         prompt: See `PROMPTS` for what projects use.
@@ -719,9 +786,9 @@ class ChairBenchmark:
     def __init__(
         self,
         images: Path,
-        image_ids: Sequence[int] | Path,
-        instances: Sequence[Path],
-        captions: Sequence[Path] = (),
+        image_ids: Iterable[Any] | Path | str,
+        instances: Path | Sequence[Path],
+        captions: Path | Sequence[Path] = (),
         prompt: str = DESCRIBE,
         max_new_tokens: int = 512,
         cut: bool = False,
@@ -738,8 +805,10 @@ class ChairBenchmark:
             ids = check_listed(image_ids, "image_ids")
         self.images, self.prompt, self.cut = Path(images), prompt, cut
         self.metric = metric or Chair()
-        annotated = {path: _coco(path, "instances", "category_id")[1] for path in instances}
-        described = {path: _coco(path, "captions", "caption")[1] for path in captions}
+        annotated = {
+            path: _coco(path, "instances", "category_id")[1] for path in as_list(instances)
+        }
+        described = {path: _coco(path, "captions", "caption")[1] for path in as_list(captions)}
         self.truth = self.metric.truth_from_coco(annotated.values(), described.values(), ids)
         published = {
             image["id"]: image["file_name"]
@@ -805,7 +874,9 @@ def picture_name(folder: Path, image: int, published: str | None = None) -> str:
     candidates = [f"COCO_val2014_{image:012d}.jpg", f"{image:012d}.jpg"]
     if published:
         candidates.insert(0, published)
-    return next((name for name in candidates if (folder / name).is_file()), candidates[0])
+    return next(
+        (name for name in candidates if path_is(folder / name, Path.is_file)), candidates[0]
+    )
 
 
 def _fingerprints(files: Mapping[Path, Mapping[str, Any]]) -> list[dict[str, Any]]:

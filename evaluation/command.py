@@ -33,6 +33,15 @@ app = typer.Typer(
     help="Score decoders on a benchmark, beside the controls that their figures need.",
 )
 
+TemplateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="An argument of the model's chat template, such as enable_thinking=false; may be "
+        "repeated.",
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Common:
@@ -88,6 +97,7 @@ class Common:
     ] = 16
     seed: Annotated[int, typer.Option(min=0, help="Of samples and bootstrap.")] = 0
     temperature: Annotated[float, typer.Option(help="Of everything that is sampled.")] = 1.0
+    template: TemplateOption = None
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Of the run. Default: runs/<benchmark>-<n>."),
@@ -196,8 +206,9 @@ def chair(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Of the image ids: a JSON array, or one in each line. Lists that papers used are "
-            "in their repositories. Default: --count images drawn from the first instances file.",
+            help="Of the image ids or COCO's file names: one in each line, a JSON array, or JSON "
+            "lines. Lists that papers used are in their repositories. Default: --count images "
+            "drawn from the first instances file.",
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many are drawn without --ids.")] = 500,
@@ -411,13 +422,15 @@ def perform(
         with quiet():
             import torch
 
+            from sightline.chat import parse_arguments
             from sightline.evaluation import report, runner
             from sightline.evaluation.asking import Source
 
             if options.threads:
                 torch.set_num_threads(options.threads)
             check(options, several)
-            run = runner.Run(options.seed, options.batch_size, options.temperature)
+            arguments = parse_arguments(options.template or ())
+            run = runner.Run(options.seed, options.batch_size, options.temperature, arguments)
             benchmark = make()
             out = out or runner.next_folder(benchmark.name)
             summary = runner.evaluate(

@@ -26,6 +26,7 @@ from sightline.decoders.parse import choose, split_decoders, unknown
 from sightline.decoders.posthoc import PostHocDebias
 from sightline.decoders.vdgd import PrefixOnly
 from sightline.logits.rules import Additive, Plausibility
+from sightline.messages import short
 
 GREEDY = "greedy"
 YES_SHIFT = "yes-shift"
@@ -171,10 +172,11 @@ def parse_contender(text: str, processor: Any, wordings: Wordings | None = None)
     (name, assignments), *more = split_decoders(spec)
     if more:
         raise ValueError(
-            f"{text!r} names {1 + len(more)} decoders: separate them by blanks, or repeat --decoder"
+            f"{short(text)} names {1 + len(more)} decoders: separate them by "
+            "blanks, or repeat --decoder"
         )
     if name in (*PLAIN, YES_SHIFT) and (mode or assignments):
-        raise ValueError(f"{name} takes no settings and no mode, got {text!r}")
+        raise ValueError(f"{name} takes no settings and no mode, got {short(text)}")
     if name in PLAIN:
         return Contender(name, None, PLAIN[name])
     request = choose(name, assignments, NAMED, others=(*PLAIN, YES_SHIFT))
@@ -184,7 +186,7 @@ def parse_contender(text: str, processor: Any, wordings: Wordings | None = None)
     label = f"{request.label}+{mode}" if mode else request.label
     contender = Contender(label, request.build(processor), mode or usual)
     if contender.is_closed_set and contender.mode != "greedy":
-        raise ValueError(f"{name} answers with its best label and takes no mode, got {text!r}")
+        raise ValueError(f"{name} answers with its best label and takes no mode, got {short(text)}")
     return contender
 
 

@@ -3,13 +3,19 @@
 Everything is checked while it is read, so that a mistake is found before a model is loaded.
 """
 
+import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sightline.messages import LONGEST, clipped, enumerated, short
+from sightline.pictures import path_is
+
 T = TypeVar("T")
+GZIP = b"\x1f\x8b"  # the first two bytes
 SHOWN = 3  # missing pictures named in a message
 
 
@@ -29,12 +35,14 @@ class Row(dict[str, Any]):
         """A field that must hold text, and some."""
         value = self._there(field)
         if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{self.place}: {field} must be text, got {value!r}")
+            raise ValueError(f"{self.place}: {field} must be text, got {short(value)}")
         return value
 
     def key(self, field: str) -> str:
         """A field that must hold a whole number or text, as text."""
         value = self._there(field)
+        if isinstance(value, float) and value.is_integer():  # as tables with gaps save numbers
+            value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         return self.text(field)
@@ -44,31 +52,36 @@ class Row(dict[str, Any]):
         value = self.key(field).strip().lower()
         if value not in allowed:
             raise ValueError(
-                f"{self.place}: {field} must be one of {', '.join(allowed)}, got {self[field]!r}"
+                f"{self.place}: {field} must be one of {', '.join(allowed)}, "
+                f"got {short(self[field])}"
             )
         return value
 
     def _there(self, field: str) -> Any:
         if field not in self:
-            fields = ", ".join(self) or "none"
+            fields = enumerated(self) or "none"
             raise ValueError(f"{self.place}: the field {field} is missing (there are: {fields})")
         return self[field]
 
 
 def read_text(path: Path, published: str = "") -> str:
-    """A file's text, UTF-8 with or without a byte order mark.
+    """A file's text, UTF-8 with or without a byte order mark; a file of gzip is unpacked.
 
     Args:
         published: A sentence on where the file is published, for the message where it is missing.
     """
+    name = clipped(path, 3 * LONGEST)
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        content = Path(path).read_bytes()
+        packed = content.startswith(GZIP)
+        return (gzip.decompress(content) if packed else content).decode("utf-8-sig")
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file. {published}".rstrip()) from None
+        raise ValueError(f"{name}: no such file. {published}".rstrip()) from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error.reason} at {error.start})") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise ValueError(f"{name} is no UTF-8 text ({error.reason} at {error.start})") from None
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name} cannot be read: {clipped(reason)}") from None
 
 
 def read_lines(path: Path, published: str = "") -> list[tuple[str, str]]:
@@ -97,7 +110,9 @@ def read_json(path: Path, published: str = "") -> Any:
 
 
 def read_rows(path: Path, published: str = "") -> list[Row]:
-    """The objects of a file of JSON lines, or of one JSON array: both are published as `.json`.
+    """The objects of a file of JSON lines, of one JSON array, or its one object.
+
+    All are published as `.json`.
 
     Raises:
         ValueError: The file is missing, empty, no JSON, or one of its rows is no object.
@@ -106,8 +121,9 @@ def read_rows(path: Path, published: str = "") -> list[Row]:
     name = Path(path).name
     if not text.strip():
         raise ValueError(f"{name} is empty: JSON lines or one JSON array are wanted")
-    if text.lstrip().startswith("["):
+    if text.lstrip().startswith("[") or ("\n" in text.strip() and _is_json(text)):
         values = read_json(path)
+        values = values if isinstance(values, list) else [values]
         placed = [(f"{name}, row {n}", value) for n, value in enumerate(values, start=1)]
     else:
         placed = [(place, _object(place, line)) for place, line in read_lines(path)]
@@ -119,13 +135,20 @@ def read_rows(path: Path, published: str = "") -> list[Row]:
     return [Row(value, place) for place, value in placed]
 
 
+def as_list(values: Any) -> list[Any]:
+    """Several values, or one text, path or loaded file by itself, as a list."""
+    return [values] if isinstance(values, str | Path | Mapping) else list(values)
+
+
 def check_unique(rows: Iterable[Row], what: str, key: Callable[[Row], str]) -> None:
     """Raises `ValueError`, naming both places, where two rows have the same key."""
     first: dict[str, str] = {}
     for row in rows:
         name = key(row)
         if name in first:
-            raise ValueError(f"{row.place}: {what} {name} comes twice, first in {first[name]}")
+            raise ValueError(
+                f"{row.place}: {what} {clipped(name)} comes twice, first in {first[name]}"
+            )
         first[name] = row.place
 
 
@@ -142,14 +165,14 @@ def digest(content: bytes) -> str:
 def check_pictures(folder: Path, names: Iterable[str]) -> None:
     """Raises `ValueError` unless every named picture is a file below the folder."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: pass the one that holds the pictures")
+    if not path_is(folder, Path.is_dir):
+        raise ValueError(f"{clipped(folder)} is no folder: pass the one that holds the pictures")
     wanted = list(dict.fromkeys(names))
-    missing = [name for name in wanted if not (folder / name).is_file()]
+    missing = [name for name in wanted if not path_is(folder / name, Path.is_file)]
     if missing:
-        some = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
         raise ValueError(
-            f"{len(missing)} of {len(wanted)} pictures are not in {folder}: {some}. Pass the "
+            f"{len(missing)} of {len(wanted)} pictures are not in {clipped(folder, 2 * LONGEST)}: "
+            f"{enumerated(missing, SHOWN)}. Pass the "
             "folder that holds them"
         )
 
@@ -171,6 +194,15 @@ def pick(what: str, name: str, options: Mapping[str, T]) -> T:
 def check_length(max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+
+
+def _is_json(text: str) -> bool:
+    """Whether the text as a whole is one value, which two or more lines of objects are not."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
 
 
 def _object(place: str, line: str) -> Any:

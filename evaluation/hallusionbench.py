@@ -27,6 +27,7 @@ from sightline.evaluation.files import (
 from sightline.evaluation.metrics import NO, YES, Metric
 from sightline.evaluation.pope import SUFFIXES, UNPARSED, YES_RATE, all_right, yes_no_ratios
 from sightline.evaluation.statistics import HIGHER, Ratio
+from sightline.messages import short
 from sightline.pictures import open_picture
 
 PUBLISHED = (
@@ -174,7 +175,7 @@ def score(
 def _read_right(row: Row, read: Callable[[str], str | None]) -> bool:
     answer = row.get("model_prediction")
     if not isinstance(answer, str):
-        raise ValueError(f"{row.place}: model_prediction must be text, got {answer!r}")
+        raise ValueError(f"{row.place}: model_prediction must be text, got {short(answer)}")
     return read(answer) == LABELS[row.choice("gt_answer", LABELS)]
 
 

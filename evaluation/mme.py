@@ -16,12 +16,14 @@ from PIL import Image
 from sightline.evaluation import metrics
 from sightline.evaluation.benchmark import Item, Said, Task
 from sightline.evaluation.files import (
+    as_list,
     check_length,
     check_name,
     check_pictures,
     digest,
     pick,
     read_lines,
+    read_text,
 )
 from sightline.evaluation.metrics import NO, YES, Metric
 from sightline.evaluation.pope import (
@@ -34,7 +36,8 @@ from sightline.evaluation.pope import (
 )
 from sightline.evaluation.pope import SUFFIXES as POPE_SUFFIXES
 from sightline.evaluation.statistics import HIGHER, Ratio
-from sightline.pictures import open_picture
+from sightline.messages import clipped, short
+from sightline.pictures import open_picture, path_is
 
 PUBLISHED = (
     "MME's pictures and questions are given out by its authors, see "
@@ -257,19 +260,25 @@ def read_task(folder: Path, task: str) -> list[Question]:
     """The questions of a task, in the order of the pictures' names.
 
     Texts lie beside the pictures, or in `questions_answers_YN/` and the pictures in `images/`. Each
-    `<name>.txt` has two lines, `question<TAB>Yes` or `No`, about the picture `<name>`.
+    `<name>.txt` has two lines, `question<TAB>Yes` or `No`, about the picture `<name>`. Hidden files
+    (`._<name>.txt`, left by macOS) are left out, and so are a README and other notes: texts
+    without a tab and without a picture of their name.
 
     Raises:
         ValueError: The task, its texts or a picture is missing; a line has other columns; a picture
             has not one question of each answer.
     """
     home = Path(folder) / task
-    if not home.is_dir():
-        raise ValueError(f"{folder} holds no folder {task}. {PUBLISHED}")
-    texts = sorted(_part(home, "questions_answers_YN").glob("*.txt"))
+    if not path_is(home, Path.is_dir):
+        raise ValueError(f"{clipped(folder)} holds no folder {clipped(task)}. {PUBLISHED}")
+    pictures = _pictures(_part(home, "images"))
+    texts = [
+        file
+        for file in _texts(_part(home, "questions_answers_YN"))
+        if file.stem in pictures or "\t" in read_text(file)
+    ]
     if not texts:
         raise ValueError(f"{home} holds no questions, as <picture>.txt. {PUBLISHED}")
-    pictures = _pictures(_part(home, "images"))
     questions = []
     for file in texts:
         # A picture that is missing gets a name as well, for the message of the check.
@@ -284,30 +293,43 @@ def read_task(folder: Path, task: str) -> list[Question]:
 def read_results(path: Path) -> dict[str, list[Result]]:
     """Answer files of MME's own tool: `<task>.txt`, or a folder of such files.
 
-    A line is `picture<TAB>question<TAB>Yes|No<TAB>answer`.
+    A line is `picture<TAB>question<TAB>Yes|No<TAB>answer`. Of a folder, hidden files and a README
+    are left out.
     """
     path = Path(path)
-    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    files = _texts(path) if path_is(path, Path.is_dir) else [path]
     if not files:
         raise ValueError(f"{path} holds no answers, as <task>.txt")
     return {file.stem: [_result(*line) for line in read_lines(file)] for file in files}
 
 
 def _part(home: Path, name: str) -> Path:
-    return home / name if (home / name).is_dir() else home
+    return home / name if path_is(home / name, Path.is_dir) else home
+
+
+def _visible(folder: Path, endings: Sequence[str]) -> list[Path]:
+    """Files with one of some endings, in any case, that are not hidden; in order."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in endings and not path.name.startswith(".")
+    )
+
+
+def _texts(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder, (".txt",)) if path.stem.lower() != "readme"]
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
     """Pictures by their names without the ending."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PICTURES:
-            if path.stem in found:
-                raise ValueError(
-                    f"{folder} has {found[path.stem].name} and {path.name}, and the questions of "
-                    f"{path.stem}.txt are about one picture: take one of them away"
-                )
-            found[path.stem] = path
+    for path in _visible(folder, PICTURES):
+        if path.stem in found:
+            raise ValueError(
+                f"{folder} has {found[path.stem].name} and {path.name}, and the questions of "
+                f"{path.stem}.txt are about one picture: take one of them away"
+            )
+        found[path.stem] = path
     return found
 
 
@@ -336,7 +358,7 @@ def _columns(place: str, line: str, wanted: str, count: int) -> list[str]:
 def _label(place: str, text: str) -> str:
     label = text.strip().lower()
     if label not in OPPOSITE:
-        raise ValueError(f"{place}: the answer must be Yes or No, got {text!r}")
+        raise ValueError(f"{place}: the answer must be Yes or No, got {short(text)}")
     return label
 
 
@@ -362,7 +384,7 @@ class MME:
     def __init__(
         self,
         folder: Path,
-        tasks: Sequence[str] = TASKS,
+        tasks: str | Sequence[str] = TASKS,
         parser: str = "official",
         suffix: str = "mme",
         max_new_tokens: int = 16,
@@ -370,8 +392,9 @@ class MME:
         check_length(max_new_tokens)
         check_name("parser", parser, PARSERS)
         check_name("suffix", suffix, SUFFIXES)
+        tasks = as_list(tasks)
         if not tasks or len(set(tasks)) < len(tasks):
-            raise ValueError(f"tasks must be different names, at least one, got {list(tasks)}")
+            raise ValueError(f"tasks must be different names, at least one, got {short(tasks)}")
         self.folder, self.parser, self.suffix = Path(folder), parser, suffix
         self.max_new_tokens = max_new_tokens
         items: list[Item] = []

@@ -17,6 +17,7 @@ from sightline.evaluation import metrics
 from sightline.evaluation.benchmark import Item, Said, Task, by_unit
 from sightline.evaluation.files import (
     Row,
+    as_list,
     check_length,
     check_name,
     check_pictures,
@@ -27,6 +28,7 @@ from sightline.evaluation.files import (
 )
 from sightline.evaluation.metrics import NO, YES, Metric
 from sightline.evaluation.statistics import HIGHER, LOWER, Ratio
+from sightline.messages import short
 from sightline.pictures import open_picture
 
 PUBLISHED = (
@@ -114,7 +116,7 @@ def implied_prediction(text: str, label: str) -> str:
     the opposite of the label. Never use this where no label is known.
     """
     if label not in OPPOSITE:
-        raise ValueError(f"the label must be yes or no, got {label!r}")
+        raise ValueError(f"the label must be yes or no, got {short(label)}")
     return label if label in text.lower() else OPPOSITE[label]
 
 
@@ -203,7 +205,7 @@ def score(predictions: Sequence[str | None], labels: Sequence[str]) -> PopeScore
     if wrong:
         raise ValueError(
             "predictions are yes, no or None and labels yes or no, got the prediction "
-            f"{wrong[0][0]!r} for the label {wrong[0][1]!r}"
+            f"{short(wrong[0][0])} for the label {short(wrong[0][1])}"
         )
     hits, alarms, misses = counts[YES, YES], counts[YES, NO], counts[NO, YES]
     return PopeScore(
@@ -285,7 +287,7 @@ class Pope:
 
     def __init__(
         self,
-        questions: Sequence[Path],
+        questions: Path | Sequence[Path],
         images: Path,
         parser: str = "word",
         suffix: str = "none",
@@ -298,7 +300,7 @@ class Pope:
             raise ValueError(f"pass at least one file of questions. {PUBLISHED}")
         self.images, self.parser, self.suffix = Path(images), parser, suffix
         self.max_new_tokens = max_new_tokens
-        files = [Path(file) for file in questions]
+        files = [Path(file) for file in as_list(questions)]
         items: list[Item] = []
         tasks: list[Task] = []
         self.files: list[dict[str, Any]] = []

@@ -47,6 +47,7 @@ from sightline.evaluation.pope import PARSERS, SPLITS, SUFFIXES, Pope
 from sightline.evaluation.processes import find_processes
 from sightline.evaluation.report import Table
 from sightline.evaluation.runner import Run, evaluate
+from sightline.messages import short
 
 OURS, BOTH = "ours", "ours, as published"
 POPE, CHAIR_64, CHAIR_512 = "pope", "chair-64", "chair-512"
@@ -126,7 +127,9 @@ ROWS: dict[str, Rows] = {
         "icd": ours("icd"),
         "m3id": ours("m3id"),
         "vdgd": ours("vdgd", ("vdgd:layout=official,tokens=1024", "paper's order and length")),
-        "carve": ours("carve", ("carve.paper_best", "paper's best")),
+        "carve": ours(
+            "carve", ("carve.paper_best:answer_suffix=false", "paper's best, asked to describe")
+        ),
     },
 }
 ROWS[CHAIR_64] = ROWS[CHAIR_512]
@@ -198,7 +201,7 @@ def share(jobs: Sequence[Job], part: str) -> Sequence[Job]:
     """A share of the runs, dealt like cards: "2/3" is the second of three."""
     found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", part)
     if found is None or int(found[1]) > int(found[2]):
-        raise ValueError(f"a part is written 1/2 or 2/2, got {part!r}")
+        raise ValueError(f"a part is written 1/2 or 2/2, got {short(part)}")
     return jobs[int(found[1]) - 1 :: int(found[2])]
 
 

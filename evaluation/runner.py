@@ -13,7 +13,7 @@ import os
 import platform
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from sightline.chat import input_device
+from sightline.chat import check_arguments, input_device
 from sightline.evaluation import answers as files
 from sightline.evaluation import report
 from sightline.evaluation.answers import Answer, Key
@@ -59,11 +59,13 @@ class Run:
         seed: Of samples and of the bootstrap.
         batch_size: Questions that are answered together.
         temperature: Of everything that is sampled.
+        chat_template_kwargs: Arguments of the model's chat template besides the messages.
     """
 
     seed: int = 0
     batch_size: int = 16
     temperature: float = 1.0
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -196,7 +198,7 @@ def warm_up(asker: Asker, preparation: Preparation, turn: Turn) -> None:
 
 def evaluate(
     benchmark: Benchmark,
-    decoders: Sequence[str],
+    decoders: str | Sequence[str],
     run: Run,
     out: Path,
     source: Source | None = None,
@@ -240,12 +242,14 @@ def evaluate(
     say = notes.print if notes else lambda *args, **kwargs: None
     if started_one():
         say(STARTED_ONE, style="yellow")
+    decoders = [decoders] if isinstance(decoders, str) else decoders
     contenders, yes_shift = choose(benchmark, decoders, source.processor, wordings, controls)
     if processes.is_first:
         files.check_folder(out, resume)
     plan = turns(cut(benchmark, source.processor.tokenizer, run.batch_size, run.seed), contenders)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    asker = Asker(source.model, source.processor, run.temperature, versions, watch.clock)
+    arguments = check_arguments(source.processor, run.chat_template_kwargs)
+    asker = Asker(source.model, source.processor, run.temperature, versions, watch.clock, arguments)
     if yes_shift and not all(asker.yes_no):
         if not controls:
             raise ValueError(
@@ -258,7 +262,7 @@ def evaluate(
     known = open_answers(out, head, resume, benchmark, contenders, processes)
     broken = {(a.task, a.id): a.error for a in known.values() if a.error is not None}
     preparation = Preparation(
-        benchmark, source.processor, broken, any(c.needs_images for c in contenders)
+        benchmark, source.processor, broken, any(c.needs_images for c in contenders), arguments
     )
     mine = share(plan, processes)
     with progress(notes, mine, known, watch.told) as advance:
@@ -384,6 +388,7 @@ def header(
     command: str,
 ) -> dict[str, Any]:
     """What is written to `run.json`; answers of one file agree in all that is "fixed"."""
+    template = run.chat_template_kwargs
     return {
         "command": command,
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -397,6 +402,7 @@ def header(
             "batch_size": run.batch_size,
             "seed": run.seed,
             "temperature": run.temperature,
+            **({"chat_template": dict(template)} if template else {}),
             "decoders": {c.label: c.plain_settings for c in contenders},
             "versions": dict(versions),
             "benchmark_settings": benchmark.fixed(),

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sightline.messages import short
+
 SMOOTHING = 1e-4  # added to the reference, so that a label it never gives is not divided by 0
 
 
@@ -20,7 +22,7 @@ def label_masses(probabilities: Tensor, labels: Sequence[Tensor], aggregate: str
         aggregate: "max" takes the most probable form, as the paper's code does; "sum" adds them.
     """
     if aggregate not in ("max", "sum"):
-        raise ValueError(f'aggregate must be "max" or "sum", got {aggregate!r}')
+        raise ValueError(f'aggregate must be "max" or "sum", got {short(aggregate)}')
     forms = [probabilities[:, ids.to(probabilities.device)] for ids in labels]
     return torch.stack([f.amax(-1) if aggregate == "max" else f.sum(-1) for f in forms], dim=-1)
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from sightline.logits.layers import stacked
-from sightline.logits.rules import Rule, State, in_unit_interval, not_negative
+from sightline.logits.rules import Rule, State
+from sightline.settings import in_unit_interval, not_negative
 
 RELEASED = 1.1  # alpha of the authors' code as it would run
 
@@ -40,8 +41,8 @@ class EmbeddingContrastive(Rule):
     sum_to_one: bool = True
 
     def __post_init__(self):
-        not_negative("alpha", self.alpha)
-        in_unit_interval("beta", self.beta)
+        not_negative(self, "alpha")
+        in_unit_interval(self, "beta")
 
     @classmethod
     def released(cls) -> "EmbeddingContrastive":
@@ -81,8 +82,9 @@ class EmbeddingContrast(LogitsProcessor):
 
     Making one runs one token through the model, to measure how it scales embeddings and logits.
     Runs after `generate`'s own processors (repetition penalty, banned tokens); as a rule in a
-    decoder it runs before them. The prompt must end in text: the last token's embedding is looked
-    up by its id, and an image token's id does not say which image it is.
+    decoder it contrasts before them and cuts after them. The prompt must end in text: the last
+    token's embedding is looked up by its id, and an image token's id does not say which image it
+    is.
 
     Args:
         model: The model that generates; decoder-only, with a head and token embeddings.

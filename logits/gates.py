@@ -8,15 +8,20 @@ import torch
 from torch import Tensor
 
 from sightline.logits.rules import Rule
+from sightline.settings import not_negative, share
 
 
 @dataclass(frozen=True)
 class Gate(ABC):
     """Base of all gates. Subclasses define `opens`."""
 
+    is_exact = False  # whether it is closed only where no contrast could change the token
+
     @abstractmethod
     def opens(self, expert: Tensor, rule: Rule) -> Tensor:
         """Which rows need the other branches: the expert's logits `[R, V]` float32 -> bool `[R]`.
+
+        Banned tokens are at -inf.
 
         Args:
             rule: Whose plausibility cut would be in force.
@@ -29,6 +34,8 @@ class Undecided(Gate):
 
     Exact: where one is left, no contrast can change it.
     """
+
+    is_exact = True
 
     def opens(self, expert: Tensor, rule: Rule) -> Tensor:
         return rule.keep(expert).sum(dim=-1) > 1
@@ -48,8 +55,7 @@ class Unsure(Gate):
     probability: float = 0.9
 
     def __post_init__(self):
-        if not 0 < self.probability <= 1:
-            raise ValueError(f"probability must be above 0 and at most 1, got {self.probability}")
+        share(self, "probability")
 
     def opens(self, expert: Tensor, rule: Rule) -> Tensor:
         best = expert.amax(dim=-1) - expert.logsumexp(dim=-1)
@@ -69,8 +75,7 @@ class Spread(Gate):
     entropy: float = 0.5
 
     def __post_init__(self):
-        if not (math.isfinite(self.entropy) and self.entropy >= 0):
-            raise ValueError(f"entropy must be a finite number >= 0, got {self.entropy}")
+        not_negative(self, "entropy")
 
     def opens(self, expert: Tensor, rule: Rule) -> Tensor:
         return torch.distributions.Categorical(logits=expert).entropy() > self.entropy

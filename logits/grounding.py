@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from sightline.logits.rules import Rule, State, in_unit_interval, plausible
+from sightline.logits.rules import Rule, State, plausible
+from sightline.messages import short
+from sightline.settings import in_unit_interval, positive, share
 
 TRUNCATIONS = ("plausibility", "nucleus", "knee")
 REDUCTIONS = ("min", "avg", "sum")
@@ -62,14 +64,13 @@ class Grounded(Rule):
     def __post_init__(self):
         if self.truncation not in TRUNCATIONS:
             raise ValueError(
-                f'truncation must be "plausibility", "nucleus" or "knee", got {self.truncation!r}'
+                'truncation must be "plausibility", "nucleus" or "knee", got '
+                f"{short(self.truncation)}"
             )
-        for name in ("alpha", "top_p"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature must be a finite number > 0, got {self.temperature}")
-        in_unit_interval("mix", self.mix)
+        share(self, "alpha")
+        share(self, "top_p")
+        positive(self, "temperature")
+        in_unit_interval(self, "mix")
 
     @property
     def uses_others(self) -> bool:
@@ -104,8 +105,8 @@ class Grounded(Rule):
             scores = (1 - self.mix) * expert.log_softmax(dim=-1).float() + self.mix * scores
         return scores
 
-    def __call__(self, logits: Sequence[Tensor], state: State | None = None) -> Tensor:
-        return best_apart(super().__call__(logits, state), logits[0])
+    def cut(self, scores: Tensor, expert: Tensor) -> Tensor:
+        return best_apart(super().cut(scores, expert), expert)
 
 
 class Support(LogitsProcessor):
@@ -130,9 +131,9 @@ class Support(LogitsProcessor):
 
     def __init__(self, reduction: str, eos: Sequence[int]):
         if reduction not in REDUCTIONS:
-            raise ValueError(f'reduction must be "min", "avg" or "sum", got {reduction!r}')
+            raise ValueError(f'reduction must be "min", "avg" or "sum", got {short(reduction)}')
         self.reduction = reduction
-        self.eos = torch.tensor(list(eos), dtype=torch.long)
+        self.eos = torch.tensor(list(eos), dtype=torch.long, device="cpu")
         self.length = -1  # tokens before the one that `latest` predicts; -1 before the first call
         self.latest = torch.empty(0)  # log-probabilities [B, V]
         self.total = torch.empty(0)  # [B, V]: best or sum of the positions that count

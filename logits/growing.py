@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sightline.logits.layers import is_whole
-from sightline.logits.rules import Rule, State, in_unit_interval, mean, not_negative
+from sightline.logits.rules import Rule, State, mean
+from sightline.messages import short
+from sightline.settings import in_unit_interval, not_negative, whole
 
 SPACES = ("log_softmax", "logits")
 SATURATED = 1e9  # beyond it float32 holds nothing of l_c, and products come near infinity
@@ -50,16 +51,15 @@ class GrowingGuidance(Rule):
     confidence: float | None = None
 
     def __post_init__(self):
-        not_negative("rate", self.rate)
-        in_unit_interval("beta", self.beta)
+        not_negative(self, "rate")
+        in_unit_interval(self, "beta")
         if self.cap is not None:
-            not_negative("cap", self.cap)
+            not_negative(self, "cap")
         if self.space not in SPACES:
-            raise ValueError(f'space must be "log_softmax" or "logits", got {self.space!r}')
-        if not is_whole(self.start):
-            raise ValueError(f"start must be a whole number of tokens, got {self.start!r}")
+            raise ValueError(f'space must be "log_softmax" or "logits", got {short(self.space)}')
+        whole(self, "start", least=0)
         if self.confidence is not None:
-            in_unit_interval("confidence", self.confidence)
+            in_unit_interval(self, "confidence")
 
     @property
     def uses_others(self) -> bool:

@@ -12,7 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sightline.logits.rules import Rule, State, in_unit_interval, not_negative
+from sightline.logits.rules import Rule, State
+from sightline.messages import short
+from sightline.settings import (
+    in_unit_interval,
+    is_whole,
+    not_negative,
+    settle,
+    share,
+    whole,
+    whole_numbers,
+    wrong,
+)
 
 DEEP = 40  # blocks; in deeper models candidates come from the first or last EDGE blocks only
 EDGE = 20
@@ -52,10 +63,11 @@ class LayerContrast(Rule):
 
     def __post_init__(self):
         if self.divergence not in DIVERGENCES:
-            raise ValueError(f'divergence must be "jsd" or "code", got {self.divergence!r}')
+            raise ValueError(f'divergence must be "jsd" or "code", got {short(self.divergence)}')
         if self.layers not in GROUPS:
-            check_numbers(self.layers, '"low", "high" or a tuple of layer numbers')
-        in_unit_interval("beta", self.beta)
+            wanted = '"low", "high" or a tuple of layer numbers'
+            whole_numbers(self, "layers", wanted, different=True)
+        in_unit_interval(self, "beta")
 
     @property
     def uses_others(self) -> bool:
@@ -126,7 +138,8 @@ class LayerCorrection(Rule):
             reach it are candidates, one at least; 1 keeps all.
 
     Differs from the authors' code: each row has its own layer and its own confidence (there
-    batches are of one), and the window scales with the depth.
+    batches are of one); layers are compared by the log-odds of their surest candidate, which tell
+    them apart where probabilities round to 1; the window scales with the depth.
     """
 
     early_norm = True
@@ -137,22 +150,17 @@ class LayerCorrection(Rule):
     top_p: float = 0.9
 
     def __post_init__(self):
-        not_negative("alpha", self.alpha)
-        wanted = "two shares of the depth in [0, 1], or two layer numbers, first and last"
+        settle(self)
+        not_negative(self, "alpha")
         window = self.layers
-        if not isinstance(window, tuple) or len(window) != 2 or not window[0] <= window[1]:
-            raise ValueError(f"layers must be {wanted}, got {window!r}")
-        if all(isinstance(end, float) for end in window):
-            if not 0 <= window[0] <= window[1] <= 1:
-                raise ValueError(f"layers must be {wanted}, got {window!r}")
-        else:
-            check_numbers(tuple(dict.fromkeys(window)), wanted)
-        if not is_whole(self.top_k):
-            raise ValueError(
-                f"top_k must be a whole number of candidates, or 0 for no limit, got {self.top_k!r}"
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        is_pair = isinstance(window, tuple) and len(window) == 2
+        shares = is_pair and all(isinstance(end, float) and 0 <= end <= 1 for end in window)
+        numbers = is_pair and all(is_whole(end) and end >= 0 for end in window)
+        if not (shares or numbers) or window[0] > window[1]:
+            wanted = "two shares of the depth in [0, 1], or two layer numbers, first and last"
+            raise wrong("layers", wanted, window)
+        whole(self, "top_k", least=0)
+        share(self, "top_p")
 
     @property
     def uses_others(self) -> bool:
@@ -199,10 +207,12 @@ class LayerCorrection(Rule):
         if self.alpha == 0:
             return expert
         early = stacked(state)
-        sure = early.softmax(dim=-1).masked_fill(~self.keep(expert), 0).amax(dim=-1)  # [L, B]
-        confidence, chosen = sure.max(dim=0)
+        best, token = early.masked_fill(~self.keep(expert), -math.inf).max(dim=-1)  # [L, B]
+        others = early.scatter(-1, token[..., None], -math.inf).logsumexp(dim=-1)
+        # Log-odds: near 1 probabilities are equal in float32, and so are their logarithms.
+        odds, chosen = (best - others).max(dim=0)
         surest = early[chosen, torch.arange(len(expert), device=expert.device)]
-        return expert + self.alpha * confidence[:, None] * surest
+        return expert + self.alpha * odds.sigmoid()[:, None] * surest
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
@@ -219,18 +229,6 @@ def stacked(state: State) -> Tensor:
             "pass State(early=...) with the logits of the layers that early_layers names"
         )
     return torch.stack(tuple(state.early))
-
-
-def is_whole(value: object) -> bool:
-    """Whether it is an int of at least 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def check_numbers(layers: object, wanted: str) -> None:
-    """Raises `ValueError` unless `layers` is a tuple of different layer numbers."""
-    numbers = layers if isinstance(layers, tuple) else ()
-    if not numbers or len(set(numbers)) < len(numbers) or not all(map(is_whole, numbers)):
-        raise ValueError(f"layers must be {wanted}, got {layers!r}")
 
 
 def checked(layers: tuple[int, ...], blocks: int) -> tuple[int, ...]:

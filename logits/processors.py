@@ -8,7 +8,9 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from sightline.logits.calibration import affine, label_masses, normalise
-from sightline.logits.rules import in_unit_interval, plausible
+from sightline.logits.rules import plausible
+from sightline.messages import check_list, short
+from sightline.settings import in_unit_interval
 
 
 class PlausibilityProcessor(LogitsProcessor):
@@ -23,8 +25,8 @@ class PlausibilityProcessor(LogitsProcessor):
     """
 
     def __init__(self, beta: float):
-        in_unit_interval("beta", beta)
         self.beta = beta
+        in_unit_interval(self, "beta")
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` `[B, V]` -> `[B, V]`."""
@@ -55,17 +57,20 @@ class CalibrationProcessor(LogitsProcessor):
         *,
         prompt_length: int,
     ):
+        check_list("labels", labels, "[[3869], [1939]]")
+        for forms in labels:
+            check_list("each label", forms, "[3869, 4874] (token ids)")
         if len(labels) < 2 or any(len(forms) == 0 for forms in labels):
             raise ValueError(
                 "labels must hold two or more labels with at least one token id each, "
-                f"got {[list(forms) for forms in labels]}"
+                f"got {short(list(labels))}"
             )
         if weight.shape[-1] != len(labels):
             raise ValueError(
                 f"weight must be [C] or [B, C] with C = {len(labels)} labels, "
                 f"got shape {tuple(weight.shape)}"
             )
-        self.labels = [torch.as_tensor(forms) for forms in labels]
+        self.labels = [torch.as_tensor(forms, device="cpu") for forms in labels]
         self.weight = weight
         self.bias = torch.zeros_like(weight) if bias is None else bias
         self.prompt_length = prompt_length
@@ -81,7 +86,7 @@ class CalibrationProcessor(LogitsProcessor):
         for label, ids in enumerate(self.labels):
             ids = ids.to(scores.device)
             best = ids[probabilities[:, ids].argmax(dim=-1)]
-            answer[torch.arange(len(scores)), best] = (
+            answer[torch.arange(len(scores), device=scores.device), best] = (
                 normalise(calibrated)[:, label].log().to(scores.dtype)
             )
         return answer

@@ -1,7 +1,7 @@
 """How the logits of several branches become the scores of one answer.
 
-A rule sees `[expert, *others]`, each `[B, V]` and float32, before any of the user's logits
-processors. What it does not want said it sets to -inf.
+A rule sees `[expert, *others]`, each `[B, V]` and float32. It combines them before any of the
+user's logits processors act, and sets implausible tokens to -inf after those that ban or penalise.
 """
 
 import math
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from sightline.settings import in_unit_interval, not_negative
 
 
 @dataclass
@@ -36,18 +38,6 @@ class State:
         return bool(self.image_masks) and not bool(self.image_masks[0].any())
 
 
-def in_unit_interval(name: str, value: float) -> None:
-    """Raises `ValueError` unless `value` is a number in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
-
-
-def not_negative(name: str, value: float) -> None:
-    """Raises `ValueError` unless `value` is a finite number of at least 0."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-
-
 def plausible(logits: Tensor, beta: float) -> Tensor:
     """Tokens with at least `beta` times the probability of the best one: `[B, V]` bool.
 
@@ -66,7 +56,7 @@ class Rule(ABC):
     """Base of all rules: combine the branches, then keep what the expert finds plausible.
 
     Subclasses define `combine`, and a field `beta` where they cut by plausibility; one with a cut
-    of its own defines `cuts` and `keep`.
+    of its own defines `cuts` and `keep`. A decoder calls `combine`, the user's processors, `cut`.
     `uses_others` and `is_identity` let a call leave out branches and arithmetic that could change
     nothing.
     """
@@ -114,10 +104,20 @@ class Rule(ABC):
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         """Scores `[B, V]` of every token, plausible or not."""
 
+    def cut(self, scores: Tensor, expert: Tensor) -> Tensor:
+        """Scores `[B, V]`, implausible tokens at -inf, by the expert's logits `[B, V]`.
+
+        A token whose score is -inf already, as a ban leaves it, is no candidate: the threshold is
+        relative to the expert's best token among the others, so that a row keeps one if it can.
+        """
+        if not self.cuts:
+            return scores
+        left = expert.masked_fill(scores.isneginf(), -math.inf)
+        return scores.masked_fill(~self.keep(left), -math.inf)
+
     def __call__(self, logits: Sequence[Tensor], state: State | None = None) -> Tensor:
         """`[expert, *others]`, each `[B, V]` -> scores `[B, V]`, implausible tokens at -inf."""
-        scores = self.combine(logits, state if state is not None else State())
-        return torch.where(self.keep(logits[0]), scores, -math.inf) if self.cuts else scores
+        return self.cut(self.combine(logits, state or State()), logits[0])
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Plausibility(Rule):
     beta: float = 0.1
 
     def __post_init__(self):
-        in_unit_interval("beta", self.beta)
+        in_unit_interval(self, "beta")
 
     @property
     def uses_others(self) -> bool:
@@ -181,8 +181,8 @@ class Weighted(Rule):
     beta: float = 0.1
 
     def __post_init__(self):
-        not_negative("alpha", self.alpha)
-        in_unit_interval("beta", self.beta)
+        not_negative(self, "alpha")
+        in_unit_interval(self, "beta")
 
     @property
     def uses_others(self) -> bool:
@@ -215,9 +215,17 @@ class Additive(Weighted):
     Args:
         normalize: Divides by 1 + alpha, so that branches that agree give their own logits and not
             sharper ones (ours).
+        first_only: After the first token the expert stands in for the views: (1 + alpha) * expert,
+            what AGLA's released code computes by mistake.
     """
 
     normalize: bool = False
+    first_only: bool = False
+
+    def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
+        if self.first_only and state.step > 0:
+            logits = (logits[0], logits[0])
+        return super().combine(logits, state)
 
     def alone(self, missing: int) -> Rule:
         """Without a view nothing is added."""
@@ -233,15 +241,16 @@ class Guidance(Rule):
     """gamma * log p(expert) + (1 - gamma) * log p(other), over the plausible tokens.
 
     Classifier-free guidance on log-probabilities (PAI, arXiv:2407.21771, section 3.3). As in the
-    paper's code `gamma = 1` gives the expert's log-probabilities without the cut.
+    paper's code `gamma = 1` gives the expert's log-probabilities without the cut, and needs no
+    other branch. That is no identity: a penalty acts on log-probabilities otherwise than on logits.
     """
 
     gamma: float = 1.1
     beta: float = 0.1
 
     def __post_init__(self):
-        not_negative("gamma", self.gamma)
-        in_unit_interval("beta", self.beta)
+        not_negative(self, "gamma")
+        in_unit_interval(self, "beta")
 
     @property
     def threshold(self) -> float:
@@ -250,6 +259,10 @@ class Guidance(Rule):
     @property
     def uses_others(self) -> bool:
         return self.gamma != 1
+
+    @property
+    def is_identity(self) -> bool:
+        return False
 
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         expert, *others = logits

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sightline.messages import check_list, short
+
 Surfaces = Mapping[str, Sequence[str]]
 
 WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")  # "isn't" and "no-one" are one word each
@@ -71,17 +73,21 @@ class Path:
 
 def check_surfaces(surfaces: Surfaces) -> None:
     """Raises `ValueError` unless two or more labels can be said, each in ways of its own."""
+    for label, ways in surfaces.items():
+        check_list(f"the surfaces of {short(label)}", ways, '("yes", "yeah")')
     forms = [words_of(form) for ways in surfaces.values() for form in ways]
     if len(surfaces) < 2 or not all(surfaces.values()):
         raise ValueError(
             "surfaces must hold two or more labels, each with at least one way to say it, as in "
-            f'{{"Yes": ("yes",), "No": ("no",)}}, got {dict(surfaces)!r}'
+            f'{{"Yes": ("yes",), "No": ("no",)}}, got {short(dict(surfaces))}'
         )
     if not all(forms):
-        raise ValueError(f"surfaces must have letters or digits in each form, got {surfaces!r}")
+        raise ValueError(
+            f"surfaces must have letters or digits in each form, got {short(surfaces)}"
+        )
     owners = [set(map(words_of, ways)) for ways in surfaces.values()]
     if len(set(forms)) < sum(map(len, owners)):
-        raise ValueError(f"surfaces must not be shared by two labels, got {surfaces!r}")
+        raise ValueError(f"surfaces must not be shared by two labels, got {short(surfaces)}")
 
 
 def first_tokens(
@@ -178,7 +184,9 @@ def covering_token(prefixes: Sequence[str], place: int) -> int:
     for token, prefix in enumerate(prefixes):
         if len(prefix) > place:
             return token
-    raise ValueError(f"character {place} is beyond the text: {prefixes[-1] if prefixes else ''!r}")
+    raise ValueError(
+        f"character {place} is beyond the text: {short(prefixes[-1] if prefixes else '')}"
+    )
 
 
 def certainty(answer: Answer, prefixes: Sequence[str], gaps: Sequence[float]) -> float | None:

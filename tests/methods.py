@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from models import IMAGE, UNK
+from noises import own_noise
 from oracles import image_gain, image_scale, least_attended, sparse
 from towers import most_attended
 
@@ -50,65 +51,92 @@ class Method:
     def expert(self, row):
         return Prompt(row, lambda pixels: pixels, self.attention)
 
-    def scores(self, expert, amateurs, step):
+    @property
+    def cuts(self):
+        """Whether implausible tokens are left out."""
+        return bool(self.beta or self.formula or self.growing)
+
+    def scores(self, expert, amateurs, step, unsaid=()):
         """The formula of the notes, in float64: expert and amateurs `[V]` -> scores `[V]`.
 
-        `step` counts the tokens answered before.
+        `step` counts the tokens answered before. Tokens `unsaid` are banned: the cut is relative
+        to the expert's best of the rest.
         """
-        expert = expert.double()
+        expert, amateurs = expert.double(), [a.double() for a in amateurs]
+        left = banned(expert, unsaid)
         if self.growing is not None:
-            return self.growing(expert, amateurs[0].double(), step)
-        if self.formula is not None:
-            return self.formula(expert, [a.double() for a in amateurs])
-        if not amateurs:
-            return expert
-        mean = sum(a.double() for a in amateurs) / len(amateurs)
-        scores = expert + self.alpha * (expert - mean)
-        share = expert.exp() / expert.exp().max()
-        return torch.where(share >= self.beta, scores, -math.inf)
+            scores = self.growing(expert, amateurs[0], step, left)
+        elif self.formula is not None:
+            scores = self.formula(expert, amateurs, left)
+        elif amateurs:
+            scores = expert + self.alpha * (expert - sum(amateurs) / len(amateurs))
+            scores = torch.where(plausible(left, self.beta), scores, -math.inf)
+        else:
+            scores = expert
+        return banned(scores, unsaid)
+
+    def log_scores(self, expert, amateurs, step, unsaid=()):
+        """As a beam has them: log-probabilities of what is left, where anything is cut."""
+        if self.cuts:
+            return self.scores(expert, amateurs, step, unsaid).log_softmax(dim=-1)
+        return banned(self.scores(expert, amateurs, step).log_softmax(dim=-1), unsaid)
+
+
+def banned(logits, tokens):
+    logits = logits.clone()
+    logits[list(tokens)] = -math.inf
+    return logits
+
+
+def plausible(left, beta):
+    return left.exp() >= beta * left.exp().max()
 
 
 def guidance(gamma, beta):
-    def formula(expert, amateurs):
+    def formula(expert, amateurs, left):
         seen, blind = expert.softmax(dim=-1), amateurs[0].softmax(dim=-1)
         scores = gamma * seen.log() - (gamma - 1) * blind.log()
-        return torch.where(seen >= beta * seen.max(), scores, -math.inf)
+        return torch.where(plausible(left, beta), scores, -math.inf)
 
     return formula
 
 
 def growing(rate, beta):
-    def formula(expert, amateur, step):
+    def formula(expert, amateur, step, left):
         seen, blind = expert.softmax(dim=-1), amateur.softmax(dim=-1)
         kept = math.exp(-rate * step)  # what is left of the picture
         scores = seen.log() + (1 - kept) / kept * (seen.log() - blind.log())
-        return torch.where(seen >= beta * seen.max(), scores, -math.inf)
+        return torch.where(plausible(left, beta), scores, -math.inf)
 
     return formula
 
 
 def last_embedding(alpha, beta):
-    def formula(expert, layers):
+    def formula(expert, layers, left):
         scores = expert + alpha * (expert - layers[0])
-        share = expert.exp() / expert.exp().max()
-        return torch.where(share >= beta, scores, -math.inf)
+        return torch.where(plausible(left, beta), scores, -math.inf)
 
     return formula
 
 
 def corrected(alpha, top_k, top_p):
-    def formula(expert, layers):
-        order = sorted(range(len(expert)), key=lambda v: -float(expert[v]))
-        p, candidates, total = expert.softmax(dim=-1), [], 0.0
+    def nucleus(logits):
+        order = sorted(range(len(logits)), key=lambda v: -float(logits[v]))
+        p, candidates, total = logits.softmax(dim=-1), [], 0.0
         for v in order[:top_k]:
             candidates.append(v)
             total += float(p[v])
             if total >= top_p:
                 break
+        return candidates
+
+    def formula(expert, layers, left):
+        candidates = nucleus(expert)
         surest = max(layers, key=lambda layer: float(layer.softmax(dim=-1)[candidates].max()))
         confidence = surest.softmax(dim=-1)[candidates].max()
         scores = torch.full_like(expert, -math.inf)
-        scores[candidates] = (expert + alpha * confidence * surest)[candidates]
+        kept = nucleus(left)
+        scores[kept] = (expert + alpha * confidence * surest)[kept]
         return scores
 
     return formula
@@ -119,11 +147,11 @@ def late(beta):
         m = (p + q) / 2
         return float((p * (p / m).log() + q * (q / m).log()).nan_to_num(0).sum() / 2)
 
-    def formula(expert, layers):
+    def formula(expert, layers, left):
         p = expert.softmax(dim=-1)
         chosen = max(layers, key=lambda layer: divergence(p, layer.softmax(dim=-1)))
         scores = p.log() - chosen.log_softmax(dim=-1)
-        return torch.where(p >= beta * p.max(), scores, -math.inf)
+        return torch.where(plausible(left, beta), scores, -math.inf)
 
     return formula
 
@@ -152,20 +180,19 @@ def noised(family, row):
     """Step 700 of the schedule, its constants from the table of the method's note."""
 
     def edit(pixels):
-        generator = torch.Generator().manual_seed(3)
         if family == "llava":
-            noise = torch.randn(pixels.shape, generator=generator)
+            noise = torch.stack([own_noise(image.shape, 5, image) for image in pixels])
         else:  # one frame's noise, in both temporal copies of each channel
-            frame = torch.randn(len(pixels), 3, 1, 14 * 14, generator=generator)
+            frame = own_noise((len(pixels), 3, 1, 14 * 14), 5, pixels)
             noise = torch.cat([frame, frame], dim=2).reshape(len(pixels), -1)
-        return 0.592677 * pixels + 0.805440 * noise
+        return (0.592677 * pixels.float() + 0.805440 * noise).to(pixels.dtype)
 
     return [Prompt(row, edit)]
 
 
 METHODS = {
     "vcd": Method(
-        VCD(alpha=1.5, beta=0.05, noise_step=700, seed=3),
+        VCD(alpha=1.5, beta=0.05, noise_step=700, seed=5),
         VCD(alpha=0, beta=0),
         noised,
         alpha=1.5,
@@ -212,6 +239,7 @@ METHODS = {
         PAI.without_guidance(alpha=3.0),
         PAI.without_guidance(alpha=0),
         attention=image_gain(alpha=3.0, first=2),
+        formula=lambda expert, amateurs: expert.softmax(dim=-1).log(),
     ),
     "vaf": Method(
         VAF(enhance=1.5, suppress=0.6, layers=(0, 2)),

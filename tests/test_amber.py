@@ -386,7 +386,7 @@ def test_descriptions_need_the_published_tables(tables, message):
     ("rows", "message"),
     [
         ([{"id": 2, "response": ""}], "id 2 is not in the annotations"),
-        ([{"id": "1", "response": ""}], r"id '1' is not in the annotations \(ids are numbers\)"),
+        ([{"id": 1, "response": ""}, {"id": "1", "response": ""}], "id 1 is answered twice"),
         ([{"id": 1, "response": ""}] * 2, "id 1 is answered twice"),
         ([{"id": 1, "answer": ""}], 'a row is {"id", "response"}'),
         ([], "none of 0 rows belongs to generative"),
@@ -395,6 +395,13 @@ def test_descriptions_need_the_published_tables(tables, message):
 def test_rows_that_do_not_fit_are_refused(rows, message):
     with pytest.raises(ValueError, match=message):
         amber.score_generative(rows, [note([], [])], RELATION, SAFE, FORMS)
+
+
+@pytest.mark.parametrize("given", [1, "1"])
+@pytest.mark.parametrize("published", [1, "1"])
+def test_ids_are_numbers_or_texts(given, published):
+    rows, notes = [{"id": given, "response": ""}], [{**note([], []), "id": published}]
+    assert amber.score_generative(rows, notes, RELATION, SAFE, FORMS).responses == 1
 
 
 def test_nouns_are_given_for_all_rows_or_none():

@@ -94,16 +94,16 @@ def test_a_step_ends(program, said, monkeypatch, capsys):
     monkeypatch.setattr(device, "GRACE", 1)
     monkeypatch.setattr(device, "command", lambda options: [sys.executable, "-c", program])
     options = SimpleNamespace(dry_run=False)
-    assert device.finished(fake("kernel", "kernel"), options) is (said == "done")
+    assert device.finished([fake("kernel", "kernel")], options) is (said == "done")
     assert said in capsys.readouterr().out
 
 
 def test_later_steps_run_after_a_failure(tmp_path, monkeypatch, capsys):
     ran = []
 
-    def finished(step, options):
-        ran.append(step.name)
-        return step.name != "attention"
+    def finished(steps, options):
+        ran.extend(step.name for step in steps)
+        return [step.name for step in steps] != ["attention"]
 
     monkeypatch.setattr(device, "finished", finished)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -230,9 +230,10 @@ def test_dry_run(tmp_path):
     pytest.importorskip("triton", reason="the kernel is interpreted by Triton")
     done = run(BENCHMARKS / "device.py", "--dry-run", "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.findall(r"^== (\w+): done", done.stdout, re.MULTILINE) == [
-        step.name for step in device.STEPS
-    ]
+    names = [step.name for step in device.STEPS]
+    ended = re.findall(r"^== (.+): done", done.stdout, re.MULTILINE)
+    assert ended == ["kernel", "attention", ", ".join(names[2:])]
+    assert re.findall(r"^-- (\w+): ", done.stderr, re.MULTILINE) == ["kernel", *names]  # a worker
     results = {
         step.name: json.loads((tmp_path / "dry-run" / f"{step.name}.json").read_text())
         for step in device.STEPS

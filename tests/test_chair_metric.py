@@ -1,5 +1,6 @@
 """CHAIR: objects in captions, truth from annotations, the published figures, the benchmark."""
 
+import gzip
 import json
 import time
 
@@ -332,11 +333,6 @@ def test_nothing_named_and_nothing_there_divide_to_0():
     assert (score.detail.precision, score.detail.f1) == (0, 0)
 
 
-def test_an_id_of_another_type_is_named():
-    with pytest.raises(ValueError, match=r"'1' is text, and the truth has the number 1: .*int"):
-        small().score({"1": ["a dog"]}, TRUTH)  # type: ignore[dict-item]
-
-
 def test_an_image_without_annotations_is_an_error():
     with pytest.raises(ValueError, match="1 image ids have no annotations, the first is 4"):
         small().score({1: ["a dog"], 4: ["a dog"]}, TRUTH)
@@ -500,6 +496,8 @@ def test_a_missing_table_says_where_it_is_published(tmp_path):
 
 # Files of captions and of ids
 
+NAMED = "COCO_val2014_000000000005.jpg"
+
 
 def test_captions_of_a_run_are_read(tmp_path):
     rows = [{"image_id": 5, "caption": "a dog"}, {"image_id": "5", "caption": "a cat"}]
@@ -508,26 +506,89 @@ def test_captions_of_a_run_are_read(tmp_path):
     wanted = {5: ["a dog", "a cat"]}
     assert chair.read_captions(lines) == wanted
     assert chair.read_captions(written(tmp_path / "array.json", rows)) == wanted
-    original = {"overall": {}, "imgToEval": {"5": rows[0]}}
-    assert chair.read_captions(written(tmp_path / "original.json", original)) == {5: ["a dog"]}
-    with pytest.raises(ValueError, match="row 1: id must be a number"):
+    with pytest.raises(ValueError, match="line 1: id must be a number"):
         chair.read_captions(lines, id_key="id")
 
 
-def test_ids_are_read(tmp_path):
-    lines = tmp_path / "ids.txt"
-    lines.write_text("3\n1\r\n\n2\n")
-    assert chair.read_ids(lines) == [3, 1, 2]
-    assert chair.read_ids(written(tmp_path / "ids.json", [3, 1, 2])) == [3, 1, 2]
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", ["5", NAMED, "000000000005.jpg", f"val2014/{NAMED}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda name: {"overall": {}, "imgToEval": {name: {"image_id": 5, "caption": "a dog"}}},
+        lambda name: {name: "a dog"},
+        lambda name: {name: ["a dog"]},
+        lambda name: {name: {"caption": "a dog"}},
+        lambda name: [{"image": name, "caption": "a dog"}],
+        lambda name: {"file_name": name, "caption": "a dog"},
+        lambda name: [{"id": 77, "image_id": name, "caption": "a dog"}],
+    ],
+)
+def test_captions_are_keyed_by_id_or_file_name(tmp_path, content, name, indent):
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps(content(name), indent=indent))
+    assert chair.read_captions(path) == {5: ["a dog"]}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"opera": [1]}, "an object with opera"),
-        ([1, "2"], "'2' is no image id"),
+        ([{"image_id": 5, "caption": 3}], "caption text, got 5 and 3"),
+        ({"a dog": "a cat"}, "image_id must be a number or COCO's file name"),
+        ({"5": 3}, "got 3 for '5'"),
+        ({"5": ["a dog", None]}, "captions by image id or file name"),
+    ],
+)
+def test_files_of_captions_that_are_none(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        chair.read_captions(written(tmp_path / "captions.json", content))
+
+
+def test_captions_by_file_name_are_scored_as_those_by_id():
+    metric, truth = small(), {5: {"dog"}}
+    expected = metric.score({5: ["a dog and a bear"]}, truth)
+    assert expected.chair_i == 0.5
+    for key in ("5", NAMED, np.int64(5)):
+        assert metric.score({key: ["a dog and a bear"]}, truth) == expected
+        assert metric.score({key: "a dog and a bear"}, truth) == expected  # one, not a list of 16
+
+
+LISTS = {
+    "lines": "3\n1\r\n\n2\n",
+    "names": "COCO_val2014_000000000003.jpg\n000000000001.jpg\nval2014/000000000002.png\r\n",
+    "array": "[3, 1, 2]",
+    "texts": '["3", "000000000001.jpg", "COCO_train2014_000000000002"]',
+    "objects": '[{"image_id": 3}, {"file_name": "COCO_val2014_000000000001.jpg"}, {"image": 2}]',
+    "json-lines": '{"image_id": 3, "caption": "a"}\n{"image_id": "1"}\r\n{"image_id": 2}\n\n',
+    "names-lines": '{"image": "000000000003.jpg"}\n{"image": "1"}\n{"image": "2.jpg"}\n',
+    "one-list": '{"about": "a draw of three", "ids": [3, 1, 2]}',
+    "byte-order-mark": "\ufeff3\n1\n2",
+}
+
+
+@pytest.mark.parametrize("content", LISTS.values(), ids=LISTS)
+def test_ids_are_read(tmp_path, content):
+    path = tmp_path / "ids"
+    path.write_bytes(content.encode())
+    assert chair.read_ids(path) == [3, 1, 2]
+    path.write_bytes(gzip.compress(content.encode()))
+    assert chair.read_ids(path) == [3, 1, 2]
+
+
+def test_a_json_line_alone_is_read(tmp_path):
+    assert chair.read_ids(written(tmp_path / "ids.jsonl", {"image": NAMED, "label": [1]})) == [5]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"opera": [1], "halc": [2]}, "an object with opera, halc"),
+        ([1, "dog.jpg"], "'dog.jpg' is no image id"),
+        ([1, True], "True is no image id"),
+        ([1, 2.5], "2.5 is no image id"),
+        ([{"caption": "a"}], "is no image id"),
         ([], "holds no image ids"),
-        ([1, 2, 1], "image id 1 comes twice"),
+        ([1, 2, "000000000001.jpg"], "image id 1 comes twice"),
     ],
 )
 def test_files_of_ids_that_are_none(tmp_path, content, message):
@@ -645,7 +706,8 @@ def test_benchmark_takes_a_file_of_ids_and_our_own_vocabulary(files, tmp_path):
     ("changed", "message"),
     [
         ({"image_ids": [4]}, "the first is 4"),
-        ({"image_ids": ["1"]}, "'1' is no image id"),
+        ({"image_ids": ["dog"]}, "'dog' is no image id"),
+        ({"image_ids": 1}, "image_ids must be a list"),
         ({"image_ids": []}, "holds no image ids"),
         ({"instances": []}, "no instances file.*cocodataset.org"),
         ({"prompt": " "}, "prompt is empty"),

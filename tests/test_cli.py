@@ -127,7 +127,7 @@ def test_processors_are_filled_in(talker, answers):
     [
         (("vdgd", "tokens=4", "request=What is it?"), VDGD),
         (("carve", "tokens=2", "suffix="), CARVE),
-        (("carve.paper_best", "tokens=2"), CARVE.paper_best),
+        (("carve.paper_best", "tokens=2", "layers=1+3"), CARVE.paper_best),
         (("agla", "alpha=3"), AGLA),
         (("mvp", "caption_tokens=2", "requests=What is it?+Where?", "weights=1+0.5"), MVP),
         (("icd", "alpha=3"), ICD),
@@ -141,6 +141,7 @@ def test_describe_asks_and_looks_again(talker, answers, arguments, make, stream)
     values = {
         "alpha": 3.0,
         "caption_tokens": 2,
+        "layers": (1, 3),
         "request": "What is it?",
         "requests": ("What is it?", "Where?"),
         "suffix": "",
@@ -154,12 +155,14 @@ def test_describe_asks_and_looks_again(talker, answers, arguments, make, stream)
 
 
 def test_compare_shows_decoders_that_ask_and_look_again(talker, answers):
-    names = "greedy,carve.paper_best:tokens=2,vdgd:layout=continue,request=What is it?,tokens=4"
+    asking = "vdgd:layout=continue,request=What is it?,tokens=4"
+    names = f"greedy,carve.paper_best:tokens=2,layers=1+3,{asking}"
     result = run("compare", TABLE, "--model", talker, *SHORT, "--decoders", names)
     assert result.exit_code == 0, result.output
     processor = AutoProcessor.from_pretrained(talker)
+    carved = replace(CARVE.paper_best(processor), tokens=2, layers=(1, 3))
     carve, vdgd = re.split(r"\ncarve\.|\nvdgd:", result.stdout)[1:]
-    assert letters(answers(replace(CARVE.paper_best(processor), tokens=2))) in letters(carve)
+    assert letters(answers(carved)) in letters(carve)
     words = dict(layout="continue", request="What is it?", tokens=4)
     assert letters(answers(VDGD(processor, **words))) in letters(vdgd)
 
@@ -340,7 +343,8 @@ def test_decoders_are_listed_with_all_they_say_of_themselves():
     assert "k none 1 to 30 Tokens that" in flat and "smoothing 1e-08 1e-08 to 0.001 lambda" in flat
     assert "vcd.pope_paper noise_step=999. The noise that" in flat
     assert "sid.sid_2408 beta=0.4, start=2, count=100. The code of" in flat
-    assert "carve.paper_best steps=end, share=0.4, regions=2. The best cell of" in flat
+    best = "layers=20+26, steps=end, share=0.4, regions=2, answer_suffix=true"
+    assert f"carve.paper_best {best}. The paper's best: layers" in flat
     assert "suffix empty End of the user's words" in flat and "matcher" not in settable(AGLA)
     assert "mvp Multi-View" in flat and "weights 0.4+0.4+0.2 Of each view" in flat
     assert "request below What is asked first; may hold {question}. Default: The task is: {" in flat
@@ -469,6 +473,28 @@ def test_checkpoints_that_cannot_be_used_are_refused(tmp_path):
     assert "hollow: its weights cannot be loaded" in message(hollow)
     assert "torn: its weights cannot be loaded" in message(torn)
     assert "partial is incomplete: 1 of the model's weights are not in it" in message(partial)
+
+
+def test_arguments_of_the_template_are_passed_on(tmp_path):
+    """One that turns the picture's question round changes the answer; others are refused."""
+    told = copied(tmp_path / "told")
+    file = tmp_path / "told" / "chat_template.jinja"
+    template = file.read_text()
+    file.write_text(
+        "{%- if asks is defined and asks == 'Is there a cup in the image?' -%}"
+        "<s><user><image>{{ asks }}<assistant>{%- else -%}" + template + "{%- endif -%}"
+    )
+    asked = run("describe", TABLE, "Is there a cup in the image?").stdout
+    given = ("--model", told, "--template", "asks=Is there a cup in the image?")
+    for command in ("describe", "compare"):
+        said = run(command, TABLE, "Describe the image.", *given)
+        assert letters(asked) in letters(said.stdout)
+    for options, message in (
+        (("--template", "enable_thinking=false"), "takes no argument 'enable_thinking'"),
+        (("--template", "enable_thinking"), "is written NAME=VALUE"),
+    ):
+        assert message in refused("describe", TABLE, *options)
+        assert message in refused("evaluate", "lab", "--scenes", "1", *options)
 
 
 def test_what_is_wrong_is_said_before_the_weights_are_read(monkeypatch):

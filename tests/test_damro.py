@@ -418,9 +418,12 @@ def test_amateur_equals_a_full_forward_on_k_tokens(family, copies, score):
             ).logits[0, -1]
             amateur = out.branch_logits[step][1, row]
             torch.testing.assert_close(amateur, logits, atol=2e-4, rtol=1e-4)  # float32
-            rule = Contrastive(2.0, 0.1)([out.branch_logits[step][0, row], amateur])
-            rule[PICTURE_TOKENS] = -math.inf
-            torch.testing.assert_close(out.scores[step][row], rule, atol=1e-4, rtol=1e-5)
+            expert_logits = out.branch_logits[step][0, row]
+            expected = 3 * expert_logits - 2 * amateur
+            left = expert_logits.clone()
+            left[PICTURE_TOKENS] = -math.inf
+            expected[left < left.max() + math.log(0.1)] = -math.inf
+            torch.testing.assert_close(out.scores[step][row], expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mode", [{}, dict(num_beams=3)], ids=["greedy", "3 beams"])

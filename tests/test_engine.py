@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from idle import ExpertOnly
+from methods import METHODS
 from models import (
     BOS,
     EOS,
@@ -34,7 +35,17 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer, CompileConfig
 
-from sightline import VCD, VDD, NoImage, NoisyImage, Plausibility, Recipe
+from sightline import (
+    MVP,
+    VCD,
+    VDD,
+    Gated,
+    NoImage,
+    NoisyImage,
+    Plausibility,
+    PostHocDebias,
+    Recipe,
+)
 from sightline.decoders.branch import ENCODER_INPUTS, PIXELS, image_mask, token_ids
 from sightline.decoders.image_spans import MARKERS
 
@@ -439,6 +450,16 @@ def test_an_amateur_may_be_longer_than_the_expert(llava):
     assert not torch.equal(out, generate(model, inputs))
 
 
+class Named:
+    """A tokenizer that knows two words."""
+
+    def __len__(self):
+        return 2
+
+    def batch_decode(self, rows):
+        return ["yes", "no"]
+
+
 class LongUnknown:
     unk_token_id = None
 
@@ -493,6 +514,69 @@ def test_refusals(llava, decoder):
         model, {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"]}, decoder,
         "got inputs_embeds",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("decoder", [VDD(), VDD(alpha=0, beta=0), PostHocDebias(Named())])
+def test_training_with_gradient_checkpointing_is_refused(decoder):
+    """Its layers drop the cache they are given, with no more than a warning."""
+    model, inputs = build_llava(), FAMILIES["llava"][1](PROMPTS)
+    model.gradient_checkpointing_enable()
+    generate(model, inputs, decoder)  # in evaluation it does nothing
+    model.get_decoder().layers[1].train()
+    refused(model, inputs, decoder, r"model\.eval\(\)")
+    model.gradient_checkpointing_disable()
+    generate(model, inputs, decoder)
+
+
+@pytest.mark.parametrize("when", ["in the prompt", "in the answer", "between two tokens"])
+@pytest.mark.parametrize("mode", [{}, dict(num_beams=2)], ids=["greedy", "beams"])
+@pytest.mark.parametrize("decoder", [VDD_STRONG, METHODS["vasparse"].strong, Gated(VDD(2.0, 0.1))])
+def test_a_cache_that_somebody_else_shortens_is_noticed(llava, decoder, mode, when):
+    """As compressing hooks do: the oldest key of one layer leaves."""
+    model, make_inputs = llava
+
+    def shorten(cache):
+        layer = cache.layers[1]
+        layer.keys, layer.values = layer.keys[:, :, 1:], layer.values[:, :, 1:]
+
+    def hook(module, args, kwargs, output):
+        if (kwargs["hidden_states"].shape[1] > 1) == (when == "in the prompt"):
+            shorten(kwargs["past_key_values"])
+
+    class Shortening(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            for cache in caches[-1:] if when == "between two tokens" else []:
+                shorten(cache)
+            return scores
+
+    def keep(module, args, kwargs, output):
+        if kwargs["hidden_states"].shape[1] == 1:
+            caches.append(kwargs["past_key_values"])
+
+    caches = []
+    attention = model.get_decoder().layers[1].self_attn
+    hooked = keep if when == "between two tokens" else hook
+    handle = attention.register_forward_hook(hooked, with_kwargs=True)
+    try:
+        with pytest.raises(ValueError, match=r"layer 1 of the cache .* hooks of another library"):
+            generate(
+                model,
+                make_inputs(PROMPTS),
+                decoder,
+                logits_processor=[Shortening()],
+                eos_token_id=-1,
+                **mode,
+            )
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("made", [VDD, VCD, Recipe, Gated, MVP, PostHocDebias])
+def test_a_class_in_place_of_a_decoder(llava, made):
+    model, make_inputs = llava
+    name = made.__name__
+    with pytest.raises(TypeError, match=rf"class {name}: .*custom_generate={name}\(\)"):
+        generate(model, make_inputs(PROMPTS), made)
 
 
 def test_pre_encoded_pictures_are_refused_where_pixels_are_needed(llava):

@@ -1,11 +1,13 @@
 """Readers of published files: what is read alike, and what is refused with its place."""
 
+import gzip
 import hashlib
+import json
 
 import pytest
 from PIL import Image
 
-from sightline.evaluation import files
+from sightline.evaluation import amber, chair, files, hallusionbench, pope
 from sightline.evaluation.files import Row
 
 TWO = b'{"id": 1, "text": "a"}\n{"id": "two", "text": "b"}\n'
@@ -23,6 +25,92 @@ def written(tmp_path):
 
 
 # Rows
+
+COCO = "COCO_val2014_000000000042.jpg"
+PUBLISHED = {
+    "pope": (
+        lambda path: pope.read_questions(path, "random"),
+        [
+            {"question_id": n, "image": COCO, "text": "Is there a dog?", "label": label}
+            for n, label in ((1, "yes"), (2, "no"))
+        ],
+    ),
+    "amber-queries": (
+        amber.read_queries,
+        [{"id": n, "image": f"AMBER_{n}.jpg", "query": "Describe this image."} for n in (1, 2)],
+    ),
+    "amber-annotations": (
+        amber.read_annotations,
+        [
+            {"id": 1, "type": "generative", "truth": ["sky"], "hallu": []},
+            {"id": 2, "type": "relation", "truth": "no"},
+        ],
+    ),
+    "amber-responses": (
+        amber.read_responses,
+        [{"id": n, "response": "Yes"} for n in (1, 2)],
+    ),
+    "hallusionbench": (
+        hallusionbench.read_questions,
+        [
+            {
+                "category": "VD",
+                "subcategory": "chart",
+                "visual_input": 1,
+                "set_id": 0,
+                "figure_id": 1,
+                "question_id": n,
+                "gt_answer": 1,
+                "question": "Is it?",
+                "filename": "a.png",
+            }
+            for n in (1, 2)
+        ],
+    ),
+    "chair-ids": (chair.read_ids, [{"image_id": n} for n in (1, 2)]),
+    "chair-captions": (
+        chair.read_captions,
+        [{"image_id": n, "caption": "a dog"} for n in (1, 2)],
+    ),
+}
+"""Readers of published files, and two rows of each."""
+
+
+def as_text(row):
+    return {k: str(v) if isinstance(v, int) else v for k, v in row.items()}
+
+
+def keyed(read):
+    """What was read, its numbers as text: whether a file has 1 or "1" is nobody's business."""
+    rows = read if isinstance(read, list) else list(read.items())
+    return [as_text(row) if isinstance(row, dict) else row for row in rows]
+
+
+FORMS = {
+    "lines": lambda rows: "".join(f"{json.dumps(row)}\n" for row in rows),
+    "array": json.dumps,
+    "indented": lambda rows: json.dumps(rows, indent=4),
+}
+BYTES = {
+    "as-it-is": str.encode,
+    "byte-order-mark": lambda text: text.encode("utf-8-sig"),
+    "crlf": lambda text: text.replace("\n", "\r\n").encode(),
+    "blank-lines": lambda text: f"\n{text}\r\n\n \n".encode(),
+    "no-last-end": lambda text: text.rstrip().encode(),
+    "gzip": lambda text: gzip.compress(text.encode()),
+}
+
+
+@pytest.mark.parametrize("encode", BYTES.values(), ids=BYTES)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("numbers", [dict, as_text])
+@pytest.mark.parametrize(("reader", "rows"), PUBLISHED.values(), ids=PUBLISHED)
+def test_every_reader_takes_the_forms_that_are_published(
+    written, reader, rows, numbers, form, encode
+):
+    expected = keyed(reader(written(json.dumps(rows))))
+    assert len(expected) == 2
+    assert keyed(reader(written(encode(form([numbers(row) for row in rows]))))) == expected
 
 
 @pytest.mark.parametrize(
@@ -89,7 +177,7 @@ def test_a_missing_file_says_where_it_is_published(tmp_path):
 
 def test_fields_are_read_by_their_kind():
     row = Row({"id": 7, "name": "x", "label": "Yes"}, "a.json, line 1")
-    assert row.key("id") == "7"
+    assert row.key("id") == Row({"id": 7.0}, "").key("id") == "7"
     assert row.key("name") == "x"
     assert row.text("name") == "x"
     assert row.choice("label", ("yes", "no")) == "yes"

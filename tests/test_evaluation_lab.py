@@ -872,9 +872,16 @@ def test_a_batch_draws_each_scene_once():
 
 
 class FakeTemplate:
+    chat_template = "a template"
+
     def __init__(self, count):
         self.count = count
 
-    def apply_chat_template(self, chats, **settings):
+    def tokenizer(self, text, **settings):
+        return {"input_ids": []}
+
+    def apply_chat_template(self, chats, tokenize, **settings):
         assert len(chats) == self.count
+        if not tokenize:
+            return [""] * self.count
         return {"input_ids": torch.zeros(self.count, 1)}

@@ -235,7 +235,7 @@ LOOKING = {
     "icd": (ICD, dict(alpha=3.0)),
     "agla": (AGLA, dict(alpha=3.0)),
     "mvp": (MVP, dict(caption_tokens=2, requests=("What is it?", "Where?"), weights=(1.0, 0.5))),
-    "carve.paper_best": (CARVE.paper_best, dict(tokens=2, suffix="")),
+    "carve.paper_best": (CARVE.paper_best, dict(tokens=2, suffix="", layers=(2, 4))),
 }
 
 

@@ -138,7 +138,7 @@ def test_it_wants_something_to_compare_with():
         (dict(cap=-1), "cap must be a finite number >= 0"),
         (dict(cap=math.nan), "cap must be a finite number >= 0"),
         (dict(space="softmax"), 'space must be "log_softmax" or "logits"'),
-        (dict(start=-1), "start must be a whole number"),
+        (dict(start=-1), "start must be 0 or more"),
         (dict(start=0.5), "start must be a whole number"),
         (dict(confidence=1.5), r"confidence must be in \[0, 1\]"),
     ],

@@ -1,7 +1,5 @@
 """What must hold for every method, in every mode, for every family (style.md, "Tests")."""
 
-import math
-
 import forwards
 import pytest
 import torch
@@ -132,8 +130,8 @@ def test_every_step_equals_full_forwards(family, method):
             if model.generation_config.eos_token_id in answer:
                 break
             branches, layers = full_branches(family, method, prompt, answer)
-            expected = method.scores(branches[0], [*branches[1:], *layers], step)
-            expected[PICTURE_TOKENS] = -math.inf
+            others = [*branches[1:], *layers]
+            expected = method.scores(branches[0], others, step, PICTURE_TOKENS)
             for i, logits in enumerate(branches):
                 torch.testing.assert_close(out.branch_logits[step][i, row], logits, **TOLERANCE)
             kept = expected.isfinite()
@@ -163,8 +161,9 @@ def test_beam_scores_equal_full_forwards(family, method):
         total, answer = 0.0, []
         for token in answers[row].tolist():
             branches, layers = full_branches(family, method, prompt, answer)
-            scores = method.scores(branches[0], [*branches[1:], *layers], len(answer))
-            total += float(scores.log_softmax(dim=-1)[token])
+            others = [*branches[1:], *layers]
+            scores = method.log_scores(branches[0], others, len(answer), PICTURE_TOKENS)
+            total += float(scores[token])
             answer.append(token)
             if token == model.generation_config.eos_token_id:
                 break

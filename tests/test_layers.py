@@ -239,6 +239,26 @@ def test_deco_looks_for_the_surest_layer_among_candidates_alone():
     assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ([30.0, 0.0, 0.0, 0.0, 0.0], [0.0, 60.0, 0.0, 0.0, 0.0]),
+        ([120.0, 30.0, 0.0, 0.0, 0.0], [100.0, 0.0, 0.0, 0.0, 0.0]),
+    ],
+    ids=["of another token", "by more in all"],
+)
+def test_deco_compares_layers_whose_probabilities_round_alike(less, more, dtype):
+    """All are 1 in float32: 1 - e^-30 and more."""
+    rule = LayerCorrection(0.6, top_k=4)
+    last = logits(DECO_LAST, dtype=dtype)
+    confidence = float(tensor(more, dtype=torch.float64).softmax(-1)[:3].max())
+    expected = last[0] + 0.6 * confidence * tensor(more, dtype=dtype)
+    for layers in ((less, more), (more, less)):
+        found = rule([last], state(*layers, dtype=dtype))[0]
+        torch.testing.assert_close(found[:3], expected[:3], atol=1e-5, rtol=1e-6)
+
+
 def test_deco_chooses_for_each_row():
     rule = LayerCorrection(0.6, top_k=4)
     a, b = DECO_EARLY.values()
@@ -281,7 +301,7 @@ def test_a_rule_of_layers_wants_layers(rule):
         rule([logits(LAST)])
 
 
-@pytest.mark.parametrize("layers", ["middle", (), (1, 1), (-1,), (1.0,), (True,), [0, 2], 4])
+@pytest.mark.parametrize("layers", ["middle", (), (1, 1), (-1,), (1.0,), (True,), [0, 0], 4])
 def test_dola_layers_are_checked(layers):
     with pytest.raises(ValueError, match='layers must be "low", "high" or a tuple'):
         LayerContrast(layers)
@@ -299,7 +319,7 @@ def test_deco_layers_are_checked(layers):
     ("wrong", "message"),
     [
         (dict(alpha=-0.1), "alpha must be a finite number >= 0"),
-        (dict(top_k=-1), "top_k must be a whole number"),
+        (dict(top_k=-1), "top_k must be 0 or more"),
         (dict(top_k=2.5), "top_k must be a whole number"),
         (dict(top_p=0), r"top_p must be in \(0, 1\]"),
         (dict(top_p=1.1), r"top_p must be in \(0, 1\]"),

@@ -205,6 +205,32 @@ def test_both_layouts_are_read(tmp_path, parted):
     assert read[1].text == "Is there a dog 0001 in this image? Please answer yes or no."
 
 
+@pytest.mark.parametrize("parted", [False, True])
+def test_what_systems_and_people_leave_in_a_folder_is_left_out(tmp_path, parted):
+    lay_out(tmp_path, "count", ["a", "b"], parted)
+    expected = mme.read_task(tmp_path, "count")
+    assert len(expected) == 4
+    double = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X\xff\xfe"  # how AppleDouble begins
+    home = tmp_path / "count"
+    for folder in {home, *(path for path in home.iterdir() if path.is_dir())}:
+        for name in ("._a.txt", "._a.jpg", "._b.jpg", ".DS_Store", "Thumbs.db"):
+            (folder / name).write_bytes(double)
+        (folder / "README.txt").write_text("Two questions\tabout each picture.\n")
+        (folder / "README.md").write_text("# MME\n")
+        (folder / "license.txt").write_text("For research only.\n")
+    assert mme.read_task(tmp_path, "count") == expected
+    (home / "questions_answers_YN" if parted else home).joinpath("c.txt").write_text("Is it?\tYes")
+    with pytest.raises(ValueError, match=r"1 of 3 pictures are not in .*c\.jpg"):
+        mme.read_task(tmp_path, "count")
+
+
+def test_result_folders_may_hold_a_readme_and_hidden_files(tmp_path):
+    (tmp_path / "count.txt").write_text("a.jpg\tIs it?\tYes\tYes\na.jpg\tIs it not?\tNo\tNo\n")
+    (tmp_path / "._count.txt").write_bytes(b"\x00\x05\x16\x07\xff")
+    (tmp_path / "readme.txt").write_text("Put your results here.")
+    assert list(mme.read_results(tmp_path)) == ["count"]
+
+
 def test_result_files_are_read_and_scored(tmp_path):
     lines = ["a.jpg\tIs it?\tYes\tYes, it is.", "a.jpg\tIs it not?\tNo\tyes", ""]
     (tmp_path / "count.txt").write_text("\n".join(lines))

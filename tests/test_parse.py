@@ -4,12 +4,14 @@ import inspect
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from types import SimpleNamespace
 from typing import Annotated, Literal, Optional, get_args
 
 import pytest
 
 from sightline import (
+    AGLA,
     CARVE,
     DAMRO,
     ICD,
@@ -358,7 +360,7 @@ def test_the_methods_settings_are_read(text, decoder):
 
 def test_presets_are_class_methods_that_make_one():
     assert list(presets(Odd)) == list(presets(Odder)) == ["filled", "optional", "small"]
-    assert presets(VDD) == {}
+    assert list(presets(VDD)) == ["paper"] and presets(DoLa) == {}
     small = presets(Odd)["small"]
     assert small.meaning == "A needed 1." and presets(Odd)["optional"].meaning == ""
     assert small.changes() == {"needed": "1", "ids": "4+5", "share": "0.5"}
@@ -375,7 +377,10 @@ def test_presets_are_class_methods_that_make_one():
         ("pai.without_guidance:alpha=0.4", PAI.without_guidance(0.4)),
         ("sid.sid_2408:count=none,ratio=0.5", SID(beta=0.4, start=2, ratio=0.5)),
         ("damro.first_release", DAMRO(layer="last")),
-        ("carve.paper_best:regions=1", CARVE("words", share=0.4, regions=1, steps="end")),
+        ("vasparse.released", VASparse(alpha=1.1, keep=1.0, sum_to_one=False)),
+        ("vcd.pope_script", VCD(beta=0.2)),
+        ("agla.released", AGLA("words", first_only=True)),
+        ("carve.paper_best:layers=1+2", replace(CARVE.paper_best("words"), layers=(1, 2))),
     ],
 )
 def test_settings_override_presets(text, decoder):
@@ -388,6 +393,10 @@ def test_presets_get_the_processor_and_their_settings_are_checked():
     assert asked("odd.small:needed=3", ODD).build("a processor") == Odd(
         3, ids=(4, 5), share=0.5, processor="a processor"
     )
+    words = SimpleNamespace(unk_token_id=7)
+    assert asked("vdd.paper").build(words) == VDD(variant="both", processor=words)
+    with pytest.raises(ValueError, match=r"vdd\.paper: .*pass processor="):
+        asked("vdd.paper").build(None)
     filled = asked("odd.filled", ODD).build("a processor")
     assert (filled.name, filled.processor) == ("made with a processor", "a processor")
     with pytest.raises(ValueError, match=r"carve\.paper_best: .* needs processor="):
@@ -432,7 +441,7 @@ def test_words_for_truth(texts, value):
             "no preset of vcd is called 'pope_papers' (did you mean pope_paper?): there are pope",
         ),
         ("vcd.", "no preset of vcd is called ''"),
-        ("vdd.paper", "no preset of vdd is called 'paper': there is none"),
+        ("dola.paper", "no preset of dola is called 'paper': there is none"),
         ("odd.sized", "no preset of odd is called 'sized'"),
         ("vcdx.pope_paper", "no decoder is called 'vcdx.pope_paper': there are vcd, vdd"),
         ("vcd.pope_paper:alpha=-1", "vcd.pope_paper:alpha=-1: alpha must be a finite number >= 0"),

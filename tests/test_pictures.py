@@ -1,8 +1,10 @@
 """Every kind of picture file becomes 8-bit RGB, upright, or a clear error."""
 
+import base64
 import struct
 import zlib
 from io import BytesIO
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -49,6 +51,56 @@ def test_every_source_gives_the_same_new_picture(tmp_path):
     with path.open("rb") as file:
         assert open_picture(file).tobytes() == picture.tobytes()
         assert not file.closed
+
+
+def test_base64_and_data_urls_are_read():
+    picture = noise()
+    text = base64.b64encode(encoded(picture)).decode()
+    lines = "\n".join(text[i : i + 76] for i in range(0, len(text), 76))
+    urlsafe = base64.urlsafe_b64encode(encoded(picture)).decode()
+    bare = text.rstrip("=")
+    assert {"+", "/"} & set(text) and {"-", "_"} & set(urlsafe)
+    for source in (text, lines + "\n", urlsafe, bare):
+        assert open_picture(source).tobytes() == picture.tobytes()
+    for head in ("data:image/png;base64,", "data:;base64,", "DATA:image/png;charset=x;base64,"):
+        for body in (text, bare, quote(text)):
+            assert open_picture(head + body).tobytes() == picture.tobytes()
+    one = base64.b64encode(encoded(Image.new("L", (1, 1)))).decode()
+    assert open_picture(one).size == (1, 1)  # the smallest picture there is
+
+
+def test_a_file_is_preferred_to_base64(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "A" * 80
+    (tmp_path / name).write_bytes(encoded(noise()))
+    assert open_picture(name).size == (48, 32)
+
+
+LONG = base64.b64encode(b"no picture" * 5000).decode()  # 67 kB
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("https://example.org/a.png", "is a URL, and nothing is fetched: download the picture"),
+        ("http://" + LONG, "is a URL, and nothing is fetched"),
+        ("S3://bucket/a.png", "is a URL"),
+        ("file:///a.png", "is a URL"),
+        ("data:image/png," + LONG, "is a data URL without base64"),
+        ("data:image/png;base64," + LONG, "the data URL is not a picture that can be read"),
+        ("data:image/png;base64,", "the data URL is not a picture that can be read"),
+        ("data:image/png;base64,????", "the data URL is not a picture that can be read"),
+        (LONG, "the text in base64 is not a picture that can be read"),
+        ("x." + LONG, "cannot be read"),
+        ("a/" * 40000 + "b.png", "cannot be read"),
+        ("a" * 40 + ".png", "a.png: no such file"),
+    ],
+)
+def test_texts_that_are_no_picture_are_refused_in_a_sentence(source, message, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("nothing is fetched"))
+    with pytest.raises(ValueError, match=message) as caught:
+        open_picture(source)
+    assert len(str(caught.value)) < 400
 
 
 def test_a_pil_image_is_left_as_it_is():

@@ -425,7 +425,9 @@ def test_every_row_runs_on_the_lab_or_says_why(laid_out, ids, tmp_path):
     for job in made.jobs:
         made.tried(job)
         refused |= reproduce.state(job, tmp_path).refused
-    assert set(refused) == {"sid.sid_2408+sample"}
+    # More image tokens, and more layers, than the lab's model has.
+    deep = {"carve.paper_best", "carve.paper_best:answer_suffix=false"}
+    assert set(refused) == {"sid.sid_2408+sample", *deep}
 
 
 @needs_weights

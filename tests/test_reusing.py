@@ -161,7 +161,7 @@ def test_bytes_are_those_of_the_docstring(llava):
     model, make_inputs = llava
     reusing = Reusing(DECODERS["vdd"])
     generate(model, asked(model, make_inputs, [QUESTION, OTHER]), reusing)
-    kept = reusing.recipe().texts.of(model).values()
+    kept = reusing.recipe().texts.by_owner[model].values()
     assert len(kept) == 2
     for logits, *layers in kept:
         assert sum(x.numel() for x in layers) == 2 * 3 * 2 * 8 * 6 and logits.shape == (1, 1, 120)

@@ -149,6 +149,17 @@ def test_additive_adds_the_views_over_the_experts_plausible_tokens():
     close(scores[0], [4.0, 5.9, -1.5, -INF, -INF, -INF])
 
 
+def test_views_of_the_first_token_alone():
+    """AGLA's note, 5.3: the sum at the first step, thrice the expert at the second."""
+    expert = tensor([[1.2, 1.0, -0.3, 0.4, -2.0]], dtype=torch.float64)
+    view = tensor([[0.2, 1.9, -0.1, 0.3, 0.0]], dtype=torch.float64)
+    rule = Additive(2.0, 0.5, first_only=True)
+    close(rule([expert, view], State(step=0))[0], [1.6, 4.8, -INF, -INF, -INF])
+    later = rule([expert, view], State(step=1))
+    close(later[0], [3.6, 3.0, -INF, -INF, -INF])
+    close(later.softmax(-1)[0], [0.645656, 0.354344, 0, 0, 0])
+
+
 def test_plausibility_is_what_is_left_of_a_contrast_at_alpha_0():
     assert torch.equal(Plausibility(0.1)([CLEAN]), Contrastive(0.0, 0.1)([CLEAN, NOISY]))
     assert not Contrastive(0.0, 0.1).uses_others

@@ -135,10 +135,10 @@ def test_hybrid_models_are_refused():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: VASparse(keep=0), "keep must be above 0"),
+        (lambda: VASparse(keep=0), r"keep must be in \(0, 1\]"),
         (lambda: VASparse(every=0), "every must be 1 or more"),
-        (lambda: VASparse(weight=-1), "weight must be 0 or more"),
-        (lambda: VASparse(sink=-0.1), "b must be 0 or more"),
+        (lambda: VASparse(weight=-1), "weight must be a finite number >= 0"),
+        (lambda: VASparse(sink=-0.1), "b must be a finite number >= 0"),
     ],
 )
 def test_settings_out_of_range(make, words):

@@ -16,8 +16,10 @@ from sightline.decoders.agla import SelfMatcher
 from sightline.decoders.asking import Chat
 from sightline.decoders.carve import GENERAL, SUFFIX, middle
 from sightline.decoders.ensemble import read_pictures
-from sightline.decoders.icd import INSTRUCTION
+from sightline.decoders.icd import INSTRUCTIONS
 from sightline.decoders.matching import Matcher
+from sightline.decoders.mvp import Drawn
+from sightline.decoders.noise import generator
 from sightline.decoders.regions import kept_regions, refined
 from sightline.decoders.vdgd import REQUEST, STATEMENT
 
@@ -254,15 +256,29 @@ def test_prefix_only_samples_as_generate_does_on_the_longer_prompt(talker):
 # ICD and M3ID
 
 
-def test_icd_takes_off_what_a_careless_observer_would_say(talker):
+@pytest.mark.parametrize("instruction", [None, "confused", "Lie about it."])
+def test_icd_takes_off_what_is_said_after_an_instruction_that_disturbs(talker, instruction):
+    words = INSTRUCTIONS.get(instruction or "careless", instruction)
+
     def prompts(row, question, picture):
         return [
             (talker.chat(question), [picture]),
-            (talker.chat(f"{INSTRUCTION} {question}"), [picture]),
+            (talker.chat(f"{words} {question}"), [picture]),
         ]
 
-    decoder = ICD(talker.processor, alpha=1.5, beta=0.05)
+    given = {} if instruction is None else dict(instruction=instruction)
+    decoder = ICD(talker.processor, alpha=1.5, beta=0.05, **given)
     check_scores(talker, decoder, prompts, contrastive(1.5, 0.05))
+
+
+def test_icd_offers_what_the_authors_try():
+    assert len(INSTRUCTIONS) == 6 and len(set(INSTRUCTIONS.values())) == 6
+    for name in INSTRUCTIONS:
+        ICD("words", instruction=name)
+    assert (ICD("words").alpha, ICD("words").beta) == (1.0, 0.1)
+    for wrong in (" ", "confussed", "detecter"):
+        with pytest.raises(ValueError, match="words that disturb, or one of careless, detector"):
+            ICD("words", instruction=wrong)
 
 
 def test_m3id_adds_what_the_picture_adds_the_more_the_later(talker):
@@ -396,7 +412,7 @@ def contrasts(talker, decoder, questions=QUESTIONS):
     pictures = talker.pictures[: len(questions)]
 
     def action(expert, model):
-        return part._contrast(Chat(talker.processor, model), read_pictures(expert, model), model)
+        return part._contrast(Chat(talker.processor, model), read_pictures(expert, model))
 
     return within(talker, talker.asked(questions, pictures), action, images=list(pictures))
 
@@ -417,9 +433,11 @@ def test_carves_map_is_the_quotient_of_two_attentions(talker, steps):
         assert any(asked != told for asked, told in lengths), "no surplus step to be ignored"
 
 
+@pytest.mark.parametrize("ending", ["", f" {SUFFIX}"], ids=["as asked", "with the suffix"])
 @pytest.mark.parametrize("final", ["both", "refined"])
-def test_carve_answers_about_the_processors_prompt_of_the_refined_picture(talker, final):
-    decoder = CARVE(talker.processor, final=final, tokens=4, share=0.3, regions=1)
+def test_carve_answers_about_the_processors_prompt_of_the_refined_picture(talker, final, ending):
+    settings = dict(final=final, tokens=4, share=0.3, regions=1, answer_suffix=bool(ending))
+    decoder = CARVE(talker.processor, **settings)
     cut = [
         refined(picture, kept_regions(to_pixels(talker, values, picture), 0.3, 1))
         for values, picture in zip(contrasts(talker, decoder), talker.pictures, strict=False)
@@ -429,7 +447,7 @@ def test_carve_answers_about_the_processors_prompt_of_the_refined_picture(talker
         for picture, small in zip(talker.pictures, cut, strict=False)
     ]
     prompts = [
-        talker.chat([*[None] * len(own), question])
+        talker.chat([*[None] * len(own), question + ending])
         for own, question in zip(pairs, QUESTIONS, strict=True)
     ]
     expected = talker.inputs(prompts, [picture for own in pairs for picture in own])
@@ -447,6 +465,23 @@ def test_carve_answers_about_the_processors_prompt_of_the_refined_picture(talker
         for step in range(len(answer)):
             torch.testing.assert_close(out.logits[step][row], logits[step], **TOLERANCE)
     assert not torch.equal(out.sequences, generate(talker, None)[0])
+
+
+def test_carves_suffix_is_not_put_twice(lab_talker):
+    """A benchmark may end its questions in it."""
+    part = CARVE(lab_talker.processor).recipe().preparations[0]
+    assert part._ended("Is there a cow?") == f"Is there a cow? {SUFFIX}"
+    assert part._ended(f"Is there a cow? {SUFFIX}") == f"Is there a cow? {SUFFIX}"
+    assert replace(part, suffix="")._ended("Is there a cow?") == "Is there a cow?"
+
+
+def test_carves_preset_is_the_papers(lab_talker):
+    """Layers 20 to 25 of every model, and the suffix in all three passes."""
+    best = CARVE.paper_best("words")
+    assert (best.layers, best.share, best.regions, best.steps) == ((20, 26), 0.4, 2, "end")
+    assert best.answer_suffix and best.suffix == SUFFIX and best.final == "both"
+    with pytest.raises(ValueError, match=r"layers \(20, 26\) end outside the model.*layers=None"):
+        generate(lab_talker, CARVE.paper_best(lab_talker.processor))
 
 
 @pytest.mark.parametrize("size", [(640, 427), (1024, 683)])
@@ -516,7 +551,7 @@ def test_a_share_of_1_leaves_the_picture_as_it_is(talker):
 def test_flat_maps_keep_all_of_the_picture(talker, monkeypatch):
     monkeypatch.setattr(
         "sightline.decoders.carve.RefinedPicture._contrast",
-        lambda self, chat, expert, model: [
+        lambda self, chat, expert: [
             2 + 1e-5 * torch.arange(count) for count in expert.image_mask.sum(1).tolist()
         ],
     )
@@ -686,7 +721,7 @@ def test_captions_are_asked_once_for_each_picture(talker, monkeypatch):
 
 def captions_of(talker, decoder):
     (known,) = decoder._known.by_owner.values()
-    return dict(known)
+    return {key: caption for (_, key), caption in known.items()}
 
 
 def test_captions_at_temperature_0_are_greedy(talker):
@@ -722,6 +757,35 @@ def test_a_drawn_caption_does_not_depend_on_the_batch(talker):
     greedy = mvp(talker)
     generate(talker, greedy)
     assert list(captions_of(talker, greedy).values()) != list(together.values())
+
+
+def test_views_of_one_request_are_drawn_one_by_one(talker):
+    """Three drawn captions of one picture are three, at 0 they are one; each again when asked."""
+
+    def captions(temperature):
+        same = ("Describe the image.",) * 3
+        decoder = mvp(talker, temperature=temperature, top_p=1.0, requests=same)
+        generate(talker, decoder)
+        said = list(captions_of(talker, decoder).values())
+        return [said[:3], said[3:]]
+
+    for drawn, greedy in zip(captions(5.0), captions(0), strict=True):
+        assert len(set(drawn)) == 3 and len(set(greedy)) == 1
+    assert captions(5.0) == captions(5.0)
+
+
+def test_drawn_rows_have_the_frequencies_of_the_distribution():
+    """Of 4,000 rows with noise of their own: p at temperature 2, over the nucleus of 0.9."""
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    draws = [generator(0, view, b"picture") for view in range(4000)]
+    drawn = Drawn(2.0, 0.9, draws)(None, p.log().expand(4000, 4)).argmax(dim=-1)
+    # Roots of p: .7071 .5477 .3873 .2236; shares .3790 .2936 .2076 .1198. All are needed for 0.9.
+    shares = torch.bincount(drawn, minlength=4) / 4000
+    wanted = torch.tensor([0.3790, 0.2936, 0.2076, 0.1198])
+    torch.testing.assert_close(shares, wanted, atol=0.025, rtol=0)  # three standard deviations
+    narrow = Drawn(1.0, 0.6, draws)(None, p.log().expand(4000, 4)).argmax(dim=-1)
+    shares = torch.bincount(narrow, minlength=4) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.625, 0.375, 0, 0]), atol=0.025, rtol=0)
 
 
 def test_a_caption_after_earlier_turns_is_not_that_of_the_first(talker):

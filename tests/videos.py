@@ -29,7 +29,7 @@ class Clips:
         token: That a video fills.
         is_bounded: Whether tokens of its own open and close it.
         markers: Tokens around a video that the config does not name.
-        pieces: Equal parts, `(number, dimension)`, that come as pictures of their own.
+        pieces: Equal parts, `(number, dimension)`, each with noise of its own.
         alone: Why pictures and videos do not go into one batch, without a decoder.
         no_beams: Why beams do not go, without a decoder.
         no_edits: Why its attention is not edited, as the library says.
@@ -136,8 +136,8 @@ RECORDS = {
     "dots3_note": Clips(patches, no_edits="attention chooses its keys by indices"),
     "ernie4_5_vl_moe": Clips(patches),
     "exaone4_5": Clips(patches),
-    "gemma4": Clips(placed, runs=FRAMES, since="5.23"),
-    "gemma4_unified": Clips(placed, runs=FRAMES, since="5.23"),
+    "gemma4": Clips(placed, runs=FRAMES, pieces=(FRAMES, 0), since="5.23"),
+    "gemma4_unified": Clips(placed, runs=FRAMES, pieces=(FRAMES, 0), since="5.23"),
     "glm46v": GLM,
     "glm4v": GLM,
     "glm4v_moe": GLM,
@@ -148,8 +148,8 @@ RECORDS = {
     "instructblipvideo": Clips(reason="its text model gets no tokens, which decoders refuse"),
     "kimi_k25": Clips(chunks, runs=STEPS, pieces=(STEPS, 0), since="5.23"),
     "lfm3_vl": Clips(patches, runs=STEPS),
-    "llava_next_video": Clips(frames, since="5.23"),
-    "llava_onevision": Clips(frames),
+    "llava_next_video": Clips(frames, pieces=(FRAMES, 1), since="5.23"),
+    "llava_onevision": Clips(frames, pieces=(FRAMES, 1)),
     "minicpm_ocr": Clips(packed, runs=FRAMES, pieces=(FRAMES, -1)),
     "minicpmv4_6": Clips(packed, runs=FRAMES, pieces=(FRAMES, -1), since="5.23"),
     "minicpmv4_7": Clips(packed, runs=FRAMES, pieces=(FRAMES, -1), since="5.23"),
@@ -180,7 +180,7 @@ RECORDS = {
         runs=FRAMES,
         no_beams="transformers counts the tokens that the processor leaves out of a video",
     ),
-    "video_llava": Clips(frames),
+    "video_llava": Clips(frames, pieces=(FRAMES, 1)),
 }
 
 

@@ -1,6 +1,6 @@
 """Tiny random models with the processors, special tokens and prompts of real checkpoints.
 
-    from checkpoints import load, names, picture
+    from checkpoints import load, names, picture, template_of
 
     pixtral = load("pixtral")
     inputs = pixtral.chat([picture(200, 120)], "Is there a cup?")
@@ -10,6 +10,6 @@ Their image processors need torchvision: `make build/vision/ready` puts what the
 folder, and PYTHONPATH=build/vision finds it.
 """
 
-from .loading import Checkpoint, chat, load, names, picture
+from .loading import Checkpoint, chat, load, names, picture, template_of
 
-__all__ = ["Checkpoint", "chat", "load", "names", "picture"]
+__all__ = ["Checkpoint", "chat", "load", "names", "picture", "template_of"]

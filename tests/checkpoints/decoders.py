@@ -33,6 +33,9 @@ def decoders(processor: Any) -> dict[str, Any]:
 def answers(name: str) -> Mapping[str, str]:
     """By decoder, "" if it answers a question about an image, or why it does not."""
     checkpoint = load(name)
+    template = checkpoint.processor.chat_template or ""
+    # A thought that is open would be taken for the answer, which some decoders refuse.
+    arguments = {"enable_thinking": False} if "enable_thinking" in template else None
     found = {}
     for method, decoder in decoders(checkpoint.processor).items():
         try:
@@ -42,6 +45,7 @@ def answers(name: str) -> Mapping[str, str]:
                 picture(200, 120),
                 QUESTION,
                 decoder,
+                chat_template_kwargs=arguments,
                 max_new_tokens=2,
             )
             found[method] = ""

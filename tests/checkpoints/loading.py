@@ -30,13 +30,11 @@ class Checkpoint:
         name: As `names` lists it.
         model: In float32, evaluated, with random weights of a fixed seed.
         processor: Of the checkpoint's own class, with a chat template unless it has none.
-        facts: The file of facts about the real one, beside the repository; "" where there is none.
     """
 
     name: str
     model: Any
     processor: Any
-    facts: str
 
     @property
     def tokenizer(self) -> Any:
@@ -96,10 +94,9 @@ class Checkpoint:
         contrasts = decoder.recipe().contrasts
         return self.within(inputs, lambda expert, model: [c(expert, model) for c in contrasts])
 
-    def text(self, branch: Any, row: int = 0) -> str:
-        """A branch's prompt as text, special tokens included."""
-        kept = branch.attention_mask[row].bool()
-        return self.tokenizer.decode(branch.input_ids[row][kept])
+    def text(self, branch: Any) -> str:
+        """The prompt of a branch of one row as text, special tokens included."""
+        return self.tokenizer.decode(branch.input_ids[branch.attention_mask.bool()])
 
     def shown(self, ids: torch.Tensor) -> str:
         """Token ids for a reader: runs of one special token once, with how often."""
@@ -132,25 +129,31 @@ def names() -> list[str]:
     return list(RECORDS)
 
 
+def template_of(name: str) -> str:
+    """The chat template of a checkpoint that has one."""
+    written = TEMPLATES / f"{RECORDS[name].written or name}.jinja"
+    return written.read_text(encoding="utf-8")
+
+
 @cache
 def load(name: str) -> Checkpoint:
     """One checkpoint, built once per process."""
     record = RECORDS[name]
     processor = record.processor()
     if record.has_template:
-        written = TEMPLATES / f"{record.written or name}.jinja"
-        processor.chat_template = written.read_text(encoding="utf-8")
+        processor.chat_template = template_of(name)
     vocabulary = len(processor.tokenizer) + 3  # padded, as vocabularies are
     config = configured(record, processor.tokenizer, vocabulary)
-    torch.manual_seed(record.seed)
+    torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config)
     enlivened(model, head=config.get_text_config().vocab_size).eval()
-    settings = model.generation_config
-    for own in OWN:
-        setattr(settings, own, getattr(processor.tokenizer, own))
-    return Checkpoint(name, model, processor, record.facts)
+    tokenizer = processor.tokenizer
+    ends = tokenizer.convert_tokens_to_ids(record.ends) if record.ends else tokenizer.eos_token_id
+    special = {own: getattr(tokenizer, own) for own in OWN} | {"eos_token_id": ends}
+    model.generation_config.update(**special, **record.generation)
+    return Checkpoint(name, model, processor)
 
 
 def configured(record: Any, tokenizer: Any, vocabulary: int) -> Any:

@@ -20,8 +20,9 @@ class Record:
         changes: Config values, by dotted name; a function is asked with the tokenizer.
         written: The template's file, where it is not the checkpoint's name.
         has_template: Whether it can be talked to.
+        ends: Tokens that end an answer, where the tokenizer's end is not the only one.
+        generation: Further settings that it comes with.
         facts: The file of facts beside the repository, without its suffix.
-        seed: Of the weights.
     """
 
     family: str
@@ -30,8 +31,9 @@ class Record:
     changes: Mapping[str, Any] = field(default_factory=dict)
     written: str = ""
     has_template: bool = True
+    ends: tuple[str, ...] = ()
+    generation: Mapping[str, Any] = field(default_factory=dict)
     facts: str = ""
-    seed: int = 0
 
 
 def square(side: int) -> dict[str, int]:
@@ -45,7 +47,7 @@ def vision(**values: Any) -> dict[str, Any]:
 TOWER = vision(image_size=56, patch_size=14)  # 4 x 4 patches
 
 
-def pixtral() -> Any:
+def pixtral_tokenizer() -> Any:
     special = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]")
     special += ("[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]")
     special += ("[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]")
@@ -61,12 +63,12 @@ def pixtral() -> Any:
 
 def pixtral_processor() -> Any:
     images = hf.PixtralImageProcessor(size={"longest_edge": 128}, patch_size=square(16))
-    return hf.PixtralProcessor(images, pixtral(), patch_size=16)
+    return hf.PixtralProcessor(images, pixtral_tokenizer(), patch_size=16)
 
 
 def mistral_processor() -> Any:
     images = hf.PixtralImageProcessor(size={"longest_edge": 224}, patch_size=square(14))
-    return hf.PixtralProcessor(images, pixtral(), patch_size=14, spatial_merge_size=2)
+    return hf.PixtralProcessor(images, pixtral_tokenizer(), patch_size=14, spatial_merge_size=2)
 
 
 def llava_processor() -> Any:
@@ -119,9 +121,12 @@ def qwen_processor(kind: Any, video: Any, patch: int = 14, more: tuple = ()) -> 
     return make
 
 
+SPLIT_IMAGE = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+SPLIT_IMAGE += ["<global-img>"]
+
+
 def idefics3_tokenizer() -> Any:
-    tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    last = ("<|begin_of_text|>", "<|end_of_text|>", *tiles, "<global-img>")
+    last = ("<|begin_of_text|>", "<|end_of_text|>", *SPLIT_IMAGE)
     return byte_level(
         last=(*last, "<fake_token_around_image>", "<image>", "<end_of_utterance>"),
         bos="<|begin_of_text|>",
@@ -243,10 +248,9 @@ def paligemma_processor() -> Any:
 
 
 def smolvlm_processor() -> Any:
-    tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     tokenizer = byte_level(
         ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-        ("<global-img>", *tiles, "<fake_token_around_image>", "<image>", "<end_of_utterance>"),
+        (*SPLIT_IMAGE, "<fake_token_around_image>", "<image>", "<end_of_utterance>"),
         bos="<|im_start|>",
         eos="<end_of_utterance>",
         pad="<|im_end|>",
@@ -385,7 +389,7 @@ def janus_processor() -> Any:
         extra_special_tokens=names,
     )
     images = hf.JanusImageProcessor(size=square(56))
-    return hf.JanusProcessor(images, tokenizer, use_default_system_prompt=True, num_image_tokens=16)
+    return hf.JanusProcessor(images, tokenizer, num_image_tokens=16)
 
 
 def deepseek_vl_processor() -> Any:
@@ -492,6 +496,46 @@ def aria_processor() -> Any:
     return hf.AriaProcessor(hf.AriaImageProcessor(), tokenizer, size_conversion={980: 4})
 
 
+MOLMO = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<low_res_im_start>", "<|image|>")
+MOLMO += ("<im_low>", "<frame_start>", "<frame_end>", "<|video|>")
+
+
+def molmo2_processor() -> Any:
+    sizes = {"size": square(56), "patch_size": 14}
+    images = hf.Molmo2ImageProcessor(**sizes, overlap_margins=[0, 0])
+    videos = hf.Molmo2VideoProcessor(**sizes)
+    return hf.Molmo2Processor(images, videos, qwen_tokenizer((*CHATML, *MOLMO)))
+
+
+def minimax_processor() -> Any:
+    marks = ("]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>[")
+    tokenizer = byte_level(last=("]!p~[", "]~b]", "[e~[", *marks), eos="[e~[", pad="]!p~[")
+    images = hf.MiniMaxM3VLImageProcessor()
+    return hf.MiniMaxM3VLProcessor(images, tokenizer, hf.MiniMaxM3VLVideoProcessor())
+
+
+def qianfan_processor() -> Any:
+    names = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+    }
+    special = (*CHATML, "<img>", "</img>", "<IMG_CONTEXT>", "<image>")
+    tokenizer = qwen_tokenizer(special, extra_special_tokens=names)
+    images = hf.GotOcr2ImageProcessor(size=square(56), crop_to_patches=True)
+    return hf.QianfanOCRProcessor(images, tokenizer, image_seq_length=4)
+
+
+STEP = ("<im_start>", "<im_end>", "<im_patch>", "<patch_start>", "<patch_end>", "<patch_newline>")
+
+
+def step3p7_processor() -> Any:
+    images = hf.Step3p7ImageProcessor(
+        size=square(112), patch_size=56, vision_patch_size=14, downsampler_stride=4
+    )
+    return hf.Step3p7Processor(images, qwen_tokenizer((*CHATML, *STEP)))
+
+
 RECORDS: dict[str, Record] = {
     "gemma3": Record(
         "gemma3",
@@ -502,6 +546,8 @@ RECORDS: dict[str, Record] = {
             "image_token_index": "<image_soft_token>",
         },
         {**TOWER, "mm_tokens_per_image": 4, "text_config.sliding_window": 1024},
+        ends=("<eos>", "<end_of_turn>"),
+        generation={"do_sample": True, "top_k": 64, "top_p": 0.95},
         facts="gemma3",
     ),
     "gemma4": Record(
@@ -534,6 +580,8 @@ RECORDS: dict[str, Record] = {
             "video_end_token_id": "<|end_of_video|>",
         },
         vision(patch_size=14),
+        ends=("<|endoftext|>", "<|user|>", "<|observation|>"),
+        generation={"do_sample": True, "top_p": 0.6, "top_k": 2, "temperature": 0.8},
         facts="glm41v",
     ),
     "idefics3": Record(
@@ -582,6 +630,7 @@ RECORDS: dict[str, Record] = {
             ),
             "text_config.vocab_size": lambda t: t.convert_tokens_to_ids("<|image|>"),
         },
+        generation={"do_sample": True, "temperature": 0.6, "top_p": 0.9},
         facts="mllama",
     ),
     "paligemma": Record(
@@ -616,6 +665,8 @@ RECORDS: dict[str, Record] = {
         qwen_processor(hf.Qwen2VLProcessor, hf.Qwen2VLVideoProcessor),
         QWEN_TOKENS,
         vision(patch_size=14),
+        ends=("<|im_end|>", "<|endoftext|>"),
+        generation={"do_sample": True, "temperature": 0.01, "top_p": 0.001, "top_k": 1},
         facts="qwen2vl",
     ),
     "qwen25vl": Record(
@@ -624,6 +675,8 @@ RECORDS: dict[str, Record] = {
         QWEN_TOKENS,
         vision(patch_size=14, window_size=112),
         written="qwen2vl",
+        ends=("<|im_end|>", "<|endoftext|>"),
+        generation={"do_sample": True, "repetition_penalty": 1.05, "temperature": 1e-06},
         facts="qwen25vl",
     ),
     "qwen3vl": Record(
@@ -631,6 +684,14 @@ RECORDS: dict[str, Record] = {
         qwen_processor(hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor, 16),
         QWEN_TOKENS,
         vision(patch_size=16),
+        ends=("<|im_end|>", "<|endoftext|>"),
+        generation={
+            "do_sample": True,
+            "temperature": 0.7,
+            "top_p": 0.8,
+            "top_k": 20,
+            "repetition_penalty": 1.0,
+        },
         facts="qwen3vl",
     ),
     "qwen35": Record(
@@ -718,5 +779,36 @@ RECORDS: dict[str, Record] = {
         {"image_token_id": "<image>"},
         {**TOWER, "scale_factor": 2},
         written="idefics3",
+    ),
+    "molmo2": Record(
+        "molmo2",
+        molmo2_processor,
+        {
+            "image_patch_id": "<im_patch>",
+            "image_start_token_id": "<im_start>",
+            "low_res_image_start_token_id": "<low_res_im_start>",
+            "image_end_token_id": "<im_end>",
+            "frame_start_token_id": "<frame_start>",
+            "frame_end_token_id": "<frame_end>",
+        },
+        vision(image_size=[56, 56], patch_size=14),
+    ),
+    "minimax_m3": Record(
+        "minimax_m3_vl",
+        minimax_processor,
+        {"image_token_index": "]<]image[>[", "video_token_index": "]<]video[>["},
+        vision(patch_size=14),
+    ),
+    "qianfan_ocr": Record(
+        "qianfan_ocr",
+        qianfan_processor,
+        {"image_token_id": "<IMG_CONTEXT>"},
+        vision(image_size=[56, 56], patch_size=[14, 14]),
+    ),
+    "step3p7": Record(
+        "step3p7",
+        step3p7_processor,
+        {"image_token_id": "<im_patch>"},
+        vision(image_size=112, patch_size=14),
     ),
 }

@@ -17,13 +17,10 @@ CORPUS = [
     *world_text(),
     *["\n", "\n\n", "a\n\n\nb", "it.\n", "it?\n", "it.\n\n", ":\n", ">\n", "1 20 300"] * 20,
     *["user", "assistant", "system", "model", "User: ", "Assistant: ", "USER: ", "ASSISTANT: "] * 5,
-    "You are a helpful assistant. Cutting Knowledge Date: December 2023 Today Date: 26 Jul 2024",
+    "You are a helpful assistant. Today is 26 Jul 2024.",
 ]
-LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-SPLIT = Regex(
-    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{LETTERS}|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# Newlines go with spaces or signs before them, and one space with a word after it.
+SPLIT = Regex(r"\s*\n+| ?\p{L}+| ?[^\s\p{L}\p{N}]+\n*|\p{N}|\s")
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 

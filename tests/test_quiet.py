@@ -1,0 +1,114 @@
+"""Decoders add nothing to what `generate` warns of, in warnings and in transformers' log."""
+
+import logging
+import warnings
+
+import pytest
+from talkers import TALKERS, Fixed
+
+from sightline import AGLA, CARVE, ICD, MVP, VDGD, Gated, PostHocDebias, PrefixOnly, Reusing
+from sightline.decoders import DECODERS
+
+QUESTIONS = ["Describe the image.", "Is there an orange or a vase?"]
+SMALL = {
+    "vdgd": lambda p: VDGD(p, tokens=4),
+    "mvp": lambda p: MVP(p, k=2, tokens=4, caption_tokens=4),
+    "carve": lambda p: CARVE(p, tokens=3),
+    "agla": lambda p: AGLA(p, Fixed()),
+    "icd": lambda p: ICD(p),
+}
+BUILDS = {
+    **{name: lambda p, kind=kind: kind() for name, kind in DECODERS.items() if name not in SMALL},
+    **SMALL,
+    "vdgd official": lambda p: VDGD(p, tokens=4, layout="official"),
+    "vdgd continue": lambda p: VDGD(p, tokens=4, layout="continue"),
+    "prefix only": lambda p: PrefixOnly(p, tokens=4),
+    "agla own": lambda p: AGLA(p),
+    "carve refined": lambda p: CARVE(p, tokens=3, final="refined"),
+    "posthoc": PostHocDebias,
+    "gated": lambda p: Gated(DECODERS["vdd"]()),
+    "reusing": lambda p: Reusing(DECODERS["vdd"]()),
+}
+EVERYTHING = dict(
+    return_dict_in_generate=True,
+    output_scores=True,
+    output_logits=True,
+    output_attentions=True,
+    output_hidden_states=True,
+)
+CLOSED = {"mvp", "posthoc"}
+MODES = {
+    "greedy": {},
+    "everything asked for": EVERYTHING,
+    "sampling": dict(do_sample=True, temperature=0.7, top_p=0.9, top_k=20),
+    "beams": dict(num_beams=2, num_return_sequences=2, length_penalty=0.9, early_stopping=True),
+    "scores of beams": dict(num_beams=2, **EVERYTHING),
+    "bounds": dict(min_new_tokens=2, repetition_penalty=1.1, max_time=60.0),
+}
+
+
+class Heard(logging.Handler):
+    """`with Heard() as said:` lists warnings and what transformers logs, as text."""
+
+    def __enter__(self):
+        self.said = []
+        self.logger = logging.getLogger("transformers")
+        self.before, self.caught = self.logger.level, warnings.catch_warnings(record=True)
+        self.warned = self.caught.__enter__()
+        warnings.simplefilter("always")
+        self.logger.setLevel(logging.WARNING)
+        self.logger.addHandler(self)
+        return self.said
+
+    def emit(self, record):
+        self.said.append(record.getMessage())
+
+    def __exit__(self, *error):
+        self.logger.removeHandler(self)
+        self.logger.setLevel(self.before)
+        self.said += [str(warning.message) for warning in self.warned]
+        self.caught.__exit__(*error)
+
+
+@pytest.fixture(scope="module")
+def talker():
+    return TALKERS["qwen"]()
+
+
+@pytest.fixture(autouse=True)
+def every_time(monkeypatch):
+    """What transformers says once in a process is said each time."""
+    monkeypatch.setattr("logging.Logger.warning_once", said_always, raising=False)
+
+
+def said_always(logger, *args, **kwargs):
+    logger.warning(*args, **kwargs)
+
+
+def heard(talker, decoder, asked):
+    pictures = list(talker.pictures[:2])
+    given = {"images": pictures} if getattr(decoder, "needs_images", False) else {}
+    inputs = talker.asked(QUESTIONS, pictures)
+    with Heard() as said:
+        talker.model.generate(**inputs, **given, **asked, custom_generate=decoder, max_new_tokens=4)
+    return said
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", BUILDS)
+def test_a_decoder_says_nothing_that_generate_does_not(talker, name, mode):
+    asked = MODES[mode]
+    if name in CLOSED and "num_beams" in asked:
+        pytest.skip("a closed set has one answer")
+    plain = heard(talker, None, asked)
+    assert (plain != []) == ("output_attentions" in asked)
+    assert set(heard(talker, BUILDS[name](talker.processor), asked)) <= set(plain)
+
+
+@pytest.mark.parametrize("name", sorted(CLOSED))
+def test_probabilities_say_nothing(talker, name):
+    decoder, pictures = BUILDS[name](talker.processor), list(talker.pictures[:2])
+    given = {"images": pictures} if name == "mvp" else {}
+    with Heard() as said:
+        decoder.probabilities(talker.model, **talker.asked(QUESTIONS, pictures), **given)
+    assert said == []

@@ -1,0 +1,223 @@
+"""Settings of every decoder and part: numpy's numbers are Python's, and nonsense is refused."""
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from methods import METHODS
+from models import PROMPTS
+from talkers import TALKERS
+
+import sightline
+from sightline import (
+    AGLA,
+    CARVE,
+    ICD,
+    MVP,
+    VDGD,
+    EmbeddingContrast,
+    PlausibilityProcessor,
+    PostHocDebias,
+    Reusing,
+    UnknownImage,
+    Unsure,
+)
+from sightline.attention.recalibrations import ImageGain, ImageScale
+from sightline.attention.reference import KeyWeights
+from sightline.decoders import DECODERS
+from sightline.decoders.agla import SelfMatcher
+from sightline.settings import as_python
+
+GIVEN = {  # what has no default
+    UnknownImage: dict(tokens=(7,)),
+    ImageGain: dict(alpha=0.2),
+    ImageScale: dict(image=1.2, system=0.9),
+    Reusing: dict(decoder=sightline.VDD()),
+    sightline.VDD: dict(variant="unk"),
+    PostHocDebias: dict(reference="unk"),
+}
+OPTIONAL = dict(
+    cap=2.0, confidence=0.5, k=3, count=4, unk_token_id=7, layers=(1, 3), heads=(0, 1), markers=(7,)
+)
+
+
+def parts():
+    """(name, setting, a value of it, a maker) of every number that a dataclass is set by."""
+    classes = {*DECODERS.values(), PostHocDebias, MVP}
+    for folder in ("attention", "decoders", "logits"):
+        package = importlib.import_module(f"sightline.{folder}")
+        for module in pkgutil.iter_modules(package.__path__):
+            found = vars(importlib.import_module(f"{package.__name__}.{module.name}")).values()
+            classes |= {each for each in found if is_part(each)}
+    classes -= {KeyWeights, sightline.PrefixOnly}  # data; settings of VDGD that it leaves unread
+    for made in sorted(classes, key=lambda each: each.__name__):
+        for field in dataclasses.fields(made):
+            value = GIVEN.get(made, {}).get(field.name, field.default)
+            if value in (None, ()):
+                value = OPTIONAL.get(field.name, value)
+            if field.init and holds_numbers(value):
+                yield pytest.param(made, field.name, value, id=f"{made.__name__} {field.name}")
+
+
+def is_part(each: Any) -> bool:
+    """A dataclass of settings, as it says by checking them."""
+    return (
+        isinstance(each, type)
+        and dataclasses.is_dataclass(each)
+        and each.__module__.startswith("sightline.")
+        and "__post_init__" in dir(each)
+        and not getattr(each, "__abstractmethods__", None)
+        and all(
+            field.default is not dataclasses.MISSING or field.name in GIVEN.get(each, {})
+            or field.name == "processor"
+            for field in dataclasses.fields(each) if field.init
+        )
+    )  # fmt: skip
+
+
+def holds_numbers(value):
+    values = value if isinstance(value, tuple) else (value,)
+    return bool(values) and all(
+        isinstance(each, int | float) and not isinstance(each, bool) for each in values
+    )
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return TALKERS["lab"]().processor
+
+
+def make(made, name, value, processor):
+    given = dict(GIVEN.get(made, {}))
+    if any(field.name == "processor" for field in dataclasses.fields(made)):
+        given["processor"] = processor
+    return made(**{**given, name: value})
+
+
+def numpys(value):
+    """The same in each of numpy's types that can hold it."""
+    if isinstance(value, tuple):
+        return [tuple(each) for each in zip(*map(numpys, value), strict=True)]
+    if isinstance(value, int):
+        return [np.int64(value), np.int32(value), np.uint16(value), np.array([value])[0]]
+    return [np.float64(value), np.float32(value), np.float16(value) if value > 1e-6 else value]
+
+
+def types_in(value):
+    return {type(each) for each in (value if isinstance(value, tuple | list) else [value])}
+
+
+@pytest.mark.parametrize(("made", "name", "value"), parts())
+def test_numpys_numbers_are_pythons(made, name, value, processor):
+    for given in numpys(value):
+        part = make(made, name, given, processor)
+        kept = getattr(part, name)
+        assert types_in(kept) <= {int, float}
+        assert kept == as_python(given)
+        if hasattr(part, "recipe"):
+            for each in everything_in(part.recipe()):
+                assert not isinstance(each, np.generic)
+
+
+def everything_in(value):
+    if isinstance(value, tuple | list):
+        for each in value:
+            yield from everything_in(each)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from everything_in(getattr(value, field.name))
+    else:
+        yield value
+
+
+@pytest.mark.parametrize(("made", "name", "value"), parts())
+def test_what_is_no_number_is_refused_by_name(made, name, value, processor):
+    """One short sentence each; where a number may be None or a word, these are left out."""
+    none: list = []
+    wrong = ["much", math.nan, math.inf, torch.tensor(0.5), torch.ones(2000, 30), True, {}, none]
+    wrong += [np.float32("nan"), np.bool_(True), np.ones(9000), 1j]
+    if isinstance(value, tuple):
+        wrong = [*wrong, (True, 1), ("a", "b"), (math.nan, 1.0), (None, None)]
+    if name == "markers":
+        wrong = [each for each in wrong if each is not none]
+    for given in wrong:
+        with pytest.raises((ValueError, TypeError)) as raised:
+            make(made, name, given, processor)
+        message = str(raised.value)
+        assert len(message) < 250
+        assert says(message, name), (given, message)
+
+
+SAID = {"unk_token_id": "tokens", "suppress": "suppress", "sink": "b must", "decoder": "decoder"}
+
+
+def says(message, name):
+    return name in message or SAID.get(name, name) in message
+
+
+def test_processors_take_them_too(llava):
+    model, _ = llava
+    assert type(PlausibilityProcessor(np.float32(0.5)).beta) is float
+    assert type(EmbeddingContrast(model, np.float32(0.5), np.float64(0.1)).rule.alpha) is float
+    assert type(Unsure(np.float32(0.5)).probability) is float
+    with pytest.raises(ValueError, match=r"beta must be in \[0, 1\], got 'half'"):
+        PlausibilityProcessor("half")
+
+
+# A default device that is not the model's
+
+
+@contextmanager
+def default_device(name):
+    torch.set_default_device(name)
+    try:
+        yield
+    finally:
+        torch.set_default_device("cpu")
+
+
+@pytest.mark.parametrize("asked", [{}, dict(suppress_tokens=[50], repetition_penalty=1.2)])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_default_device_is_not_where_a_call_runs(llava, method, asked):
+    """meta holds no values, so whatever is made there cannot be read. (5.23: beam search of
+    transformers and Qwen's tower make tensors there themselves.)"""
+    model, make_inputs = llava
+    inputs = make_inputs(PROMPTS)
+    asked = dict(asked, custom_generate=method.strong, max_new_tokens=4)
+    expected = model.generate(**inputs, **asked)
+    with default_device("meta"):
+        found = model.generate(**inputs, **asked)
+    assert torch.equal(found, expected)
+
+
+ASKING = {
+    "agla": lambda processor: AGLA(processor, SelfMatcher()),
+    "carve": lambda processor: CARVE(processor, tokens=2),
+    "icd": lambda processor: ICD(processor),
+    "mvp": lambda processor: MVP(processor, tokens=3, caption_tokens=3),
+    "posthoc": lambda processor: PostHocDebias(processor),
+    "posthoc sequences": lambda processor: PostHocDebias(processor, labels=("yes, it is", "no")),
+    "vdgd": lambda processor: VDGD(processor, tokens=3),
+}
+
+
+@pytest.mark.parametrize("make_decoder", ASKING.values(), ids=ASKING)
+def test_nor_of_decoders_that_ask_again(make_decoder):
+    talker = TALKERS["lab"]()
+    pictures = list(talker.pictures[:1])
+    inputs = talker.asked(["Is there a vase?"], pictures)
+    found = []
+    for device in ("cpu", "meta"):
+        decoder = make_decoder(talker.processor)
+        given = dict(images=pictures) if getattr(decoder, "needs_images", False) else {}
+        with default_device(device):
+            found.append(
+                talker.model.generate(**inputs, **given, custom_generate=decoder, max_new_tokens=4)
+            )
+    assert torch.equal(*found)
