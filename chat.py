@@ -1,5 +1,6 @@
 """Questions about pictures: from pictures and text to a model's inputs, and back to text."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,6 +90,7 @@ def reply(
         generate_kwargs["custom_generate"] = decoder
         if getattr(decoder, "needs_images", False):
             generate_kwargs["images"] = images
+        generate_kwargs = {**processor_for(decoder, processor), **generate_kwargs}
         # transformers 5 drops `streamer` when a callable decodes.
         if "streamer" in generate_kwargs:
             generate_kwargs["token_streamer"] = generate_kwargs.pop("streamer")
@@ -97,6 +99,15 @@ def reply(
     if not model.config.is_encoder_decoder:
         tokens = tokens[inputs["input_ids"].shape[1] :]
     return processor.decode(tokens, skip_special_tokens=True).strip()
+
+
+def processor_for(decoder: Any, processor: Any) -> dict[str, Any]:
+    """The keyword of `generate` that tells a decoder what belongs to an image in a prompt.
+
+    Empty for what does not take it.
+    """
+    takes = callable(decoder) and "processor" in inspect.signature(decoder).parameters
+    return {"processor": processor} if takes else {}
 
 
 def check_question(text: str) -> None:

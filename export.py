@@ -12,7 +12,7 @@ from transformers import GenerationConfig, GenerationMixin
 import sightline
 from sightline.checkpoints import load_processor
 from sightline.choices import Choice
-from sightline.decoders.parse import Request, paper, read_arguments, settable
+from sightline.decoders.parse import FILLED, Request, paper, read_arguments, settable
 from sightline.lab import CHECKPOINT
 from sightline.python_source import Code, Group, call, literal, piece
 
@@ -123,6 +123,10 @@ answer = output[0, inputs["input_ids"].shape[1] :]
 print(processor.decode(answer, skip_special_tokens=True))\
 """
 PROCESSOR = "Each call needs `processor=`, the model's own. "
+EXACT = (
+    "With `processor=`, the model's own, prompts without the image are exact, whatever it writes "
+    "around an image. "
+)
 IMAGES = (
     "Each call needs `images=`, the picture as it was before the processor took it, or a list of "
     "all pictures of the batch in order. "
@@ -253,8 +257,10 @@ def breaking(version: str) -> str:
 def readme(request: Request, decoder: Any, arguments: Sequence[Argument], folder: str) -> str:
     """The folder's card."""
     kind = type(decoder)
+    is_needed = needs_processor(request)
+    takes = any(each.name == FILLED for each in arguments)
     needed = {
-        "processor=processor": (needs_processor(request), PROCESSOR),
+        "processor=processor": (is_needed or takes, PROCESSOR if is_needed else EXACT),
         "images=picture": (getattr(decoder, "needs_images", False), IMAGES),
     }
     passed = {argument: text for argument, (is_needed, text) in needed.items() if is_needed}

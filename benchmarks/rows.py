@@ -33,8 +33,8 @@ from sightline import (
     Reusing,
     VASparse,
 )
-from sightline.decoders.branch import MARKERS
 from sightline.decoders.features import is_one_of, token_ids
+from sightline.decoders.image_spans import MARKERS
 from sightline.logits.gates import Gate
 from sightline.logits.rules import Contrastive, Rule
 

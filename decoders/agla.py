@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Annotated, Any
 
 from PIL import Image
@@ -93,7 +94,8 @@ class MaskedImage:
         return self.matcher.needs_attention
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        asked = Chat(self.processor, model).asked(expert)
+        chat = Chat(self.processor, model)
+        asked = chat.asked(expert)
         pairs = [
             (picture, row.question.removesuffix(self.suffix).strip())
             for row, own in zip(asked, expert.call.pictures, strict=True)
@@ -104,11 +106,12 @@ class MaskedImage:
         if self.matcher.needs_attention:
             looks = question_looks(expert, model, self.processor, self.matcher.layers)
         relevances = self.matcher(pictures, questions, looks)
-        masked = [
+        masked = iter(
             masked_picture(picture, kept_pixels(relevance.values, relevance.masked))
             for picture, relevance in zip(pictures, relevances, strict=True)
-        ]
-        pixels = picture_inputs(masked, self.processor, model)
+        )
+        rows = [list(islice(masked, len(own))) for own in expert.call.pictures]
+        pixels = picture_inputs(rows, chat)
         return replace(expert, pixels=pixels, features=None, prefix=None)
 
 

@@ -1,14 +1,16 @@
 """Asks the model something else about the same picture, in its own chat template."""
 
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from sightline.chat import check_processor
-from sightline.decoders.branch import MARKERS, Branch
-from sightline.decoders.features import token_ids
+from sightline.decoders.branch import Branch
+from sightline.decoders.image_spans import Writing, WrittenRow, rows_of, writing_of
 
 WORDS, REPLY, MORE = "SIGHTLINE0WORDS", "SIGHTLINE1REPLY", "SIGHTLINE2MORE"
 
@@ -50,11 +52,15 @@ class Chat:
 
     def __post_init__(self):
         check_processor(self.processor)
-        check_same_tokens(self.processor, self.model)
+        _ = self._writing  # of this model's images
+
+    @property
+    def _writing(self) -> Writing:
+        return writing_of(self.processor, self.model.config)
 
     def asked(self, branch: Branch) -> list[Asked]:
         """What each row asks; `ValueError` for a row that asks nothing about a picture in words."""
-        opening, closing = self._around_words()
+        openings, closing = self._around_words()
         found = []
         for row, mask in enumerate(branch.image_mask):
             places = torch.nonzero(mask, as_tuple=True)[0]
@@ -67,7 +73,7 @@ class Chat:
             text = self._text(
                 branch.input_ids[row, start:][branch.attention_mask[row, start:] != 0]
             )
-            found.append(self._parsed(start, text, opening, closing))
+            found.append(self._parsed(start, text, openings, closing))
         return found
 
     def ask(self, branch: Branch, index: Sequence[int], texts: Sequence[str]) -> Branch:
@@ -91,19 +97,25 @@ class Chat:
 
     def put_before(self, branch: Branch, texts: Sequence[str]) -> Branch:
         """Each row with a text before its first picture, in the turn that the picture is in."""
-        markers = set(token_ids(self.model.config, MARKERS))
-        starts = []
-        for ids, mask in zip(branch.input_ids.tolist(), branch.image_mask, strict=True):
-            start = int(torch.nonzero(mask)[0])
-            while start > 0 and ids[start - 1] in markers:
-                start -= 1
-            starts.append(start)
-        tokenizer = self.processor.tokenizer
-        ids = [
-            tokenizer(f"{self._plain(text)}\n", add_special_tokens=False)["input_ids"]
-            for text in texts
-        ]
-        return branch.inserted(starts, ids)
+        turn = {"role": "user", "content": [_words(f"{WORDS}\n"), {"type": "image"}, _words(MORE)]}
+        after, unit, _ = self._rendered([turn]).partition(WORDS)[2].partition(self.shown(1))
+        space = after if unit and not after.strip() else "\n"  # a template may put images first
+        rows = zip(self.rows(branch), branch.columns(), texts, strict=True)
+        return branch.inserted(
+            [
+                [
+                    (columns[number], token)
+                    for number, token in row.with_text_before(self._plain(text), space)
+                ]
+                for row, columns, text in rows
+            ]
+        )
+
+    def rows(self, branch: Branch) -> list[WrittenRow]:
+        """The prompts as the processor wrote them."""
+        return rows_of(
+            branch.input_ids, branch.attention_mask, branch.features, self.model, self.processor
+        )
 
     def question_tokens(self, branch: Branch) -> torch.Tensor:
         """`[B, T]` bool, true on the tokens of each row's question, the template's left out."""
@@ -116,12 +128,20 @@ class Chat:
             chosen[row, tail[first:last]] = True
         return chosen
 
-    def between_pictures(self) -> list[int]:
-        """Token ids that the template puts between two pictures."""
-        turn = _turn("user", WORDS, pictures=2)
-        token = self._picture_token()
-        between = self._rendered([turn]).split(token)[1]
-        return self._tokens(between, self.model.config.image_token_id)
+    def shown(self, count: int) -> str:
+        """What the template writes for so many pictures of one turn, side by side."""
+        unit = self._writing.unit.strip()
+        if count == 1:
+            return unit
+        rendered = self._rendered([_turn("user", WORDS, pictures=count)])
+        found = re.search(rf"{re.escape(unit)}(.*{re.escape(unit)})?", rendered, re.DOTALL)
+        if rendered.count(unit) != count or found is None:
+            raise ValueError(
+                f"{count} pictures are shown together, and the chat template of "
+                f"{type(self.processor).__name__} does not write so many in one turn: use a model "
+                "that takes several"
+            )
+        return found.group()
 
     def replies(self, tokens: torch.Tensor) -> list[str]:
         """Answers `[R, L]` as text, without special tokens."""
@@ -137,7 +157,7 @@ class Chat:
         rows = torch.tensor(list(index), device=branch.input_ids.device)
         return branch.continued(rows, starts, ids, self.model.config)
 
-    def _parsed(self, start: int, text: str, opening: str, closing: str) -> Asked:
+    def _parsed(self, start: int, text: str, openings: Sequence[str], closing: str) -> Asked:
         stripped = text.rstrip()
         if not stripped.endswith(closing.strip()):
             raise ValueError(
@@ -147,7 +167,7 @@ class Chat:
             )
         body = stripped.removesuffix(closing.strip())
         following = self._between_turns()
-        lead = len(opening) if body.startswith(opening) else 0
+        lead = next((len(opening) for opening in openings if body.startswith(opening)), 0)
         if following.strip() and following in body:
             lead = body.rindex(following) + len(following)
         words = body[lead:].strip()
@@ -159,23 +179,31 @@ class Chat:
         cut = body.index(words, lead)
         return Asked(start, body[:cut], words, text[cut + len(words) :])
 
-    def _around_words(self) -> tuple[str, str]:
-        """What the template puts between a picture and the user's words, and after them."""
+    def _around_words(self) -> tuple[list[str], str]:
+        """What may stand between image tokens and the user's words, the longest first, and what
+        the template puts after the words.
+        """
+        writing = self._writing
+        openings = {
+            closing + after for closing in writing.closings for after in (writing.words, "")
+        }
         rendered = self._rendered([_turn("user", WORDS, pictures=1)])
-        before, _, after = rendered.partition(WORDS)
-        token = self._picture_token()
-        return before.rpartition(token)[2], after
+        return sorted(openings, key=len, reverse=True), rendered.partition(WORDS)[2]
 
     def _between_turns(self) -> str:
         """What the template puts between a reply and the user's next words."""
-        turns = [_turn("user", WORDS, pictures=1), _turn("assistant", REPLY), _turn("user", MORE)]
-        return self._rendered(turns).partition(REPLY)[2].partition(MORE)[0]
+        asked, more = _turn("user", WORDS, pictures=1), _turn("user", MORE)
+        # A template may take a reply as parts or as text alone: it fails, prints the parts as they
+        # are, or leaves the text out.
+        rendered = []
+        for reply in (_turn("assistant", REPLY), {"role": "assistant", "content": REPLY}):
+            with suppress(Exception):
+                rendered.append(self._rendered([asked, reply, more]))
+        shown = min((text for text in rendered if REPLY in text), key=len, default="")
+        return shown.partition(REPLY)[2].partition(MORE)[0]
 
     def _rendered(self, turns: list[dict[str, Any]]) -> str:
         return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-
-    def _picture_token(self) -> str:
-        return self.processor.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
 
     def _text(self, ids: torch.Tensor) -> str:
         return self.processor.tokenizer.decode(
@@ -197,19 +225,10 @@ class Chat:
         return text.strip()
 
 
-def check_same_tokens(processor: Any, model: Any) -> None:
-    """Raises `ValueError` for a processor of another model, by its picture's token."""
-    wanted = model.config.image_token_id
-    tokenizer = processor.tokenizer
-    token = getattr(processor, "image_token", None)
-    ours = None if token is None else tokenizer.convert_tokens_to_ids(str(token))
-    if (token is not None and ours != wanted) or wanted >= len(tokenizer):
-        raise ValueError(
-            f"the processor belongs to another model: its image token has the id {ours}, the "
-            f"model's has {wanted}. Load both from one checkpoint"
-        )
-
-
 def _turn(role: str, words: str, pictures: int = 0) -> dict[str, Any]:
     content: list[dict[str, str]] = [{"type": "image"}] * pictures
-    return {"role": role, "content": [*content, {"type": "text", "text": words}]}
+    return {"role": role, "content": [*content, _words(words)]}
+
+
+def _words(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}

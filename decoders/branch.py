@@ -16,6 +16,12 @@ from sightline.decoders.features import (
     select_rows,
     token_ids,
 )
+from sightline.decoders.image_spans import (
+    PLACEHOLDERS,
+    can_be_asked,
+    rows_of,
+    warn_of_markers,
+)
 
 PIXELS = (
     "pixel_values",
@@ -64,27 +70,6 @@ ENCODER_INPUTS = (
 # What a video's positions are made of, besides its grid: seconds from one step to the next.
 POSITION_INPUTS = ("second_per_grid_ts", "video_second_per_grid")
 
-PLACEHOLDERS = ("image_token_id", "video_token_id")
-
-# Where a text config names the tokens that open and close a picture.
-MARKERS = (
-    "boi_token_id",
-    "boi_token_index",
-    "eoi_token_id",
-    "eoi_token_index",
-    "frame_end_token_id",
-    "frame_start_token_id",
-    "image_bos_token_id",
-    "image_end_token_id",
-    "image_start_token_id",
-    "low_res_image_start_token_id",
-    "video_end_token_id",
-    "video_start_token_id",
-    "vision_end_token_id",
-    "vision_start_token_id",
-    "visual_indicator_token_ids",
-)
-
 
 @dataclass(frozen=True)
 class Prefix:
@@ -112,10 +97,12 @@ class Call:
     Args:
         pictures: Of each row, in the order of its prompt; empty where the caller gave none.
         generation_config: As `generate` prepared it.
+        processor: The model's own; None where the caller gave none.
     """
 
     pictures: tuple[tuple[Any, ...], ...] = ()
     generation_config: Any = None
+    processor: Any = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -220,6 +207,18 @@ class Branch:
             tails.append([(place, None) for place in tokens if place >= start])
         return self.gathered(side_by_side(heads, tails), keeps_pictures=True)
 
+    def regathered(self, rows: Sequence[Sequence[tuple[int, int | None]]]) -> "Branch":
+        """Rows of entries as `gathered` takes them; the prefix stays if all of it does, in each."""
+        width = 0 if self.prefix is None else self.prefix.length
+        counts = self.attention_mask[:, :width].sum(dim=1).tolist()
+        heads = [list(row[:count]) for row, count in zip(rows, counts, strict=True)]
+        tails = [row[count:] for row, count in zip(rows, counts, strict=True)]
+        is_kept = all(token is None and column < width for head in heads for column, token in head)
+        if not width or not is_kept:
+            return self.gathered(rows, keeps_pictures=True)
+        made = self.gathered(side_by_side(heads, tails, width), keeps_pictures=True)
+        return replace(made, prefix=self.prefix)
+
     def continued(
         self, index: Tensor, starts: Sequence[int], texts: Sequence[Sequence[int]], config: Any
     ) -> "Branch":
@@ -259,24 +258,23 @@ class Branch:
             made.position_ids[..., row, made.length - len(text) :] = bases[row] + count
         return replace(made, prefix=branch.prefix)
 
-    def inserted(self, starts: Sequence[int], texts: Sequence[Sequence[int]]) -> "Branch":
-        """The same rows with text put in: tokens `texts[r]` before column `starts[r]` of row r.
+    def inserted(self, rows: Sequence[Sequence[tuple[int, int | None]]]) -> "Branch":
+        """The same rows with one run of new text in each, which may stand in the place of old text.
 
         What follows, pictures included, moves on by as many positions.
+
+        Args:
+            rows: Of (column of an old token, None), and (column, id) of the new ones, the column
+                being that of the first old token that they stand for or before.
         """
-        rows: list[list[tuple[int, int | None]]] = []
-        for row, (start, text) in enumerate(zip(starts, texts, strict=True)):
-            places = torch.nonzero(self.attention_mask[row], as_tuple=True)[0].tolist()
-            before = [(place, None) for place in places if place < start]
-            after = [(place, None) for place in places if place >= start]
-            rows.append([*before, *((start, token) for token in text), *after])
         made = self.gathered(rows, keeps_pictures=True)
         assert made.position_ids is not None, "a completed branch has positions"
-        for row, (text, entries) in enumerate(zip(texts, rows, strict=True)):
-            first = made.length - len(entries) + sum(place < starts[row] for place, _ in entries)
+        for row, (entries, columns) in enumerate(zip(rows, self.columns(), strict=True)):
+            text = [number for number, (_, token) in enumerate(entries) if token is not None]
+            first = made.length - len(entries) + text[0]
             moved = torch.arange(len(text), device=made.input_ids.device)
             made.position_ids[..., row, first : first + len(text)] += moved
-            made.position_ids[..., row, first + len(text) :] += len(text)
+            made.position_ids[..., row, first + len(text) :] += len(entries) - len(columns)
         return made
 
     def with_pixels(self, edit: Callable[[str, Tensor], Tensor]) -> "Branch":
@@ -288,32 +286,61 @@ class Branch:
         return replace(self, pixels=pixels, features=None)
 
     def without_pictures(
-        self, model: Any, replacement: tuple[int, ...] = (), markers: tuple[int, ...] = ()
+        self,
+        model: Any,
+        replacement: tuple[int, ...] = (),
+        markers: tuple[int, ...] = (),
+        processor: Any = None,
     ) -> "Branch":
-        """Text only: every picture's tokens, with those that open and close it, taken out.
+        """Text only: all that the processor wrote for an image, taken out.
 
-        A row without pictures stays as it is. Everything else in the prompt stays: system text,
-        roles, newlines.
+        A row without images stays as it is. Everything else in the prompt stays: system text,
+        roles, newlines of the chat template.
 
         Args:
-            model: Names the tokens that open and close a picture in its config.
-            replacement: Token ids left in the place of each picture.
-            markers: Ids of further tokens that belong to a picture, for models whose config does
+            model: Names the tokens that open and close an image in its config.
+            replacement: Token ids left in the place of each image.
+            markers: Ids of further tokens that belong to an image, for models whose config does
                 not name them.
+            processor: The model's own, which then says what belongs to an image. None: all that
+                stands between an image's tokens goes, and markers that are named.
         """
-        belongs = self.image_mask | is_one_of(
-            self.input_ids, (*token_ids(model.config, MARKERS), *markers)
+        rows = rows_of(
+            self.input_ids, self.attention_mask, self.features, model, processor, markers
         )
-        lengths = {name: picture_lengths(self.features, name) for name in ("image", "video")}
-        rows: list[list[tuple[int, int | None]]] = []
-        for row in range(len(self.input_ids)):
-            tokens = torch.nonzero(self.attention_mask[row], as_tuple=True)[0]
-            if not self.image_mask[row].any():
-                rows.append([(int(index), None) for index in tokens])
-                continue
-            starts = _picture_starts(self, model.config, row, lengths)
-            rows.append(_cut(tokens.tolist(), belongs[row].tolist(), starts, replacement))
-        return self.gathered(rows)
+        if not can_be_asked(processor):
+            warn_of_markers(model, rows)
+        return self.gathered(
+            [
+                [(columns[number], token) for number, token in row.without_images(replacement)]
+                for row, columns in zip(rows, self.columns(), strict=True)
+            ]
+        )
+
+    def images(self, model: Any, processor: Any = None) -> list[list[tuple[int, ...]]]:
+        """By row and image, without videos, the columns of its image tokens.
+
+        Args:
+            model: Names the image tokens in its config.
+            processor: As in `without_pictures`.
+        """
+        rows = rows_of(self.input_ids, self.attention_mask, self.features, model, processor)
+        ids = token_ids(model.config, ("image_token_id",))
+        return [
+            [
+                tuple(columns[number] for number in image.tokens)
+                for image in row.images
+                if row.ids[image.tokens[0]] in ids
+            ]
+            for row, columns in zip(rows, self.columns(), strict=True)
+        ]
+
+    def columns(self) -> list[list[int]]:
+        """By row, the columns that hold tokens and no padding."""
+        return [
+            [column for column, is_kept in enumerate(mask) if is_kept]
+            for mask in self.attention_mask.tolist()
+        ]
 
     def with_fewer_image_tokens(self, model: Any, encoded: Any) -> "Branch":
         """The same prompt, each picture's run of tokens as short as the features in `encoded`.
@@ -414,40 +441,3 @@ def side_by_side(
 def image_mask(input_ids: Tensor, config: Any) -> Tensor:
     """`[B, T]` bool, true on placeholder tokens of pictures and videos."""
     return is_one_of(input_ids, token_ids(config, PLACEHOLDERS))
-
-
-def _picture_starts(
-    branch: Branch, config: Any, row: int, lengths: dict[str, list[int]]
-) -> set[int]:
-    """Places in a row where a picture's first placeholder stands.
-
-    Two pictures may stand side by side with nothing between them, so the number of tokens that
-    each fills is asked of the encoder's output; without it a run of placeholders is one picture.
-    """
-    starts: set[int] = set()
-    for modality, tokens in lengths.items():
-        ids = token_ids(config, (f"{modality}_token_id",))
-        masks = is_one_of(branch.input_ids, ids)
-        places = torch.nonzero(masks[row], as_tuple=True)[0].tolist()
-        pictures = pictures_by_row(masks.sum(dim=1).tolist(), tokens)[row]
-        runs = {p for p, before in zip(places, [-2, *places], strict=False) if p != before + 1}
-        offset = 0
-        for picture in pictures:
-            starts.add(places[offset])
-            offset += tokens[picture]
-        if not pictures:
-            starts |= runs
-    return starts
-
-
-def _cut(
-    tokens: list[int], belongs: list[bool], starts: set[int], replacement: tuple[int, ...]
-) -> list[tuple[int, int | None]]:
-    """Places of a row without its pictures, `replacement` standing once for each picture."""
-    row: list[tuple[int, int | None]] = []
-    for place in tokens:
-        if not belongs[place]:
-            row.append((place, None))
-        elif place in starts:
-            row += [(place, token) for token in replacement]
-    return row

@@ -12,12 +12,17 @@ from transformers import StoppingCriteria
 
 from sightline.attention.recalibrations import Layers, check_layers
 from sightline.decoders.asking import Chat
-from sightline.decoders.branch import Branch, side_by_side
+from sightline.decoders.branch import Branch
 from sightline.decoders.caches import layers_with_every_key
 from sightline.decoders.decoder import Decoder, Recipe
-from sightline.decoders.ensemble import Ensemble, ends, read_pictures, say
-from sightline.decoders.features import alternating, pictures_of
-from sightline.decoders.looking import encoded, layouts_by_row, picture_inputs
+from sightline.decoders.ensemble import Ensemble, encode, ends, read_pictures, say
+from sightline.decoders.features import alternating, picture_lengths
+from sightline.decoders.looking import (
+    check_reproduced,
+    layouts_by_row,
+    picture_inputs,
+    repainted,
+)
 from sightline.decoders.ranges import Usual
 from sightline.decoders.regions import FILLS, contrasted, kept_regions, refined
 from sightline.logits.rules import in_unit_interval
@@ -139,7 +144,7 @@ class RefinedPicture:
             kept = kept_regions(relevance, self.share, self.regions, layout.covered())
             smaller.append(refined(picture, kept, self.fill))
         if self.final == "refined":
-            return instead(expert, smaller, self.processor, model)
+            return instead(expert, smaller, chat)
         return beside(expert, smaller, chat)
 
     def _compared(self, config: Any) -> tuple[int, ...]:
@@ -198,49 +203,28 @@ def middle(depth: int) -> Layers:
 
 
 def beside(expert: Branch, pictures: list[Image.Image], chat: Chat) -> Branch:
-    """Each row with one more picture after its own; what was read of the first is kept."""
-    model, processor = chat.model, chat.processor
-    features = encoded(pictures, expert, processor, model)
-    lengths = [len(picture) for picture in pictures_of(features["image"])]
-    between = chat.between_pictures()
-    heads, tails = [], []
-    for row, mask in enumerate(expert.image_mask):
-        place = int(torch.nonzero(mask)[-1])
-        tokens = torch.nonzero(expert.attention_mask[row])[:, 0].tolist()
-        heads.append([(column, None) for column in tokens if column <= place])
-        new = [(place, token) for token in between] + [(place, None)] * lengths[row]
-        tails.append([*new, *((column, None) for column in tokens if column > place)])
-    if expert.prefix is None:  # then nothing need stand in the same columns
-        rows = [[*head, *tail] for head, tail in zip(heads, tails, strict=True)]
-    else:
-        rows = side_by_side(heads, tails, expert.prefix.length)
-    both = [
-        p for pair in zip((p for (p,) in expert.call.pictures), pictures, strict=True) for p in pair
-    ]
-    return replace(
-        expert.gathered(rows, keeps_pictures=True),
-        position_ids=None,
-        features={"image": alternating((expert.features or {})["image"], features["image"])},
-        pixels=picture_inputs(both, processor, model),
-        prefix=expert.prefix,
-    )
+    """Each row with one more picture after its own; what was read of the first is kept.
+
+    Where the processor cuts a picture otherwise beside another, both are read again.
+    """
+    both = [[own, more] for (own,), more in zip(expert.call.pictures, pictures, strict=True)]
+    made = repainted(expert, both, chat)
+    model, own = chat.model, (expert.features or {})["image"]
+    first = expert.image_mask.sum(dim=1).tolist()
+    second = (made.image_mask.sum(dim=1) - expert.image_mask.sum(dim=1)).tolist()
+    pixels = picture_inputs([[picture] for picture in pictures], chat)
+    more = encode(expert, pixels, model)["image"]
+    counted = [picture_lengths({"image": entries}, "image") for entries in (own, more)]
+    if counted == [first, second]:
+        return replace(made, features={"image": alternating(own, more)})
+    check_reproduced(expert, chat)
+    return replace(made, prefix=None)
 
 
-def instead(expert: Branch, pictures: list[Image.Image], processor: Any, model: Any) -> Branch:
+def instead(expert: Branch, pictures: list[Image.Image], chat: Chat) -> Branch:
     """Each row with another picture in the place of its own."""
-    pixels = picture_inputs(pictures, processor, model)
-    features = encoded(pictures, expert, processor, model)
-    rows = []
-    for row, (mask, picture) in enumerate(
-        zip(expert.image_mask, pictures_of(features["image"]), strict=True)
-    ):
-        tokens = torch.nonzero(expert.attention_mask[row])[:, 0].tolist()
-        places = torch.nonzero(mask)[:, 0].tolist()
-        before = [(column, None) for column in tokens if column < places[0]]
-        after = [(column, None) for column in tokens if column > places[-1]]
-        rows.append([*before, *[(places[0], None)] * len(picture), *after])
-    made = expert.gathered(rows, keeps_pictures=True)
-    return replace(made, position_ids=None, features=features, pixels=pixels)
+    made = repainted(expert, [[picture] for picture in pictures], chat)
+    return replace(made, features=encode(made, made.pixels, chat.model), prefix=None)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """What the expert is compared with. A contrast makes an amateur: `(expert, model) -> Branch`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,12 +18,16 @@ class NoImage:
 
     Args:
         markers: Ids of tokens around a picture that the model's config does not name.
+        processor: The model's own, which says exactly what belongs to a picture. None: the
+            call's, `generate(..., processor=processor)`, if it has one.
     """
 
     markers: tuple[int, ...] = ()
+    processor: Any = field(default=None, repr=False)
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        return expert.without_pictures(model, markers=self.markers)
+        processor = expert.call.processor if self.processor is None else self.processor
+        return expert.without_pictures(model, markers=self.markers, processor=processor)
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,12 @@ class UnknownImage:
     Args:
         tokens: Ids that stand for one picture, usually the tokenizer's `unk_token_id` alone.
         markers: Ids of tokens around a picture that the model's config does not name.
+        processor: As in `NoImage`.
     """
 
     tokens: tuple[int, ...]
     markers: tuple[int, ...] = ()
+    processor: Any = field(default=None, repr=False)
 
     def __post_init__(self):
         if not self.tokens or any(token < 0 for token in self.tokens):
@@ -48,7 +54,8 @@ class UnknownImage:
             raise ValueError(
                 f"tokens must be below {known}, as many as there are, got {self.tokens}"
             )
-        return expert.without_pictures(model, replacement=self.tokens, markers=self.markers)
+        processor = expert.call.processor if self.processor is None else self.processor
+        return expert.without_pictures(model, self.tokens, self.markers, processor)
 
 
 @dataclass(frozen=True)

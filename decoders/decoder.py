@@ -73,6 +73,7 @@ class Strategy(ABC):
         generation_config: Any,
         token_streamer: Any = None,
         images: Any = None,
+        processor: Any = None,
         output_image_attention: bool | tuple[int, int] = False,
         **model_kwargs: Any,
     ) -> Any:
@@ -80,6 +81,9 @@ class Strategy(ABC):
 
         What looks at the picture again gets it by `generate(..., images=picture)`: one, or a list
         of all pictures of the batch in the order of the prompts.
+
+        `generate(..., processor=processor)`, the model's own, tells image-free branches exactly
+        what belongs to a picture, where a decoder was made without one.
 
         `generate(..., return_dict_in_generate=True, output_image_attention=True)` also returns
         where the model looked: `image_attention`, for each token `[R, T]` over the expert's prompt,
@@ -100,6 +104,7 @@ class Strategy(ABC):
             generation_config=generation_config,
             token_streamer=token_streamer,
             images=images,
+            processor=processor,
             looks=output_image_attention,
             pixels=pixels,
             model_kwargs=model_kwargs,

@@ -55,6 +55,7 @@ from sightline.decoders.prompts import (
     can_share,
     encoded_pictures,
     forward_prompt,
+    given_processor,
     in_as_many_parts,
     is_row_tensor,
     pictures_asked,
@@ -369,6 +370,7 @@ def decode(
     generation_config: Any,
     token_streamer: Any = None,
     images: Any = None,
+    processor: Any = None,
     looks: bool | tuple[int, int] = False,
     pixels: Mapping[str, Any],
     model_kwargs: dict[str, Any],
@@ -379,6 +381,7 @@ def decode(
         recipe: Preparations, contrasts and rule.
         input_ids: `[B * copies, T]`, expanded by `generate` for beams and returned sequences.
         images: The prompt's pictures, one or a list: PIL images, paths, bytes or open files.
+        processor: The model's own, for parts that were made without one.
         looks: Whether, or from which layers, `image_attention` is wanted.
         pixels: The raw inputs of the picture encoder, unexpanded, where the recipe asked for them.
         model_kwargs: The rest of what `generate` hands a loop.
@@ -409,9 +412,10 @@ def decode(
     expert = complete(expert, model, generation_config)
     if recipe.contrasts or recipe.preparations or looks:
         check_pictures(expert, recipe.needs_pixels)
-    pictures = pictures_asked(images, expert, model.config, recipe)
-    expert = replace(expert, call=Call(pictures, generation_config))
     parts = (*recipe.preparations, *recipe.contrasts)
+    processor = given_processor(processor, parts)
+    pictures = pictures_asked(images, expert, model, recipe.needs_images, processor)
+    expert = replace(expert, call=Call(pictures, generation_config, processor))
     with position_offset_kept(model):
         if any(getattr(part, "shares_picture", False) for part in parts):
             expert = read_pictures(expert, model)

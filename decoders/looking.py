@@ -1,7 +1,7 @@
 """Where a model looks in its pictures while it reads the question."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,7 @@ from sightline.chat import input_device
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import ENCODER_INPUTS, Branch
 from sightline.decoders.caches import layers_without_attention
-from sightline.decoders.ensemble import encode, watch
-from sightline.decoders.features import Features, picture_lengths, picture_rows
+from sightline.decoders.ensemble import watch
 from sightline.decoders.geometry import Layout, locate
 from sightline.decoders.streams import middle_layers
 
@@ -66,37 +65,96 @@ def question_looks(
 
 def layouts_by_row(branch: Branch, model: Any, processor: Any) -> list[list[Layout]]:
     """Where the tokens of each row's pictures lie in them."""
-    lengths = picture_lengths(branch.features, "image")
-    rows = picture_rows(branch.input_ids, branch.features or {}, model.config)["image"]
     return [
         [
-            locate(processor, model.config, picture, lengths[index])
-            for picture, index in zip(pictures, indices, strict=True)
+            locate(processor, model.config, picture, len(columns))
+            for picture, columns in zip(pictures, images, strict=True)
         ]
-        for pictures, indices in zip(branch.call.pictures, rows, strict=True)
+        for pictures, images in zip(
+            branch.call.pictures, branch.images(model, processor), strict=True
+        )
     ]
 
 
-def picture_inputs(pictures: Sequence[Image.Image], processor: Any, model: Any) -> dict[str, Any]:
-    """What the model's encoder takes, for pictures in the order of their prompts."""
-    prepared = processor.image_processor(images=list(pictures), return_tensors="pt")
-    return {
-        name: value.to(input_device(model), model.dtype if value.is_floating_point() else None)
-        for name, value in prepared.items()
-        if name in ENCODER_INPUTS
-    }
+def written(
+    texts: Sequence[str], pictures: Sequence[Sequence[Image.Image]], processor: Any, model: Any
+) -> dict[str, Any]:
+    """What the processor makes of prompts and their pictures, on the model's device.
+
+    Args:
+        texts: As it takes them, special tokens and what stands for a picture included.
+        pictures: Of each prompt.
+    """
+    made = processor(
+        text=list(texts),
+        images=[list(own) for own in pictures],
+        add_special_tokens=False,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+    return dict(made.to(input_device(model), model.dtype))
 
 
-def encoded(
-    pictures: Sequence[Image.Image], branch: Branch, processor: Any, model: Any
-) -> Features:
-    """Pictures through the model's encoder; `ValueError` unless they come out one by one."""
-    features = encode(branch, picture_inputs(pictures, processor, model), model)
-    came = len(picture_lengths(features, "image"))
-    if came != len(pictures):
+def picture_inputs(pictures: Sequence[Sequence[Image.Image]], chat: Chat) -> dict[str, Any]:
+    """What the model's encoder takes, for the pictures of each prompt.
+
+    They go through the processor's own call, as those of a prompt do: what it hands its image
+    processor, and how it cuts several pictures of one prompt, is its matter.
+    """
+    texts = [chat.shown(len(own)) for own in pictures]
+    return encoder_inputs(written(texts, pictures, chat.processor, chat.model))
+
+
+def encoder_inputs(made: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in made.items() if name in ENCODER_INPUTS}
+
+
+def repainted(branch: Branch, pictures: Sequence[Sequence[Image.Image]], chat: Chat) -> Branch:
+    """Each row with other pictures in the place of its own one, as the processor writes them.
+
+    Its prefix stays where that ends before anything that is new.
+
+    Args:
+        branch: Of one picture in each row.
+        pictures: Of each row, one or more.
+
+    Raises:
+        ValueError: The processor does not write the rest of a prompt as it was.
+    """
+    rows = chat.rows(branch)
+    texts = [row.as_asked(chat.shown(len(own))) for row, own in zip(rows, pictures, strict=True)]
+    made = written(texts, pictures, chat.processor, chat.model)
+    entries = []
+    for row, columns, text, new in zip(rows, branch.columns(), texts, unpadded(made), strict=True):
+        # Pictures side by side, with nothing around them, may read as one.
+        if row.like(new).as_asked("") != text.replace(chat.shown(1), ""):
+            raise ValueError(
+                f"{type(chat.processor).__name__} does not write the prompt again as it was: build "
+                "it with the processor's chat template"
+            )
+        entries.append([(columns[number], token) for number, token in row.compared(new)])
+    return replace(
+        branch.regathered(entries),
+        position_ids=None,
+        features=None,
+        pixels=encoder_inputs(made),
+    )
+
+
+def check_reproduced(branch: Branch, chat: Chat) -> None:
+    """Raises `ValueError` unless the processor makes the prompt of the caller's pictures."""
+    rows, pictures = chat.rows(branch), branch.call.pictures
+    texts = [row.as_asked(chat.shown(1)) for row in rows]
+    made = written(texts, pictures, chat.processor, chat.model)
+    if unpadded(made) != [list(row.ids) for row in rows]:
         raise ValueError(
-            f"{len(pictures)} pictures of as many prompts were prepared, and the processor made "
-            f"{came} of them: this model's takes pictures as those of one prompt, so ask one "
-            "prompt at a time"
+            "the processor makes another prompt of images= than the one that came: pass the "
+            "pictures of the prompt, and a processor with the settings that made it"
         )
-    return features
+
+
+def unpadded(made: dict[str, Any]) -> list[list[int]]:
+    """Token ids of each prompt, without padding."""
+    rows = zip(made["input_ids"], made["attention_mask"], strict=True)
+    return [ids[mask.bool()].tolist() for ids, mask in rows]

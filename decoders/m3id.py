@@ -1,7 +1,7 @@
 """M3ID, Favero et al., CVPR 2024 (arXiv:2403.14003)."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from sightline.decoders.contrasts import NoImage
 from sightline.decoders.decoder import Decoder, Recipe
@@ -25,6 +25,8 @@ class M3ID(Decoder):
         start: t of the first token.
         confidence: Rows whose best token is likelier than this are left as they are; None: never.
         markers: Ids of tokens around a picture that the model's config does not name.
+        processor: The model's own, which says exactly what belongs to a picture; it can also be
+            passed to `generate`. None: named markers go.
 
     Two public re-codings disagree about `space` and `start`; the paper's threshold of confidence
     is known to exist and its value is not, so it is off.
@@ -37,10 +39,11 @@ class M3ID(Decoder):
     start: Annotated[int, Usual(0, 5)] = 0
     confidence: Annotated[float | None, Usual(0, 1)] = None
     markers: tuple[int, ...] = ()
+    processor: Any = field(default=None, repr=False)
 
     def recipe(self) -> Recipe:
         return Recipe(
-            contrasts=(NoImage(tuple(self.markers)),),
+            contrasts=(NoImage(tuple(self.markers), self.processor),),
             rule=GrowingGuidance(
                 self.rate, self.beta, self.cap, self.space, self.start, self.confidence
             ),

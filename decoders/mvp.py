@@ -189,8 +189,8 @@ class MVP:
             expert = expert_branch(model, input_ids, 1, {}, given, generation_config)
             expert = complete(expert, model, generation_config)
             check_pictures(expert, needs_pixels=False)
-            pictures = pictures_asked(images, expert, model.config, self)
-            expert = replace(expert, call=Call(pictures, generation_config))
+            pictures = pictures_asked(images, expert, model, self.needs_images, self.processor)
+            expert = replace(expert, call=Call(pictures, generation_config, self.processor))
             chat = Chat(self.processor, model)
             questions = [asked.question for asked in chat.asked(expert)]
             expert = read_pictures(expert, model)

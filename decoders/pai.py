@@ -1,7 +1,7 @@
 """Paying More Attention to Image, Liu et al., ECCV 2024 (arXiv:2407.21771)."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 from sightline.attention.recalibrations import ImageGain
 from sightline.decoders.contrasts import NoImage
@@ -23,6 +23,8 @@ class PAI(Decoder):
         beta: Plausibility threshold in [0, 1] of the guidance.
         layers: (first, first after) of the edited layers; None: from the third to the last.
         markers: Ids of tokens around a picture that the model's config does not name.
+        processor: The model's own, which says exactly what belongs to a picture; it can also be
+            passed to `generate`. None: named markers go.
 
     Differs from the authors' code: each row of a batch has its own image tokens, also under
     padding; the edit comes before the mask; beams reorder the image-free branch too.
@@ -33,6 +35,7 @@ class PAI(Decoder):
     beta: Annotated[float, Usual(0, 1)] = 0.1
     layers: tuple[int, int] | None = None
     markers: tuple[int, ...] = ()
+    processor: Any = field(default=None, repr=False)
 
     @classmethod
     def without_guidance(cls, alpha: float = 0.2) -> "PAI":
@@ -42,6 +45,6 @@ class PAI(Decoder):
     def recipe(self) -> Recipe:
         return Recipe(
             recalibrations=(ImageGain(self.alpha, self.layers),),
-            contrasts=(NoImage(tuple(self.markers)),),
+            contrasts=(NoImage(tuple(self.markers), self.processor),),
             rule=Guidance(self.gamma, self.beta),
         )

@@ -40,7 +40,8 @@ class PostHocDebias:
     the whole vocabulary, and the answer is their argmax. Compare it with greedy, not with sampling.
 
     Args:
-        processor: The model's processor or tokenizer.
+        processor: The model's processor, which also says what belongs to a picture, or its
+            tokenizer.
         labels: Two or more answers, compared without case or white space.
         reference: What stands in the picture's place: "none" nothing, "unk" one unknown token,
             "none_unk" both, their masses added before normalising.

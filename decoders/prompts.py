@@ -1,6 +1,7 @@
 """What is read of a prompt and its pictures, and how a branch reads it into its cache."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,6 @@ from sightline.decoders.features import (
     Features,
     is_one_of,
     picture_lengths,
-    picture_rows,
     select_from,
     select_rows,
     token_ids,
@@ -21,12 +21,21 @@ from sightline.pictures import listed, open_picture
 HARMLESS = {"mm_token_type_ids"}  # along a prompt: changes no key before its token
 
 
+def given_processor(processor: Any, parts: Sequence[Any]) -> Any:
+    """The call's processor, or else that of a part; None where neither has one."""
+    made_with = (getattr(part, "processor", None) for part in parts)
+    return next((each for each in (processor, *made_with) if each is not None), None)
+
+
 def pictures_asked(
-    images: Any, expert: Branch, config: Any, recipe: Any
+    images: Any, expert: Branch, model: Any, is_needed: bool, processor: Any
 ) -> tuple[tuple[Any, ...], ...]:
-    """The caller's pictures by row, opened; raises `ValueError` unless they are the prompt's."""
+    """The caller's pictures by row, opened; raises `ValueError` unless they are the prompt's.
+
+    They are counted in the prompt and not in the encoder's output, whose entries may be tiles.
+    """
     if images is None:
-        if recipe.needs_images:
+        if is_needed:
             raise ValueError(
                 "this decoder looks at the picture again and needs it, not only its pixel_values: "
                 "generate(..., images=picture), or a list of all pictures of the batch in order"
@@ -37,15 +46,14 @@ def pictures_asked(
         for entry in listed(images)
         for image in (listed(entry) if isinstance(entry, list | tuple) else [entry])
     ]
-    rows = picture_rows(expert.input_ids, expert.features or {}, config).get("image")
-    rows = rows or [[] for _ in expert.input_ids]
-    count = sum(len(row) for row in rows)
-    if len(given) != count:
+    counts = [len(row) for row in expert.images(model, processor)]
+    if len(given) != sum(counts):
         raise ValueError(
-            f"images holds {len(given)} pictures and the prompt {count}: pass those of the whole "
-            "batch, in the order of the prompts"
+            f"images holds {len(given)} pictures and the prompt {sum(counts)}: pass those of the "
+            "whole batch, in the order of the prompts"
         )
-    return tuple(tuple(given[picture] for picture in row) for row in rows)
+    following = iter(given)
+    return tuple(tuple(islice(following, count)) for count in counts)
 
 
 def encoded_pictures(

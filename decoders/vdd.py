@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from sightline.decoders.contrasts import NoImage, UnknownImage
 from sightline.decoders.decoder import Decoder, Recipe
+from sightline.decoders.image_spans import can_be_asked
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
 
@@ -24,8 +25,9 @@ class VDD(Decoder):
             every token.
         variant: What stands in the picture's place: "none" nothing, "unk" one unknown token for
             each picture, "both" the mean of the two amateurs' logits (the paper's scripts).
-        processor: The model's processor or tokenizer, for "unk" and "both". Where its tokenizer
-            has no unknown token the text "None" stands in, as in the paper's code for Qwen-VL.
+        processor: The model's own, which says exactly what belongs to a picture; it can also be
+            passed to `generate`. "unk" and "both" need it, or a tokenizer, here: where that has no
+            unknown token the text "None" stands in, as in the paper's code for Qwen-VL.
         unk_token_id: The unknown token's id, in place of `processor`.
         markers: Ids of tokens around a picture that the model's config does not name.
 
@@ -57,8 +59,9 @@ def image_free(
     """The amateurs of a variant: "none", "unk" or "both"."""
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    written_by = processor if can_be_asked(processor) else None
     if variant == "none":
-        return (NoImage(markers),)
+        return (NoImage(markers, written_by),)
     if unk_token_id is not None:
         tokens: tuple[int, ...] = (unk_token_id,)
     elif processor is not None:
@@ -68,8 +71,8 @@ def image_free(
             f'variant "{variant}" puts an unknown token in the picture\'s place: pass processor= '
             'or unk_token_id=, or use variant="none"'
         )
-    unknown = UnknownImage(tokens, markers)
-    return (unknown,) if variant == "unk" else (NoImage(markers), unknown)
+    unknown = UnknownImage(tokens, markers, written_by)
+    return (unknown,) if variant == "unk" else (NoImage(markers, written_by), unknown)
 
 
 def unknown_tokens(processor: Any) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from sightline.chat import prompt_inputs
+from sightline.chat import processor_for, prompt_inputs
 from sightline.decoders.decoder import Recipe, Strategy
 from sightline.decoders.geometry import Layout, locate
 from sightline.demo.comparison import Explained, Row
@@ -58,6 +58,7 @@ def explain(
         output_logits=True,
         output_image_attention=True,
         **images,
+        **processor_for(strategy, processor),
     )
     steps = [logits[:, 0].float() for logits in output.branch_logits]
     tables, cuts = [], []

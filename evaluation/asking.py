@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from sightline.chat import input_device, user_turn
+from sightline.chat import input_device, processor_for, user_turn
 from sightline.checkpoints import Dtype, check_device, load_model, load_processor, refused_as
 from sightline.evaluation.answers import Answer
 from sightline.evaluation.batches import Batch
@@ -320,7 +320,11 @@ class Asker:
         with torch.random.fork_rng(devices=cards):
             torch.manual_seed(prepared.batch.seed)
             return self.model.generate(
-                **inputs, **contender.generation(self.temperature), **looked_at, **settings
+                **inputs,
+                **contender.generation(self.temperature),
+                **looked_at,
+                **processor_for(contender.strategy, self.processor),
+                **settings,
             )
 
     def first_logits(self, logits: Tensor) -> list[tuple[float, float, float] | None]:

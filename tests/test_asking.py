@@ -137,7 +137,7 @@ def test_another_picture_gives_the_processors_prompt(talker):
     others = [scene(40).resize((84, 140)), scene(41).resize((168, 168)), scene(42)]
 
     def change(chat, expert):
-        made = instead(read_pictures(expert, chat.model), others, chat.processor, chat.model)
+        made = instead(read_pictures(expert, chat.model), others, chat)
         return complete(made, chat.model, expert.call.generation_config)
 
     made = chatted(talker, talker.asked(QUESTIONS), change, images=list(talker.pictures))

@@ -35,7 +35,8 @@ from transformers import (
 from transformers.generation import BaseStreamer, CompileConfig
 
 from sightline import VCD, VDD, NoImage, NoisyImage, Plausibility, Recipe
-from sightline.decoders.branch import ENCODER_INPUTS, MARKERS, PIXELS, image_mask, token_ids
+from sightline.decoders.branch import ENCODER_INPUTS, PIXELS, image_mask, token_ids
+from sightline.decoders.image_spans import MARKERS
 
 VDD_STRONG = VDD(alpha=1.5, beta=0.05)
 

@@ -967,16 +967,18 @@ class Processor:
     def __call__(
         self,
         text: list[str],
-        images: Sequence[Image.Image] | None = None,
+        images: Sequence[Any] | None = None,
+        add_special_tokens: bool = False,
         padding: bool = True,
         padding_side: str = "left",
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Prompts as the template writes them; their pictures one after the other."""
+        """Prompts as the template writes them; their pictures one after the other, or by prompt."""
         rows = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         counts = [row.count(IMAGE) for row in rows]
         filled = [[x for t in row for x in self.tiny.filled(t)] for row in rows]
-        pictures = self.image_processor.arranged(images, counts) if images else {}
+        shown = [p for own in images or () for p in (own if isinstance(own, list) else [own])]
+        pictures = self.image_processor.arranged(shown, counts) if shown else {}
         return BatchFeature(self.tiny.batch(filled, pictures, counts))
 
     def decode(self, tokens: torch.Tensor, **settings: Any) -> str:

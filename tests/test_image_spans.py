@@ -1,0 +1,240 @@
+"""Which tokens belong to an image: without a processor by rules, with one as it writes them."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from talkers import TALKERS, unpadded, within
+
+from sightline import M3ID, PAI, VDD, PostHocDebias, Recipe, Reusing, answer
+from sightline.chat import processor_for
+from sightline.decoders.image_spans import (
+    BareRow,
+    WrittenRow,
+    named_markers,
+    rows_of,
+    writing_of,
+)
+
+# A vocabulary of 640 ids: text from 30 on, special tokens from 600 on.
+IMAGE, VIDEO, TILE, FAKE, OPEN, CLOSE, USER = 610, 611, 550, 609, 608, 612, 590
+AND, THEN, LINE = 40, 41, 42
+
+
+def bare(ids, starts, named=()):
+    def is_near(token):
+        return token not in (IMAGE, VIDEO) and abs(token - IMAGE) <= 8
+
+    return BareRow(ids, {IMAGE, VIDEO}, {VIDEO}, set(starts), set(named), is_near)
+
+
+def left(row, replacement=()):
+    return [row.ids[n] if token is None else token for n, token in row.without_images(replacement)]
+
+
+def placed(ids):
+    """Numbers at which a run of image tokens begins."""
+    return [n for n, t in enumerate(ids) if t == IMAGE and (n == 0 or ids[n - 1] != IMAGE)]
+
+
+# Without a processor
+
+
+def test_rows_of_one_image_go_with_what_is_between_them():
+    """Pixtral's: an entry of the encoder is an image, and marks stand between its rows."""
+    ids = [1, IMAGE, IMAGE, FAKE, IMAGE, IMAGE, CLOSE, AND, 2]
+    row = bare(ids, [1])
+    assert left(row) == [1, CLOSE, AND, 2]
+    assert left(row, (7,)) == [1, 7, CLOSE, AND, 2]
+    two = [1, IMAGE, FAKE, IMAGE, CLOSE, AND, IMAGE, FAKE, IMAGE, CLOSE, 2]
+    assert left(bare(two, [1, 6]), (7,)) == [1, 7, CLOSE, AND, 7, CLOSE, 2]
+
+
+@pytest.mark.parametrize("entries", ["tiles", "rows of a batch"])
+def test_tiles_of_one_image_go_and_text_between_images_stays(entries):
+    """Idefics3's: an entry is a tile, or all images of a row."""
+    tiled = [FAKE, TILE, IMAGE, FAKE, TILE + 1, IMAGE, LINE, FAKE, TILE + 2, IMAGE, FAKE]
+    for ids, wanted in (
+        ([1, *tiled, AND], [1, FAKE, TILE, 7, FAKE, AND]),
+        ([1, *tiled, *tiled, AND], [1, *[FAKE, TILE, 7, FAKE] * 2, AND]),
+        ([1, *tiled, AND, THEN, *tiled], [1, FAKE, TILE, 7, FAKE, AND, THEN, FAKE, TILE, 7, FAKE]),
+    ):
+        starts = placed(ids) if entries == "tiles" else [3]
+        assert left(bare(ids, starts), (7,)) == wanted
+
+
+def test_tiles_side_by_side_are_one_image_where_markers_stand_around():
+    """InternVL's."""
+    ids = [1, OPEN, IMAGE, IMAGE, IMAGE, CLOSE, LINE, OPEN, IMAGE, CLOSE, AND]
+    row = bare(ids, [2, 3, 4, 8])
+    assert left(row, (7,)) == [1, OPEN, 7, CLOSE, LINE, OPEN, 7, CLOSE, AND]
+    assert row.left_over() == {OPEN, CLOSE}
+
+
+def test_images_side_by_side_are_two_where_nothing_stands_around():
+    """LLaVA-OneVision's."""
+    ids = [1, AND, IMAGE, IMAGE, IMAGE, LINE, AND]
+    row = bare(ids, [2, 4])
+    assert left(row, (7,)) == [1, AND, 7, 7, LINE, AND]
+    assert row.left_over() == set()
+
+
+def test_named_markers_go_and_end_images():
+    """Qwen's, and one of which the opening marker alone is named."""
+    ids = [1, OPEN, IMAGE, CLOSE, OPEN, IMAGE, CLOSE, AND]
+    row = bare(ids, [2, 5], {OPEN, CLOSE})
+    assert left(row, (7,)) == [1, 7, 7, AND]
+    assert row.left_over() == set()
+    ids = [1, 500, IMAGE, 500, IMAGE, AND]
+    assert left(bare(ids, [2, 4], {500}), (7,)) == [1, 7, 7, AND]
+
+
+def test_text_between_frames_stays_and_a_row_without_images_is_left():
+    assert left(bare([1, VIDEO, AND, VIDEO, THEN], [1]), (7,)) == [1, 7, AND, THEN]
+    assert left(bare([1, OPEN, AND], [], {OPEN})) == [1, OPEN, AND]
+
+
+def test_a_role_before_an_image_is_no_marker_that_stays():
+    assert bare([1, OPEN, IMAGE, AND], [2]).left_over() == set()
+    assert bare([1, OPEN, IMAGE, CLOSE], [2]).left_over() == {OPEN, CLOSE}
+
+
+def test_markers_are_named_by_inner_configs_too():
+    inner = SimpleNamespace(boi_token_id=5, sub_configs={})
+    config = SimpleNamespace(eoi_token_id=6, vision_config=inner, sub_configs={"vision_config": 0})
+    assert set(named_markers(config)) == {5, 6}
+
+
+# With one
+
+
+@pytest.fixture(scope="module", params=sorted(TALKERS))
+def talker(request):
+    return TALKERS[request.param]()
+
+
+def blind(talker, inputs, contrast, processor=None):
+    """The prompts of an image-free branch, without padding."""
+
+    given = {} if processor is None else {"processor": processor}
+    found = []
+
+    def prepare(expert, model):
+        found.append(contrast(expert, model))
+        return expert
+
+    recipe = Recipe(preparations=(prepare,))
+    talker.model.generate(**inputs, **given, custom_generate=recipe, max_new_tokens=1)
+    return unpadded(found[0].input_ids, found[0].attention_mask)
+
+
+def test_with_and_without_the_processor_the_same_where_the_config_names_all(talker):
+    """Of a padded batch: one image, two with text between them, none."""
+    one, two, none = "Is there a cup?", ["One.", None, "Two.", None, "Which?"], ["Hello"]
+    prompts = [talker.chat(one), talker.chat(two), talker.chat(none)]
+    inputs = talker.inputs(prompts, talker.pictures)
+    without = [talker.chat([one]), talker.chat(["One.", "Two.", "Which?"]), talker.chat(none)]
+    wanted = talker.inputs(without)
+    wanted = unpadded(wanted["input_ids"], wanted["attention_mask"])
+    (contrast,) = VDD().recipe().contrasts
+    (exact,) = VDD(processor=talker.processor).recipe().contrasts
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for found in (
+            blind(talker, inputs, exact),
+            blind(talker, inputs, contrast, talker.processor),
+            blind(talker, inputs, contrast),
+        ):
+            decode = talker.processor.tokenizer.batch_decode
+            assert decode(found) == decode(wanted)
+        assert blind(talker, inputs, exact) == wanted
+
+
+def test_text_that_an_edit_does_not_touch_keeps_its_tokens(talker):
+    """Tokens that the tokenizer would not make itself, elsewhere in the prompt."""
+    tokenizer = talker.processor.tokenizer
+    letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "cup"]
+    prompt = talker.chat([None, "Look."], "No", "Why?")
+    ids = talker.inputs([prompt], talker.pictures[:1])["input_ids"][0].tolist()
+    said = tokenizer("No", add_special_tokens=False)["input_ids"][0]
+    place = ids.index(said)
+    ids[place : place + 1] = letters
+    writing = writing_of(talker.processor, talker.model.config)
+    row = WrittenRow(ids, {talker.image}, set(), writing)
+    kept = [token for token in left(row)]
+    at = kept.index(letters[0])
+    assert kept[at : at + 3] == letters
+    assert talker.image not in kept
+
+
+def test_markers_that_are_named_go_though_no_image_has_them(talker):
+    """A video's, around one that the processor was not asked about."""
+    inputs = talker.inputs([talker.chat("Why?")], talker.pictures[:1])
+    ids = inputs["input_ids"][0].tolist()
+    writing = writing_of(talker.processor, talker.model.config)
+    plain = WrittenRow(ids, {talker.image}, set(), writing)
+    unused = talker.processor.tokenizer.unk_token_id or 6  # <|video_pad|>
+    before = ids.index(talker.image) - 1
+    more = [*ids[:before], unused, *ids[before:], unused]
+    assert left(WrittenRow(more, {talker.image}, set(), writing, {unused})) == left(plain)
+
+
+def test_a_processor_is_asked_once_for_its_settings(talker, monkeypatch):
+    processor, config = talker.processor, talker.model.config
+    first = writing_of(processor, config)
+    assert writing_of(processor, config) is first
+    template = processor.chat_template
+    monkeypatch.setattr(processor, "chat_template", template + " ")
+    assert writing_of(processor, config) is not first
+
+
+def test_images_are_counted_where_the_features_are_not_known(talker):
+    inputs = talker.inputs([talker.chat([None, "One.", None, "Which?"])], talker.pictures[:2])
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    for processor in (talker.processor, None):
+        (row,) = rows_of(ids, mask, None, talker.model, processor)
+        assert len(row.images) == 2
+
+
+@pytest.mark.parametrize("build", [VDD, M3ID, PAI, lambda: Reusing(VDD())])
+def test_what_is_made_without_a_processor_gets_the_one_of_answer(talker, build):
+    decoder = build()
+
+    assert processor_for(decoder, talker.processor) == {"processor": talker.processor}
+    assert processor_for(None, talker.processor) == {}
+    assert processor_for("a folder", talker.processor) == {}
+    picture = talker.pictures[0]
+    said = answer(talker.model, talker.processor, picture, "Why?", decoder, max_new_tokens=2)
+    assert isinstance(said, str)
+
+
+def test_a_decoder_with_a_processor_of_its_own_does_not_need_the_calls(talker):
+    decoder = PostHocDebias(talker.processor)
+    assert processor_for(decoder, talker.processor) == {}
+
+
+def test_one_warning_for_a_model_of_markers_that_stay(monkeypatch):
+    talker = TALKERS["qwen"]()
+    inputs = talker.asked(["Is there a cup?"])
+    monkeypatch.setattr("sightline.decoders.image_spans.MARKERS", ())
+    (contrast,) = VDD().recipe().contrasts
+    with pytest.warns(UserWarning, match=r"pass processor=.*markers="):
+        blind(talker, inputs, contrast)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        blind(talker, inputs, contrast)
+        blind(talker, inputs, VDD(processor=talker.processor).recipe().contrasts[0])
+
+
+def test_what_a_preparation_finds_of_a_row(talker):
+    """Columns of each image in a padded batch."""
+    inputs = talker.inputs(
+        [talker.chat("Is there a cup?"), talker.chat(["Look", None, "!", None])], talker.pictures
+    )
+    images = within(talker, inputs, lambda e, m: e.images(m, talker.processor))
+    assert [len(row) for row in images] == [1, 2]
+    for row, own in enumerate(images):
+        columns = [column for image in own for column in image]
+        places = torch.nonzero(inputs["input_ids"][row] == talker.image)[:, 0].tolist()
+        assert columns == places
