@@ -431,9 +431,7 @@ def _canvases(values: Any) -> list[np.ndarray]:
     """Each `[C, H, W]` of arrays or lists nested in any way."""
     if isinstance(values, list | tuple):
         return [canvas for value in values for canvas in _canvases(value)]
-    array = np.asarray(
-        values.float() if isinstance(values, Tensor) else values
-    )  # no bfloat16 there
+    array = np.asarray(values.float() if isinstance(values, Tensor) else values)
     if array.ndim < 3 or array.shape[-3] != 3:
         raise ValueError(
             "pictures [.., 3, H, W] were wanted of the processor, or patches with their "

@@ -14,6 +14,7 @@ from sightline.decoders.branch import ENCODER_INPUTS, Branch
 from sightline.decoders.caches import layers_without_attention
 from sightline.decoders.ensemble import watch
 from sightline.decoders.geometry import Layout, locate
+from sightline.decoders.image_spans import writing_of
 from sightline.decoders.streams import middle_layers
 
 
@@ -77,18 +78,23 @@ def layouts_by_row(branch: Branch, model: Any, processor: Any) -> list[list[Layo
 
 
 def written(
-    texts: Sequence[str], pictures: Sequence[Sequence[Image.Image]], processor: Any, model: Any
+    texts: Sequence[str],
+    pictures: Sequence[Sequence[Image.Image]],
+    processor: Any,
+    model: Any,
+    begins: bool = False,
 ) -> dict[str, Any]:
     """What the processor makes of prompts and their pictures, on the model's device.
 
     Args:
         texts: As it takes them, special tokens and what stands for a picture included.
         pictures: Of each prompt.
+        begins: Whether the tokenizer adds what a prompt begins with.
     """
     made = processor(
         text=list(texts),
         images=[list(own) for own in pictures],
-        add_special_tokens=False,
+        add_special_tokens=begins,
         padding=True,
         padding_side="left",
         return_tensors="pt",
@@ -122,18 +128,13 @@ def repainted(branch: Branch, pictures: Sequence[Sequence[Image.Image]], chat: C
     Raises:
         ValueError: The processor does not write the rest of a prompt as it was.
     """
-    rows = chat.rows(branch)
-    texts = [row.as_asked(chat.shown(len(own))) for row, own in zip(rows, pictures, strict=True)]
-    made = written(texts, pictures, chat.processor, chat.model)
-    entries = []
-    for row, columns, text, new in zip(rows, branch.columns(), texts, unpadded(made), strict=True):
-        # Pictures side by side, with nothing around them, may read as one.
-        if row.like(new).as_asked("") != text.replace(chat.shown(1), ""):
-            raise ValueError(
-                f"{type(chat.processor).__name__} does not write the prompt again as it was: build "
-                "it with the processor's chat template"
-            )
-        entries.append([(columns[number], token) for number, token in row.compared(new)])
+    made = shown_again(branch, pictures, chat)
+    entries = [
+        [(columns[number], token) for number, token in row.compared(new)]
+        for row, columns, new in zip(
+            chat.rows(branch), branch.columns(), unpadded(made), strict=True
+        )
+    ]
     return replace(
         branch.regathered(entries),
         position_ids=None,
@@ -142,12 +143,34 @@ def repainted(branch: Branch, pictures: Sequence[Sequence[Image.Image]], chat: C
     )
 
 
+def shown_again(
+    branch: Branch, pictures: Sequence[Sequence[Image.Image]], chat: Chat
+) -> dict[str, Any]:
+    """What the processor makes of each row's text and these pictures; `ValueError` if the text
+    does not come out as it was.
+    """
+    rows, unit = chat.rows(branch), chat.shown(1)
+    texts = [row.as_asked(chat.shown(len(own))) for row, own in zip(rows, pictures, strict=True)]
+    start = writing_of(chat.processor, chat.model.config).start
+    for begins in (False, True):  # what a prompt begins with stands in the text, or is added to it
+        given = [text.removeprefix(start) for text in texts] if begins else texts
+        made = written(given, pictures, chat.processor, chat.model, begins)
+        # Pictures side by side, with nothing around them, may read as one.
+        if all(
+            row.like(new).as_asked("") == text.replace(unit, "")
+            for row, new, text in zip(rows, unpadded(made), texts, strict=True)
+        ):
+            return made
+    raise ValueError(
+        f"{type(chat.processor).__name__} does not write the prompt again as it was: build it with "
+        "the processor's chat template"
+    )
+
+
 def check_reproduced(branch: Branch, chat: Chat) -> None:
     """Raises `ValueError` unless the processor makes the prompt of the caller's pictures."""
-    rows, pictures = chat.rows(branch), branch.call.pictures
-    texts = [row.as_asked(chat.shown(1)) for row in rows]
-    made = written(texts, pictures, chat.processor, chat.model)
-    if unpadded(made) != [list(row.ids) for row in rows]:
+    made = shown_again(branch, branch.call.pictures, chat)
+    if unpadded(made) != [list(row.ids) for row in chat.rows(branch)]:
         raise ValueError(
             "the processor makes another prompt of images= than the one that came: pass the "
             "pictures of the prompt, and a processor with the settings that made it"

@@ -25,9 +25,10 @@ class VDD(Decoder):
             every token.
         variant: What stands in the picture's place: "none" nothing, "unk" one unknown token for
             each picture, "both" the mean of the two amateurs' logits (the paper's scripts).
-        processor: The model's own, which says exactly what belongs to a picture; it can also be
-            passed to `generate`. "unk" and "both" need it, or a tokenizer, here: where that has no
-            unknown token the text "None" stands in, as in the paper's code for Qwen-VL.
+        processor: The model's processor or tokenizer, for "unk" and "both"; a processor also says
+            exactly what belongs to a picture, and for that can be passed to `generate` instead.
+            Where its tokenizer has no unknown token the text "None" stands in, as in the paper's
+            code for Qwen-VL.
         unk_token_id: The unknown token's id, in place of `processor`.
         markers: Ids of tokens around a picture that the model's config does not name.
 
