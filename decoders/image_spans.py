@@ -19,6 +19,7 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -267,7 +268,8 @@ def _written(
     pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     text = f"{BEFORE}{unit}{WORDS}"
     try:
-        made = processor(text=[text], images=[[Image.fromarray(pixels)]], return_tensors="pt")
+        with torch.device("cpu"):
+            made = processor(text=[text], images=[[Image.fromarray(pixels)]], return_tensors="pt")
     except Exception as error:
         raise ValueError(
             f"{type(processor).__name__} was asked what it writes for an image of {size[0]} x "

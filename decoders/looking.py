@@ -92,14 +92,15 @@ def written(
         pictures: Of each prompt.
         begins: Whether the tokenizer adds what a prompt begins with.
     """
-    made = processor(
-        text=list(texts),
-        images=[list(own) for own in pictures],
-        add_special_tokens=begins,
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-    )
+    with torch.device("cpu"):  # whatever the caller's default device is
+        made = processor(
+            text=list(texts),
+            images=[list(own) for own in pictures],
+            add_special_tokens=begins,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
     return dict(made.to(input_device(model), model.dtype))
 
 
