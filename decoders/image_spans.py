@@ -19,6 +19,7 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -93,6 +94,7 @@ class Writing:
         closings: Texts after the last image token.
         parts: Runs of image tokens that every image has; None: it depends on its size.
         words: What the template puts between an image and the user's words.
+        start: What the processor puts before a text by itself.
     """
 
     tokenizer: Any = field(repr=False)
@@ -102,6 +104,7 @@ class Writing:
     closings: tuple[str, ...]
     parts: int | None
     words: str
+    start: str
 
     @cached_property
     def special(self) -> dict[int, str]:
@@ -177,8 +180,10 @@ def writing_of(processor: Any, config: Any) -> Writing:
 def _asked(processor: Any, image: set[int]) -> Writing:
     unit, words = _unit(processor)
     inner = unit.strip()
-    blank = Writing(processor.tokenizer, unit, (), (), (), None, "")
-    parts = [_written(processor, blank, unit, size, image) for size in SIZES]
+    blank = Writing(processor.tokenizer, unit, (), (), (), None, "", "")
+    starts, parts = zip(
+        *(_written(processor, blank, unit, size, image) for size in SIZES), strict=True
+    )
     lead, trail = unit.partition(inner)[::2]
     shown = [text.removeprefix(lead).removesuffix(trail).split(RUN) for text in parts]
     counts = {len(part) - 1 for part in shown}
@@ -191,6 +196,7 @@ def _asked(processor: Any, image: set[int]) -> Writing:
         _distinct(_before(part[-1], first, last) for part in shown),
         counts.pop() if len(counts) == 1 else None,
         trail + words,
+        starts[0],
     )
 
 
@@ -257,12 +263,13 @@ def _alike(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 def _written(
     processor: Any, blank: Writing, unit: str, size: tuple[int, int], image: set[int]
-) -> str:
-    """What the processor makes of an image's place in a prompt, as text."""
+) -> tuple[str, str]:
+    """What the processor puts before a prompt, and in an image's place in it, as text."""
     pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     text = f"{BEFORE}{unit}{WORDS}"
     try:
-        made = processor(text=[text], images=[[Image.fromarray(pixels)]], return_tensors="pt")
+        with torch.device("cpu"):
+            made = processor(text=[text], images=[[Image.fromarray(pixels)]], return_tensors="pt")
     except Exception as error:
         raise ValueError(
             f"{type(processor).__name__} was asked what it writes for an image of {size[0]} x "
@@ -270,7 +277,8 @@ def _written(
         ) from error
     ids = [int(token) for token in made["input_ids"][0]]
     read = "".join(piece.text for piece in pieces_of(ids, blank, image))
-    found = read.partition(BEFORE)[2].rpartition(WORDS)[0]
+    start, _, rest = read.partition(BEFORE)
+    found = rest.rpartition(WORDS)[0]
     special = Counter(token for token in ids if token in blank.special)
     if RUN not in found or max(special.values(), default=0) > max(special[t] for t in image):
         raise ValueError(
@@ -278,7 +286,7 @@ def _written(
             f"image's place with the model's image token ({', '.join(map(str, image))}). Load both "
             "from one checkpoint"
         )
-    return found
+    return start, found
 
 
 # A prompt's row as text

@@ -14,6 +14,7 @@ from sightline.decoders.branch import ENCODER_INPUTS, Branch
 from sightline.decoders.caches import layers_without_attention
 from sightline.decoders.ensemble import watch
 from sightline.decoders.geometry import Layout, locate
+from sightline.decoders.image_spans import writing_of
 from sightline.decoders.preparing import prompts_of
 from sightline.decoders.streams import middle_layers
 
@@ -148,9 +149,9 @@ def shown_again(
     """
     rows, unit = chat.rows(branch), chat.shown(1)
     texts = [row.as_asked(chat.shown(len(own))) for row, own in zip(rows, pictures, strict=True)]
-    bos = chat.processor.tokenizer.bos_token or ""
-    for begins in (False, True):  # a prompt's first token is written in the text, or added to it
-        given = [text.removeprefix(bos) for text in texts] if begins else texts
+    start = writing_of(chat.processor, chat.model.config).start
+    for begins in (False, True):  # what a prompt begins with stands in the text, or is added to it
+        given = [text.removeprefix(start) for text in texts] if begins else texts
         made = written(given, pictures, chat, branch.call.processor_kwargs, begins)
         # Pictures side by side, with nothing around them, may read as one.
         if all(

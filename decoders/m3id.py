@@ -39,7 +39,7 @@ class M3ID(Decoder):
     start: Annotated[int, Usual(0, 5)] = 0
     confidence: Annotated[float | None, Usual(0, 1)] = None
     markers: tuple[int, ...] = ()
-    processor: Any = field(default=None, repr=False)
+    processor: Any = field(default=None, repr=False, compare=False)
 
     def recipe(self) -> Recipe:
         return Recipe(

@@ -119,7 +119,8 @@ class BlipMatcher(Matcher):
     def _match(self, picture: Image.Image, question: str) -> Relevance:
         model = self.model
         ids = self._ids(question)
-        prepared = self.processor.image_processor(picture.convert("RGB"), return_tensors="pt")
+        with torch.device("cpu"):
+            prepared = self.processor.image_processor(picture.convert("RGB"), return_tensors="pt")
         pixels = prepared["pixel_values"].to(model.device, model.dtype)
         with torch.no_grad():
             image = model.vision_model(pixel_values=pixels).last_hidden_state  # [1, 1+N, C]

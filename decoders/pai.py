@@ -36,7 +36,7 @@ class PAI(Decoder):
     beta: Annotated[float, Usual(0, 1)] = 0.1
     layers: tuple[int, int] | None = None
     markers: tuple[int, ...] = ()
-    processor: Any = field(default=None, repr=False)
+    processor: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
     def without_guidance(cls, alpha: float = 0.2) -> "PAI":

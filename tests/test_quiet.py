@@ -33,9 +33,8 @@ EVERYTHING = dict(
     return_dict_in_generate=True,
     output_scores=True,
     output_logits=True,
-    output_attentions=True,
     output_hidden_states=True,
-)
+)  # output_attentions is refused without eager attention
 CLOSED = {"mvp", "posthoc"}
 MODES = {
     "greedy": {},
@@ -98,11 +97,10 @@ def heard(talker, decoder, asked):
 @pytest.mark.parametrize("name", BUILDS)
 def test_a_decoder_says_nothing_that_generate_does_not(talker, name, mode):
     asked = MODES[mode]
-    if name in CLOSED and "num_beams" in asked:
-        pytest.skip("a closed set has one answer")
-    plain = heard(talker, None, asked)
-    assert (plain != []) == ("output_attentions" in asked)
-    assert set(heard(talker, BUILDS[name](talker.processor), asked)) <= set(plain)
+    if name in CLOSED and ("num_beams" in asked or "output_scores" in asked):
+        pytest.skip("a closed set has one answer and no outputs per token, and says so")
+    assert heard(talker, None, asked) == []
+    assert heard(talker, BUILDS[name](talker.processor), asked) == []
 
 
 @pytest.mark.parametrize("name", sorted(CLOSED))

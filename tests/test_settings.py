@@ -113,7 +113,7 @@ def types_in(value):
     return {type(each) for each in (value if isinstance(value, tuple | list) else [value])}
 
 
-@pytest.mark.parametrize(("made", "name", "value"), parts())
+@pytest.mark.parametrize(("made", "name", "value"), list(parts()))
 def test_numpys_numbers_are_pythons(made, name, value, processor):
     for given in numpys(value):
         part = make(made, name, given, processor)
@@ -136,7 +136,7 @@ def everything_in(value):
         yield value
 
 
-@pytest.mark.parametrize(("made", "name", "value"), parts())
+@pytest.mark.parametrize(("made", "name", "value"), list(parts()))
 def test_what_is_no_number_is_refused_by_name(made, name, value, processor):
     """One short sentence each; where a number may be None or a word, these are left out."""
     none: list = []
