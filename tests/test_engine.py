@@ -74,6 +74,8 @@ def test_image_free_prompt_loses_the_whole_image_block(family):
     assert seen == [[BOS, 8, 9, 20, 21, 22], [BOS, 12, 13]]
 
 
+# Of 120 tokens the words are as close to the image's as markers are in a real vocabulary.
+@pytest.mark.filterwarnings("ignore:the image is taken out of the prompt")
 def test_one_unknown_token_stands_for_each_picture(family):
     _, model, make_inputs = family
     rows = [[BOS, 8, IMAGE, IMAGE, 9], [BOS, IMAGE, 10, IMAGE], [BOS, 11]]
