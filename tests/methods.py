@@ -42,6 +42,7 @@ class Method:
     beta: float = 0.0
     attention: Callable | None = None
     formula: Callable | None = None
+    is_whole: bool = False  # the formula leaves no token out
     growing: Callable | None = None  # as `formula`, with the step
     layers: tuple[int, ...] = ()  # of the expert, as further branches for the formula
     normed: bool = False
@@ -54,7 +55,7 @@ class Method:
     @property
     def cuts(self):
         """Whether implausible tokens are left out."""
-        return bool(self.beta or self.formula or self.growing)
+        return bool(self.beta or (self.formula and not self.is_whole) or self.growing)
 
     def scores(self, expert, amateurs, step, unsaid=()):
         """The formula of the notes, in float64: expert and amateurs `[V]` -> scores `[V]`.
@@ -239,7 +240,8 @@ METHODS = {
         PAI.without_guidance(alpha=3.0),
         PAI.without_guidance(alpha=0),
         attention=image_gain(alpha=3.0, first=2),
-        formula=lambda expert, amateurs: expert.softmax(dim=-1).log(),
+        formula=lambda expert, amateurs, left: expert.log_softmax(dim=-1),
+        is_whole=True,
     ),
     "vaf": Method(
         VAF(enhance=1.5, suppress=0.6, layers=(0, 2)),
