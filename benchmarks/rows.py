@@ -150,7 +150,7 @@ def stock(subject: Subject, key: str, entry: Entry, cache: str) -> Row:
     eager = answering(subject, decoder, "dynamic", **entry.keywords)
     is_beam = "num_beams" in entry.keywords  # their logits are not those of one greedy answer
     check = None if is_beam else partial(wrong, subject, decoder, run, eager)
-    return Row(key, entry.name, cache, run, amateurs, check)
+    return Row(key, entry.name, cache, run, amateurs, check=check)
 
 
 def answering(subject: Subject, decoder: Any, cache: str, **keywords: Any) -> Callable[..., Any]:

@@ -27,11 +27,11 @@ class Row:
         amateurs: Branches besides the expert; None where the row is not made of branches.
         first: Milliseconds to the first token, one per round.
         per_token: Milliseconds of a later token, one per round.
+        kept: Bytes that stay taken between answers: graphs and what they hold.
+        peak: Bytes at the peak of an answer beyond the weights.
         check: Called with the tokens of an answer before anything is timed: what is wrong with
             the row's logits, empty if nothing is. None: not checked.
         wrong: What the check said.
-        kept: Bytes that stay taken between answers: graphs and what they hold.
-        peak: Bytes at the peak of an answer beyond the weights.
     """
 
     key: str
@@ -39,12 +39,12 @@ class Row:
     cache: str
     run: Callable[[int], Any] = field(repr=False)
     amateurs: int | None = None
-    check: Callable[[int], str] | None = field(default=None, repr=False)
-    wrong: str = ""
     first: list[float] = field(default_factory=list)
     per_token: list[float] = field(default_factory=list)
     kept: float = 0.0
     peak: float = 0.0
+    check: Callable[[int], str] | None = field(default=None, repr=False)
+    wrong: str = ""
 
 
 @dataclass(frozen=True)
