@@ -106,7 +106,7 @@ class Shape:
         return replace(
             self,
             text=text,
-            vision=replace(self.vision, hidden=32, intermediate=64, heads=2, layers=3),
+            vision=replace(self.vision, hidden=32, intermediate=64, heads=2, layers=9),
         )
 
 

@@ -261,12 +261,27 @@ def _alike(one: Sequence[Any], other: Sequence[Any]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
+def _bounds(tokenizer: Any) -> tuple[str, str]:
+    """Two texts that the tokenizer can spell; one that knows whole words alone has no others."""
+
+    def is_spelled(text: str) -> bool:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokenizer.decode(ids).strip() == text
+
+    if is_spelled(BEFORE) and is_spelled(WORDS):
+        return BEFORE, WORDS
+    words = sorted(filter(str.isalnum, tokenizer.get_vocab()), key=lambda word: (-len(word), word))
+    own = [word for word in words if is_spelled(word)][:2]
+    return (own[0], own[1]) if len(own) == 2 else (BEFORE, WORDS)
+
+
 def _written(
     processor: Any, blank: Writing, unit: str, size: tuple[int, int], image: set[int]
 ) -> tuple[str, str]:
     """What the processor puts before a prompt, and in an image's place in it, as text."""
     pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    text = f"{BEFORE}{unit}{WORDS}"
+    before, after = _bounds(processor.tokenizer)
+    text = f"{before}{unit}{after}"
     try:
         with torch.device("cpu"):
             made = processor(text=[text], images=[[Image.fromarray(pixels)]], return_tensors="pt")
@@ -277,8 +292,8 @@ def _written(
         ) from error
     ids = [int(token) for token in made["input_ids"][0]]
     read = "".join(piece.text for piece in pieces_of(ids, blank, image))
-    start, _, rest = read.partition(BEFORE)
-    found = rest.rpartition(WORDS)[0]
+    start, _, rest = read.partition(before)
+    found = rest.rpartition(after)[0]
     special = Counter(token for token in ids if token in blank.special)
     if RUN not in found or max(special.values(), default=0) > max(special[t] for t in image):
         raise ValueError(
