@@ -719,6 +719,35 @@ def test_captions_are_asked_once_for_each_picture(talker, monkeypatch):
     assert calls == [(3, 5), (6, 5), (3, 5), (3, 5), (6, 5)]
 
 
+def beside_a_video(talker, video, picture, question):
+    """A prompt in which one picture is a video of a single frame."""
+    inputs = talker.inputs([talker.chat([None, None, question])], [video, picture])
+    ids, grid = inputs["input_ids"], inputs["image_grid_thw"]
+    frame, is_image = int(grid[0].prod()), ids == talker.image
+    is_video = is_image & (is_image.cumsum(1) <= frame // 4)  # 2 x 2 patches a token
+    pixels = inputs["pixel_values"]
+    return inputs | {
+        "input_ids": ids.masked_fill(is_video, talker.model.config.video_token_id),
+        "mm_token_type_ids": is_image.long() + is_video.long(),
+        "pixel_values": pixels[frame:],
+        "pixel_values_videos": pixels[:frame],
+        "image_grid_thw": grid[1:],
+        "video_grid_thw": grid[:1],
+    }
+
+
+def test_a_caption_beside_another_video_is_asked_anew(qwen_talker):
+    talker, decoder = qwen_talker, mvp(qwen_talker, tokens=4, caption_tokens=5)
+    first, other = talker.pictures[0], talker.pictures[0].rotate(180)
+    known = []
+    for video in (first, first, other):
+        inputs = beside_a_video(talker, video, talker.pictures[1], QUESTIONS[0])
+        asked = dict(images=[talker.pictures[1]], max_new_tokens=4)
+        talker.model.generate(**inputs, custom_generate=decoder, **asked)
+        known.append(len(captions_of(talker, decoder)))
+    assert known == [3, 3, 6]
+
+
 def captions_of(talker, decoder):
     (known,) = decoder._known.by_owner.values()
     return {key: caption for (_, key), caption in known.items()}
