@@ -63,7 +63,7 @@ class Chat:
 
     @property
     def _writing(self) -> Writing:
-        return writing_of(self.processor, self.model.config)
+        return writing_of(self.processor, self.model.config, self.arguments)
 
     def asked(self, branch: Branch) -> list[Asked]:
         """What each row asks; `ValueError` for a row that asks nothing about a picture in words."""
@@ -122,7 +122,12 @@ class Chat:
     def rows(self, branch: Branch) -> list[WrittenRow]:
         """The prompts as the processor wrote them."""
         return rows_of(
-            branch.input_ids, branch.attention_mask, branch.features, self.model, self.processor
+            branch.input_ids,
+            branch.attention_mask,
+            branch.features,
+            self.model,
+            self.processor,
+            arguments=self.arguments,
         )
 
     def check_answered_next(self, asked: Sequence[Asked]) -> None:
@@ -142,8 +147,12 @@ class Chat:
         return chosen
 
     def shown(self, count: int) -> str:
-        """What the template writes for so many pictures of one turn, side by side."""
-        unit = self._writing.unit.strip()
+        """What the template writes for so many pictures of one turn, side by side.
+
+        The first has no label where it has one alone: it is to stand behind that.
+        """
+        writing = self._writing
+        unit = writing.unit.strip()
         if count == 1:
             return unit
         rendered = self.template.rendered([turn("user", WORDS, images=count)])
@@ -154,7 +163,8 @@ class Chat:
                 f"{type(self.processor).__name__} does not write so many in one turn: use a model "
                 "that takes several"
             )
-        return found.group()
+        label = writing.label_before(rendered[: found.start()], count)
+        return found.group() if writing.labels[0] else label + found.group()
 
     def replies(self, tokens: torch.Tensor) -> list[str]:
         """Answers `[R, L]` as text, without special tokens."""

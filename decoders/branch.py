@@ -18,9 +18,8 @@ from sightline.decoders.features import (
 )
 from sightline.decoders.image_spans import (
     PLACEHOLDERS,
-    can_be_asked,
     rows_of,
-    warn_of_markers,
+    warn_of_rest,
 )
 
 PIXELS = (
@@ -309,11 +308,8 @@ class Branch:
             processor: The model's own, which then says what belongs to an image. None: all that
                 stands between an image's tokens goes, and markers that are named.
         """
-        rows = rows_of(
-            self.input_ids, self.attention_mask, self.features, model, processor, markers
-        )
-        if not can_be_asked(processor):
-            warn_of_markers(model, rows)
+        rows = self._rows(model, processor, markers)
+        warn_of_rest(model, rows, processor)
         return self.gathered(
             [
                 [(columns[number], token) for number, token in row.without_images(replacement)]
@@ -328,7 +324,7 @@ class Branch:
             model: Names the image tokens in its config.
             processor: As in `without_pictures`.
         """
-        rows = rows_of(self.input_ids, self.attention_mask, self.features, model, processor)
+        rows = self._rows(model, processor)
         ids = token_ids(model.config, ("image_token_id",))
         return [
             [
@@ -338,6 +334,17 @@ class Branch:
             ]
             for row, columns in zip(rows, self.columns(), strict=True)
         ]
+
+    def _rows(self, model: Any, processor: Any, markers: tuple[int, ...] = ()) -> list[Any]:
+        return rows_of(
+            self.input_ids,
+            self.attention_mask,
+            self.features,
+            model,
+            processor,
+            markers,
+            self.call.chat_template_kwargs,
+        )
 
     def columns(self) -> list[list[int]]:
         """By row, the columns that hold tokens and no padding."""

@@ -10,7 +10,7 @@ import re
 import warnings
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,11 +72,13 @@ class Owned:
         tokens: Its image tokens, by number in the row, padding left out.
         start, stop: All that belongs to it, from the first to after the last: tokens by number
             in a `BareRow`, characters of the text in a `WrittenRow`.
+        label: Characters at its start that are the template's label ("Image 1: ").
     """
 
     tokens: tuple[int, ...]
     start: int
     stop: int
+    label: int = 0
 
 
 # What a processor writes
@@ -95,6 +97,8 @@ class Writing:
         parts: Runs of image tokens that every image has; None: it depends on its size.
         words: What the template puts between an image and the user's words.
         start: What the processor puts before a text by itself.
+        labels: What the template puts before `unit`, where a chat has one image and where it has
+            more; numbers may be others.
     """
 
     tokenizer: Any = field(repr=False)
@@ -105,6 +109,7 @@ class Writing:
     parts: int | None
     words: str
     start: str
+    labels: tuple[str, str] = ("", "")
 
     @cached_property
     def special(self) -> dict[int, str]:
@@ -127,6 +132,11 @@ class Writing:
         most = "*" if self.parts is None else f"{{0,{self.parts - 1}}}"
         inside = f"(?:{_one_of(self.gaps)}{RUN}){most}" if self.gaps else ""
         return re.compile(f"{_one_of(openings)}?{RUN}{inside}{_one_of(self.closings)}?")
+
+    def label_before(self, text: str, images: int) -> str:
+        """The template's label that a text before one of so many images ends in."""
+        found = re.search(f"{_one_of([self.labels[images > 1]])}$", text)
+        return found.group() if found else ""
 
     def encode(self, text: str, after: int | None) -> list[int]:
         """Token ids of a text that follows a special token; None: that a prompt begins with."""
@@ -164,21 +174,25 @@ def can_be_asked(processor: Any) -> bool:
     return hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")
 
 
-def writing_of(processor: Any, config: Any) -> Writing:
+def writing_of(processor: Any, config: Any, arguments: Mapping[str, Any] | None = None) -> Writing:
     """What a processor writes for an image; it is asked once for each of its settings.
+
+    Args:
+        arguments: What its chat template is given besides the messages.
 
     Raises:
         ValueError: It writes no image token of the model's, or cannot be asked.
     """
     image = token_ids(config, ("image_token_id",))
     plain = {n: v for n, v in vars(processor).items() if isinstance(v, str | int | float | None)}
-    key = repr((plain, vars(processor.image_processor), len(processor.tokenizer), image))
-    (writing,) = WRITINGS.recall(processor, [key], lambda _: [_asked(processor, set(image))])
+    given = dict(arguments or {})
+    key = repr((plain, vars(processor.image_processor), len(processor.tokenizer), image, given))
+    (writing,) = WRITINGS.recall(processor, [key], lambda _: [_asked(processor, set(image), given)])
     return writing
 
 
-def _asked(processor: Any, image: set[int]) -> Writing:
-    unit, words = _unit(processor)
+def _asked(processor: Any, image: set[int], arguments: Mapping[str, Any]) -> Writing:
+    unit, words, labels = _unit(processor, arguments)
     inner = unit.strip()
     blank = Writing(processor.tokenizer, unit, (), (), (), None, "", "")
     starts, parts = zip(
@@ -197,6 +211,7 @@ def _asked(processor: Any, image: set[int]) -> Writing:
         counts.pop() if len(counts) == 1 else None,
         trail + words,
         starts[0],
+        labels,
     )
 
 
@@ -217,8 +232,8 @@ def _after(text: str, *tokens: str | None) -> str:
     return text
 
 
-def _unit(processor: Any) -> tuple[str, str]:
-    """What the template writes for an image, and between it and the user's words."""
+def _unit(processor: Any, arguments: Mapping[str, Any]) -> tuple[str, str, tuple[str, str]]:
+    """What the template writes for an image, between it and the user's words, and its labels."""
     token = getattr(processor, "image_token", None)
     if getattr(processor, "chat_template", None) is None:
         if token is None:
@@ -226,25 +241,46 @@ def _unit(processor: Any) -> tuple[str, str]:
                 f"{type(processor).__name__} has neither a chat template nor an image_token, so "
                 "what it writes for an image cannot be asked: leave processor= out"
             )
-        return str(token), ""
-    one = _rendered(processor, 1)
+        return str(token), "", ("", "")
+    one = _rendered(processor, 1, arguments)
     for fewer, more in ((0, 1), (1, 2)):
         try:
-            unit = _added(_rendered(processor, fewer), _rendered(processor, more))
+            texts = (_rendered(processor, images, arguments) for images in (fewer, more))
+            label, unit = _labelled(processor, _added(*texts))
         except Exception:  # a template may refuse a turn without an image, or with two
             continue
         if unit.strip() and unit in one:
-            return unit, one.partition(unit)[2].partition(WORDS)[0]
+            words = one.partition(unit)[2].partition(WORDS)[0]
+            return unit, words, (label, _label_of_two(processor, unit, arguments))
     raise ValueError(
         f"the chat template of {type(processor).__name__} writes nothing for an image: use the "
         "model's own processor"
     )
 
 
-def _rendered(processor: Any, images: int) -> str:
+def _labelled(processor: Any, unit: str) -> tuple[str, str]:
+    """A label with a number, which stands before all special tokens, and the rest."""
+    names = [str(name) for name in processor.tokenizer.added_tokens_decoder.values()]
+    special = [place for name in names if not _is_blank(name) and (place := unit.find(name)) >= 0]
+    start = min(special, default=0)
+    return (unit[:start], unit[start:]) if re.search(r"\d", unit[:start]) else ("", unit)
+
+
+def _label_of_two(processor: Any, unit: str, arguments: Mapping[str, Any]) -> str:
+    """What the template writes before the second of two images, and not for the first alone."""
+    try:
+        texts = _rendered(processor, 2, arguments).split(unit)
+    except Exception:  # it may refuse two images
+        return ""
+    space = unit[: len(unit) - len(unit.lstrip())]
+    return texts[1] + space if len(texts) == 3 and not _is_blank(texts[1]) else ""
+
+
+def _rendered(processor: Any, images: int, arguments: Mapping[str, Any]) -> str:
     content = [*[{"type": "image"}] * images, {"type": "text", "text": WORDS}]
     return processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        [{"role": "user", "content": content}],
+        **{**arguments, "add_generation_prompt": True, "tokenize": False},
     )
 
 
@@ -389,11 +425,14 @@ class WrittenRow:
 
     def _images(self) -> Iterator[Owned]:
         runs = [piece for piece in self.pieces if piece.text == RUN]
-        for match in self.writing.pattern.finditer(self.text):
+        matches = list(self.writing.pattern.finditer(self.text))
+        for match in matches:
             count = match.group().count(RUN)
             own, runs = runs[:count], runs[count:]
             tokens = (token for run in own for token in range(run.first, run.after))
-            yield Owned(tuple(tokens), match.start(), match.end())
+            before = self.text[: match.start()]
+            label = len(self.writing.label_before(before, len(matches)))
+            yield Owned(tuple(tokens), match.start() - label, match.end(), label)
 
     def without_images(self, replacement: tuple[int, ...]) -> list[Entry]:
         """The row with other tokens in the place of each image, none by default.
@@ -412,6 +451,19 @@ class WrittenRow:
             if self.ids[piece.first] in self.named and not piece.is_text and not inside:
                 yield Edit(start, start + len(piece.text))
 
+    def left_over(self, template: str) -> set[str]:
+        """Words before images that end in the image's number, and stay.
+
+        Args:
+            template: Text of the chat template: only words that it has before a number are meant.
+        """
+        found = set()
+        for number, image in enumerate(self.images, start=1):
+            label = re.search(rf"([^\W\d]+)\W?{number}\W*$", self.text[: image.start])
+            if label and re.search(rf"{label[1]}\W?[{{'\"]", template):
+                found.add(label.group())
+        return found
+
     def with_text_before(self, text: str, space: str) -> list[Entry]:
         """The row with a text before its first image.
 
@@ -424,9 +476,12 @@ class WrittenRow:
         return self.edited([Edit(start, stop, text + space)])
 
     def as_asked(self, unit: str) -> str:
-        """The row's text as the processor is given it, `unit` in the place of each image."""
+        """The row's text as the processor is given it, `unit` in the place of each image.
+
+        Labels of images stay.
+        """
         ends = [0, *(image.stop for image in self.images)]
-        begins = [*(image.start for image in self.images), len(self.text)]
+        begins = [*(image.start + image.label for image in self.images), len(self.text)]
         kept = (self.text[end:begin] for end, begin in zip(ends, begins, strict=True))
         return unit.join(kept)
 
@@ -681,6 +736,7 @@ def rows_of(
     model: Any,
     processor: Any = None,
     markers: tuple[int, ...] = (),
+    arguments: Mapping[str, Any] | None = None,
 ) -> list[Any]:
     """The rows of a batch with their images: `WrittenRow`s with a processor, else `BareRow`s.
 
@@ -691,6 +747,7 @@ def rows_of(
         model: Names the image tokens in its config.
         processor: The model's own; one that cannot write images counts as none.
         markers: Ids of tokens around an image that the config does not name.
+        arguments: What the processor's chat template was given besides the messages.
     """
     config = model.config
     placeholders = set(token_ids(config, PLACEHOLDERS))
@@ -702,7 +759,7 @@ def rows_of(
     starts = _entry_starts(kept, features, config)
     named = {*named_markers(config), *markers} - placeholders
     if can_be_asked(processor):
-        writing = writing_of(processor, config)
+        writing = writing_of(processor, config, arguments)
         return [
             WrittenRow(row, placeholders, own, writing, named)
             for row, own in zip(kept, starts, strict=True)
@@ -762,14 +819,25 @@ def _entry_starts(
 _WARNED: WeakSet[Any] = WeakSet()  # models
 
 
-def warn_of_markers(model: Any, rows: Sequence[BareRow]) -> None:
-    """Once for a model, of tokens that look like an image's markers and stay in its prompts."""
-    left = sorted(set().union(*(row.left_over() for row in rows)))
-    if left and model not in _WARNED:
+def warn_of_rest(model: Any, rows: Sequence[Any], processor: Any) -> None:
+    """Once for a model, of what looks like a part of images and stays in image-free prompts."""
+    if can_be_asked(processor):
+        template = str(getattr(processor, "chat_template", ""))
+        labels = set().union(*(row.left_over(template) for row in rows))
+        rest = labels and (
+            f"{', '.join(map(short, sorted(labels)))} before it stays, which looks like a label of "
+            "its chat template's: if the template was given arguments (add_vision_id), pass them "
+            "to generate as chat_template_kwargs="
+        )
+    else:
+        left = sorted(set().union(*(row.left_over() for row in rows)))
+        rest = left and (
+            f"tokens {left} next to it stay, which look like its markers: pass processor=, the "
+            "model's own, which says what belongs to an image, or name those that are by markers="
+        )
+    if rest and model not in _WARNED:
         _WARNED.add(model)
         warnings.warn(
-            f"the image is taken out of the prompt of {type(model).__name__}, and tokens {left} "
-            "next to it stay, which look like its markers: pass processor=, the model's own, which "
-            "says what belongs to an image, or name those that are by markers=",
+            f"the image is taken out of the prompt of {type(model).__name__}, and {rest}",
             stacklevel=2,
         )

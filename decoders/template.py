@@ -24,9 +24,8 @@ class Template:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def rendered(self, turns: list[dict[str, Any]], generation_prompt: bool = True) -> str:
-        return self.processor.apply_chat_template(
-            turns, add_generation_prompt=generation_prompt, tokenize=False, **self.arguments
-        )
+        asked = {"add_generation_prompt": generation_prompt, "tokenize": False}
+        return self.processor.apply_chat_template(turns, **{**self.arguments, **asked})
 
     @cached_property
     def closing(self) -> str:

@@ -32,28 +32,10 @@ QUESTIONS = ("Is there a cup in the image?", "Do you see an orange or a vase?\nS
 SIZES = ((200, 120), (90, 140), (56, 56), (300, 60))
 WIDE, TALL = picture(200, 120), picture(90, 140)
 
-# Where a template numbers its images ("Picture 1: "), the number stays in an image-free prompt.
-NUMBERED = {
-    "test_an_image_free_prompt_is_read_once_for_images_of_any_size[molmo2]",
-    "test_one_stand_in_for_each_image[molmo2]",
-    "test_prompts_with_other_images_and_texts_are_the_processors[molmo2-a second image]",
-    "test_prompts_with_other_images_and_texts_are_the_processors[molmo2-the same again]",
-    "test_the_image_free_prompt_is_the_chat_without_images[molmo2]",
-    *(
-        f"test_the_image_free_prompt_keeps_to_the_arguments_of_the_template[{name}]"
-        for name in ("qwen2vl", "qwen25vl", "qwen3vl", "qwen35")
-    ),
-}
 REFUSED = {"mllama": "placeholder tokens"}  # cross-attention
 UNTEMPLATED = [name for name, record in RECORDS.items() if not record.has_template]
 TEMPLATED = [name for name in names() if name not in UNTEMPLATED]
 ANSWERED = [name for name in names() if name not in REFUSED]
-
-
-@pytest.fixture(autouse=True)
-def numbers_stay(request):
-    if request.node.name in NUMBERED:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="the image's number stays"))
 
 
 def part(words):
@@ -275,7 +257,8 @@ def test_the_image_free_prompt_keeps_to_the_arguments_of_the_template(name):
     messages = conversations(WIDE, TALL)["two images"]
     for arguments in ARGUMENTS:
         if any(argument in template_of(name) for argument in arguments):
-            (amateur,) = checkpoint.amateurs(checkpoint.inputs(messages, **arguments), decoder)
+            inputs = checkpoint.inputs(messages, **arguments)
+            (amateur,) = checkpoint.amateurs(inputs, decoder, chat_template_kwargs=arguments)
             wanted = checkpoint.prompt(without_images(messages), **arguments)
             assert unspaced(checkpoint.text(amateur)) == unspaced(wanted), arguments
 
@@ -331,7 +314,14 @@ def test_without_a_processor_what_stays_is_warned_of(name):
     assert name not in ("llava15", "llava_ov", "qwen2vl", "qwen25vl", "qwen3vl") or not told
 
 
-@pytest.mark.parametrize("name", ANSWERED)
+OWN_KEYWORD = pytest.mark.xfail(
+    strict=True, reason="`generate` hands the count of an image's crops on to every branch"
+)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[OWN_KEYWORD] * (n == "molmo2")) for n in ANSWERED]
+)
 def test_an_image_free_prompt_is_read_once_for_images_of_any_size(name):
     checkpoint, read = load(name), []
 

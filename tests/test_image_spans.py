@@ -9,6 +9,7 @@ from talkers import TALKERS, unpadded, within
 
 from sightline import M3ID, PAI, VDD, PostHocDebias, Recipe, Reusing, answer
 from sightline.chat import processor_for
+from sightline.decoders.asking import Chat
 from sightline.decoders.image_spans import (
     BareRow,
     WrittenRow,
@@ -149,6 +150,91 @@ def test_with_and_without_the_processor_the_same_where_the_config_names_all(talk
             decode = talker.processor.tokenizer.batch_decode
             assert decode(found) == decode(wanted)
         assert blind(talker, inputs, exact) == wanted
+
+
+SHOWN = "'<|vision_start|><|image_pad|><|vision_end|>'"
+NUMBER = "(images.seen | string)"
+ALWAYS = f"{{%- set images.seen = images.seen + 1 -%}}{{{{- 'Figure ' + {NUMBER} + ': ' -}}}}"
+LABELS = {
+    "always": ALWAYS,
+    "where asked": f"{{%- if numbered is defined and numbered -%}}{ALWAYS}{{%- endif -%}}",
+    "where there are more": (
+        "{%- set ends = messages | tojson -%}{%- if ends.count('\"image\"') > 1 -%}"
+        "{%- set images.seen = images.seen + 1 -%}"
+        f"{{{{- 'Image-' + {NUMBER} + '\n' -}}}}{{%- endif -%}}"
+    ),
+}
+
+
+def labelled(talker, monkeypatch, kind):
+    """The arguments with which its template now puts numbers before images."""
+    template = talker.processor.chat_template
+    place = "{%- if part['type'] == 'image' -%}"
+    template = template.replace(place, place + LABELS[kind])
+    template = "{%- set images = namespace(seen=0) -%}" + template
+    monkeypatch.setattr(talker.processor, "chat_template", template)
+    return {"numbered": True} if kind == "where asked" else {}
+
+
+def written(talker, arguments, *contents):
+    """One user's turn by the template: words, None for an image."""
+    parts = [{"type": "text", "text": part} if part else {"type": "image"} for part in contents]
+    return talker.processor.apply_chat_template(
+        [{"role": "user", "content": parts}],
+        add_generation_prompt=True,
+        tokenize=False,
+        **arguments,
+    )
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_that_the_template_gives_images_go_with_them(monkeypatch, kind):
+    talker = TALKERS["qwen"]()
+    arguments = labelled(talker, monkeypatch, kind)
+    user = "Image-7 and Figure 1: so."  # the user's own words stay
+    for shown, said in (
+        ([None, user], [user]),
+        ([user, None, "Why?"], [user, "Why?"]),
+        ([None, "And ", None, user], ["And ", user]),
+        ([None, None, None, user], [user]),
+    ):
+        pictures = talker.pictures[: shown.count(None)]
+        inputs = talker.inputs([written(talker, arguments, *shown)], pictures)
+        given = {**inputs, "chat_template_kwargs": arguments}
+        wanted = talker.inputs([written(talker, arguments, *said)])["input_ids"].tolist()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = blind(talker, given, VDD(processor=talker.processor).recipe().contrasts[0])
+        assert found == wanted
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_prompts_with_a_second_image_have_the_labels_of_the_template(monkeypatch, kind):
+    talker = TALKERS["qwen"]()
+    arguments = labelled(talker, monkeypatch, kind)
+    inputs = talker.inputs([written(talker, arguments, None, "Why?")], talker.pictures[:1])
+
+    def second(expert, model):
+        chat = Chat(talker.processor, model, arguments)
+        return chat.rows(expert)[0].as_asked(chat.shown(2))
+
+    assert within(talker, inputs, second) == written(talker, arguments, None, None, "Why?")
+
+
+def test_one_warning_of_labels_of_a_template_whose_arguments_are_not_given(monkeypatch):
+    talker = TALKERS["qwen"]()
+    arguments = labelled(talker, monkeypatch, "where asked")
+    contrast = VDD(processor=talker.processor).recipe().contrasts[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        users = written(talker, {}, "Picture 1: ", None, "Why?")
+        blind(talker, talker.inputs([users], talker.pictures[:1]), contrast)
+    inputs = talker.inputs([written(talker, arguments, None, "Why?")], talker.pictures[:1])
+    with pytest.warns(UserWarning, match=r"'Figure 1: '.*chat_template_kwargs="):
+        blind(talker, inputs, contrast)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        blind(talker, inputs, contrast)
 
 
 def test_text_that_an_edit_does_not_touch_keeps_its_tokens(talker):

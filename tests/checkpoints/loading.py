@@ -77,8 +77,14 @@ class Checkpoint:
             messages, **{"add_generation_prompt": True, **template}, tokenize=False
         )
 
-    def within(self, inputs: Mapping[str, Any], action: Callable[[Any, Any], Any]) -> Any:
-        """What `action(expert, model)` gives where a decoder would make its branches."""
+    def within(
+        self, inputs: Mapping[str, Any], action: Callable[[Any, Any], Any], **given: Any
+    ) -> Any:
+        """What `action(expert, model)` gives where a decoder would make its branches.
+
+        Args:
+            given: What else `generate` is given.
+        """
         found = []
 
         def prepare(expert: Any, model: Any) -> Any:
@@ -86,13 +92,15 @@ class Checkpoint:
             return expert
 
         recipe = Recipe(preparations=(prepare,))
-        self.model.generate(**inputs, custom_generate=recipe, max_new_tokens=1)
+        self.model.generate(**inputs, **given, custom_generate=recipe, max_new_tokens=1)
         return found[0]
 
-    def amateurs(self, inputs: Mapping[str, Any], decoder: Any) -> list[Any]:
-        """What a decoder compares with, as branches."""
+    def amateurs(self, inputs: Mapping[str, Any], decoder: Any, **given: Any) -> list[Any]:
+        """What a decoder compares with, as branches; `given` as in `within`."""
         contrasts = decoder.recipe().contrasts
-        return self.within(inputs, lambda expert, model: [c(expert, model) for c in contrasts])
+        return self.within(
+            inputs, lambda expert, model: [c(expert, model) for c in contrasts], **given
+        )
 
     def text(self, branch: Any) -> str:
         """The prompt of a branch of one row as text, special tokens included."""
