@@ -620,6 +620,7 @@ class BareRow:
         starts: Numbers of tokens at which an entry of the encoder's output begins.
         named: Ids of markers, the config's and the caller's.
         is_near: Whether an id looks like a marker's.
+        bounds: Ids that begin, end or pad a text or a turn.
     """
 
     def __init__(
@@ -630,11 +631,13 @@ class BareRow:
         starts: set[int],
         named: set[int],
         is_near: Callable[[int], bool],
+        bounds: set[int],
     ):
         self.ids = ids
         self.videos = videos
         self.named = named
         self.is_near = is_near
+        self.bounds = bounds
         self.images = [
             Owned(tuple(own), own[0], own[-1] + 1) for own in self._grouped(placeholders, starts)
         ]
@@ -710,7 +713,8 @@ class BareRow:
         """Tokens next to images that look like their markers, and stay.
 
         Before an image alone, with no marker behind it, they are taken for the role's, which many
-        templates put there. Single tokens between images, not the same ones, are tiles' numbers.
+        templates put there, unless they follow words or another image. Single tokens between
+        images, not the same ones, are tiles' numbers.
         """
         found = set()
         for image in self.images:
@@ -719,11 +723,17 @@ class BareRow:
                 next((token for token in side if token not in self.named), None) for side in sides
             )
             near = {t for t in (before, after) if t is not None and self.is_near(t)}
-            if after in near or (sides[0] and sides[0][0] in self.named):
+            is_inside = before in near and self._is_inside_turn(image.start - 1)
+            if after in near or (sides[0] and sides[0][0] in self.named) or is_inside:
                 found |= near
         pairs = pairwise(self.images)
         alone = {self.ids[one.stop] for one, next_one in pairs if next_one.start - one.stop == 1}
         return found | (alone - self.named if len(alone) > 1 else set())
+
+    def _is_inside_turn(self, number: int) -> bool:
+        """Whether a token follows words or an image, and no special token of a turn's beginning."""
+        before = self.ids[number - 1] if number else None
+        return before is not None and before not in self.bounds and not self.is_near(before)
 
 
 # Rows of a batch
@@ -765,9 +775,10 @@ def rows_of(
             for row, own in zip(kept, starts, strict=True)
         ]
     videos = set(token_ids(config, ("video_token_id",)))
-    is_near = _nearness(model, placeholders)
+    bounds = _bounds(model)
+    is_near = _nearness(model, placeholders, bounds)
     return [
-        BareRow(row, placeholders, videos, own, named, is_near)
+        BareRow(row, placeholders, videos, own, named, is_near, bounds)
         for row, own in zip(kept, starts, strict=True)
     ]
 
@@ -781,13 +792,17 @@ def named_markers(config: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _nearness(model: Any, placeholders: set[int]) -> Callable[[int], bool]:
-    """Whether an id is close to an image token's, and none that begins, ends or pads a text."""
+def _bounds(model: Any) -> set[int]:
+    """Ids that begin, end or pad a text or a turn."""
+    settings = getattr(model, "generation_config", model.config)
+    return set(token_ids(settings, ("bos_token_id", "eos_token_id", "pad_token_id")))
+
+
+def _nearness(model: Any, placeholders: set[int], bounds: set[int]) -> Callable[[int], bool]:
+    """Whether an id is close to an image token's, and none of a text's bounds."""
     size = model.get_input_embeddings().num_embeddings
     most = min(NEAR, size // SHARE)
-    settings = getattr(model, "generation_config", model.config)
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    others = {*placeholders, *token_ids(settings, names)}
+    others = {*placeholders, *bounds}
     return lambda token: (
         token not in others and any(abs(token - own) <= most for own in placeholders)
     )

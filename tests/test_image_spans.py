@@ -21,13 +21,14 @@ from sightline.decoders.image_spans import (
 # A vocabulary of 640 ids: text from 30 on, special tokens from 600 on.
 IMAGE, VIDEO, TILE, FAKE, OPEN, CLOSE, USER = 610, 611, 550, 609, 608, 612, 590
 AND, THEN, LINE = 40, 41, 42
+BOS, EOS = 1, 2
 
 
 def bare(ids, starts, named=()):
     def is_near(token):
         return token not in (IMAGE, VIDEO) and abs(token - IMAGE) <= 8
 
-    return BareRow(ids, {IMAGE, VIDEO}, {VIDEO}, set(starts), set(named), is_near)
+    return BareRow(ids, {IMAGE, VIDEO}, {VIDEO}, set(starts), set(named), is_near, {BOS, EOS})
 
 
 def left(row, replacement=()):
@@ -97,8 +98,15 @@ def test_text_between_frames_stays_and_a_row_without_images_is_left():
 
 
 def test_a_role_before_an_image_is_no_marker_that_stays():
-    assert bare([1, OPEN, IMAGE, AND], [2]).left_over() == set()
+    for ids in ([OPEN, IMAGE, AND], [BOS, OPEN, IMAGE, AND], [BOS, AND, EOS, OPEN, IMAGE, AND]):
+        assert bare(ids, placed(ids)).left_over() == set()
     assert bare([1, OPEN, IMAGE, CLOSE], [2]).left_over() == {OPEN, CLOSE}
+
+
+def test_a_marker_that_opens_images_alone_is_told_of():
+    """Behind words of the template's or the user's, or behind another image."""
+    for ids in ([BOS, USER, LINE, OPEN, IMAGE, AND], [BOS, OPEN, IMAGE, OPEN, IMAGE, AND]):
+        assert bare(ids, placed(ids)).left_over() == {OPEN}
 
 
 def test_markers_are_named_by_inner_configs_too():
