@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, groupby, pairwise, takewhile
 from typing import Any
@@ -53,9 +53,10 @@ MARKERS = (
     "visual_indicator_token_ids",
 )
 
-RUN = "\ufffc"  # in a prompt's text, a run of image tokens
+RUN, CLIP = "\ufffc", "\ufffb"  # in a prompt's text, a run of image tokens, and of a video's own
 BEFORE, WORDS = "SIGHTLINE0BEFORE", "SIGHTLINE1WORDS"
 SIZES = ((56, 56), (224, 224), (1008, 336), (448, 1344))  # of images that are asked about
+FRAMES = (4, 8)  # of videos that are asked about
 REMEMBERED = 16  # settings of one processor that are kept
 # A token whose id is this close to the image token's looks like a marker; less in a vocabulary
 # that is small.
@@ -99,6 +100,8 @@ class Writing:
         start: What the processor puts before a text by itself.
         labels: What the template puts before `unit`, where a chat has one image and where it has
             more; numbers may be others.
+        video: A pattern of a video, with its label and the words between frames; None: a video is
+            like an image, or cannot be asked about.
     """
 
     tokenizer: Any = field(repr=False)
@@ -110,6 +113,7 @@ class Writing:
     words: str
     start: str
     labels: tuple[str, str] = ("", "")
+    video: re.Pattern[str] | None = None
 
     @cached_property
     def special(self) -> dict[int, str]:
@@ -130,8 +134,9 @@ class Writing:
         """
         openings = {*self.openings, *(gap.lstrip() for gap in self.gaps)}
         most = "*" if self.parts is None else f"{{0,{self.parts - 1}}}"
-        inside = f"(?:{_one_of(self.gaps)}{RUN}){most}" if self.gaps else ""
-        return re.compile(f"{_one_of(openings)}?{RUN}{inside}{_one_of(self.closings)}?")
+        run = f"[{RUN}{CLIP}]"
+        inside = f"(?:{_one_of(self.gaps)}{run}){most}" if self.gaps else ""
+        return re.compile(f"{_one_of(openings)}?{run}{inside}{_one_of(self.closings)}?")
 
     def label_before(self, text: str, images: int) -> str:
         """The template's label that a text before one of so many images ends in."""
@@ -166,6 +171,17 @@ def _one_of(texts: Iterable[str]) -> str:
     return f"(?:{'|'.join(sorted(escaped, key=len, reverse=True))})"
 
 
+def _like_both(one: str, other: str) -> str:
+    """A pattern of two texts; numbers, and the one word that they differ in, may be others."""
+    one, other = (re.sub(r"\d+", "0", text) for text in (one, other))
+    start = _alike(one, other)
+    end = min(_alike(one[::-1], other[::-1]), min(len(one), len(other)) - start)
+    words = one[start : len(one) - end], other[start : len(other) - end]
+    if one == other or any(re.search(r"\s|^$", word) for word in words):
+        return _one_of((one, other))
+    return _one_of([one[:start]]) + r"\S+?" + _one_of([one[len(one) - end :]])
+
+
 WRITINGS: Memory[str, Writing] = Memory(REMEMBERED)
 
 
@@ -183,11 +199,17 @@ def writing_of(processor: Any, config: Any, arguments: Mapping[str, Any] | None 
     Raises:
         ValueError: It writes no image token of the model's, or cannot be asked.
     """
-    image = token_ids(config, ("image_token_id",))
+    image, video = (token_ids(config, (name,)) for name in PLACEHOLDERS)
     plain = {n: v for n, v in vars(processor).items() if isinstance(v, str | int | float | None)}
     given = dict(arguments or {})
     key = repr((plain, vars(processor.image_processor), len(processor.tokenizer), image, given))
-    (writing,) = WRITINGS.recall(processor, [key], lambda _: [_asked(processor, set(image), given)])
+
+    def asked(missing: list[str]) -> list[Writing]:
+        writing = _asked(processor, set(image), given)
+        clip = _video(processor, writing, set(image), set(video), given)
+        return [replace(writing, video=clip)]
+
+    (writing,) = WRITINGS.recall(processor, [key], asked)
     return writing
 
 
@@ -242,20 +264,30 @@ def _unit(processor: Any, arguments: Mapping[str, Any]) -> tuple[str, str, tuple
                 "what it writes for an image cannot be asked: leave processor= out"
             )
         return str(token), "", ("", "")
-    one = _rendered(processor, 1, arguments)
+    found = _rendered_unit(processor, "image", arguments)
+    if found is None:
+        raise ValueError(
+            f"the chat template of {type(processor).__name__} writes nothing for an image: use "
+            "the model's own processor"
+        )
+    return found
+
+
+def _rendered_unit(
+    processor: Any, kind: str, arguments: Mapping[str, Any]
+) -> tuple[str, str, tuple[str, str]] | None:
+    """As `_unit`, of an image or a video; None where the template writes nothing for it."""
+    one = _rendered(processor, 1, arguments, kind)
     for fewer, more in ((0, 1), (1, 2)):
         try:
-            texts = (_rendered(processor, images, arguments) for images in (fewer, more))
+            texts = (_rendered(processor, images, arguments, kind) for images in (fewer, more))
             label, unit = _labelled(processor, _added(*texts))
         except Exception:  # a template may refuse a turn without an image, or with two
             continue
         if unit.strip() and unit in one:
             words = one.partition(unit)[2].partition(WORDS)[0]
-            return unit, words, (label, _label_of_two(processor, unit, arguments))
-    raise ValueError(
-        f"the chat template of {type(processor).__name__} writes nothing for an image: use the "
-        "model's own processor"
-    )
+            return unit, words, (label, _label_of_two(processor, unit, arguments, kind))
+    return None
 
 
 def _labelled(processor: Any, unit: str) -> tuple[str, str]:
@@ -266,18 +298,18 @@ def _labelled(processor: Any, unit: str) -> tuple[str, str]:
     return (unit[:start], unit[start:]) if re.search(r"\d", unit[:start]) else ("", unit)
 
 
-def _label_of_two(processor: Any, unit: str, arguments: Mapping[str, Any]) -> str:
+def _label_of_two(processor: Any, unit: str, arguments: Mapping[str, Any], kind: str) -> str:
     """What the template writes before the second of two images, and not for the first alone."""
     try:
-        texts = _rendered(processor, 2, arguments).split(unit)
+        texts = _rendered(processor, 2, arguments, kind).split(unit)
     except Exception:  # it may refuse two images
         return ""
     space = unit[: len(unit) - len(unit.lstrip())]
     return texts[1] + space if len(texts) == 3 and not _is_blank(texts[1]) else ""
 
 
-def _rendered(processor: Any, images: int, arguments: Mapping[str, Any]) -> str:
-    content = [*[{"type": "image"}] * images, {"type": "text", "text": WORDS}]
+def _rendered(processor: Any, count: int, arguments: Mapping[str, Any], kind: str) -> str:
+    content = [*[{"type": kind}] * count, {"type": "text", "text": WORDS}]
     return processor.apply_chat_template(
         [{"role": "user", "content": content}],
         **{**arguments, "add_generation_prompt": True, "tokenize": False},
@@ -316,20 +348,14 @@ def _written(
 ) -> tuple[str, str]:
     """What the processor puts before a prompt, and in an image's place in it, as text."""
     pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    before, after = _bounds(processor.tokenizer)
-    text = f"{before}{unit}{after}"
     try:
-        with torch.device("cpu"):
-            made = processor(text=[text], images=[[Image.fromarray(pixels)]], return_tensors="pt")
+        ids = _ids_of(processor, unit, images=[[Image.fromarray(pixels)]])
     except Exception as error:
         raise ValueError(
             f"{type(processor).__name__} was asked what it writes for an image of {size[0]} x "
             f"{size[1]} pixels in {short(unit)}, and failed: {error}"
         ) from error
-    ids = [int(token) for token in made["input_ids"][0]]
-    read = "".join(piece.text for piece in pieces_of(ids, blank, image))
-    start, _, rest = read.partition(before)
-    found = rest.rpartition(after)[0]
+    start, found = _in_place(ids, blank, image)
     special = Counter(token for token in ids if token in blank.special)
     if RUN not in found or max(special.values(), default=0) > max(special[t] for t in image):
         raise ValueError(
@@ -338,6 +364,85 @@ def _written(
             "from one checkpoint"
         )
     return start, found
+
+
+def _ids_of(processor: Any, unit: str, **shown: Any) -> list[int]:
+    before, after = _bounds(processor.tokenizer)
+    with torch.device("cpu"):
+        made = processor(text=[f"{before}{unit}{after}"], return_tensors="pt", **shown)
+    return [int(token) for token in made["input_ids"][0]]
+
+
+def _in_place(
+    ids: list[int], blank: Writing, placeholders: set[int], videos: AbstractSet[int] = frozenset()
+) -> tuple[str, str]:
+    """What stands before a prompt, and in the place of `unit` in it, as text."""
+    read = "".join(piece.text for piece in pieces_of(ids, blank, placeholders, (), videos))
+    before, after = _bounds(blank.tokenizer)
+    start, _, rest = read.partition(before)
+    return start, rest.rpartition(after)[0]
+
+
+def _video(
+    processor: Any,
+    writing: Writing,
+    image: set[int],
+    video: set[int],
+    arguments: Mapping[str, Any],
+) -> re.Pattern[str] | None:
+    """A pattern of what a processor writes for a video, asked about two lengths.
+
+    None where that cannot be told from an image: then what its tokens enclose goes.
+    """
+    token = getattr(processor, "video_token", None)
+    if getattr(processor, "video_processor", None) is None or token is None:
+        return None
+    unit, labels = str(token), ("", "")
+    try:
+        found = _rendered_unit(processor, "video", arguments)
+        if found is not None and unit in found[0]:
+            unit, labels = found[0].strip(), found[2]
+        texts = [
+            _in_place(
+                _ids_of(processor, unit, **_clip(frames)), writing, image | video, video - image
+            )[1]
+            for frames in FRAMES
+        ]
+    except Exception:  # a processor may refuse short videos, and most prompts have none
+        return None
+    (run, *others) = {mark for text in texts for mark in text if mark in (RUN, CLIP)} or {""}
+    if others or not run:
+        return None
+    shown = [text.split(run) for text in texts]
+    around = [(part[0], part[-1]) for part in shown]
+    opening, closing = (_like_both(*texts) for texts in zip(*around, strict=True))
+    if run == RUN and not _is_apart([before for before, _ in around], writing.openings):
+        return None
+    gaps = _distinct(gap for part in shown for gap in part[1:-1])
+    if not any((*gaps, *around[0])):
+        return None
+    inside = f"(?:{_one_of(gaps)}{run})*" if gaps else ""
+    label = f"{_one_of(labels)}?"
+    return re.compile(f"{label}{opening}{run}{inside}{closing}")
+
+
+def _is_apart(openings: Iterable[str], others: Iterable[str]) -> bool:
+    """Whether texts begin what the other texts do not."""
+    pattern = re.compile(_one_of(others))
+    return not any(pattern.fullmatch(opening) for opening in openings)
+
+
+def _clip(frames: int) -> dict[str, Any]:
+    """Arguments of a processor's call: a video of two frames a second."""
+    shape = (frames, *SIZES[0][::-1], 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    known = {
+        "fps": 2.0,
+        "total_num_frames": frames,
+        "duration": frames / 2,
+        "frames_indices": list(range(frames)),
+    }
+    return {"videos": [pixels], "video_metadata": [known], "do_sample_frames": False}
 
 
 # A prompt's row as text
@@ -354,7 +459,11 @@ class Piece:
 
 
 def pieces_of(
-    ids: Sequence[int], writing: Writing, placeholders: set[int], starts: Sequence[int] = ()
+    ids: Sequence[int],
+    writing: Writing,
+    placeholders: AbstractSet[int],
+    starts: Sequence[int] = (),
+    videos: AbstractSet[int] = frozenset(),
 ) -> list[Piece]:
     """A row in pieces that the tokenizer treats by themselves.
 
@@ -362,6 +471,7 @@ def pieces_of(
         ids: Without padding.
         placeholders: Ids of image tokens.
         starts: Where a run of image tokens ends and another begins, though nothing is between.
+        videos: Those of the placeholders that are videos' alone.
     """
 
     def kind(numbered: tuple[int, int]) -> Any:
@@ -375,10 +485,10 @@ def pieces_of(
         numbers = [number for number, _ in run]
         first, after = numbers[0], numbers[-1] + 1
         if isinstance(of, tuple):
-            text = RUN
+            text = CLIP if ids[first] in videos else RUN
         elif of == "text":
             text = writing.decode(ids[first:after], ids[first - 1] if first else None)
-            text = text.replace(RUN, "\ufffd")
+            text = re.sub(f"[{RUN}{CLIP}]", "\ufffd", text)
         else:
             text = writing.special[ids[first]]
         pieces.append(Piece(first, after, text, of == "text"))
@@ -403,6 +513,7 @@ class WrittenRow:
         starts: Numbers of tokens at which an entry of the encoder's output begins.
         writing: The processor's.
         named: Ids of markers, the config's and the caller's.
+        videos: Ids of tokens that are videos' alone.
     """
 
     def __init__(
@@ -412,6 +523,7 @@ class WrittenRow:
         starts: set[int],
         writing: Writing,
         named: AbstractSet[int] = frozenset(),
+        videos: AbstractSet[int] = frozenset(),
     ):
         self.ids = ids
         self.named = named
@@ -419,15 +531,15 @@ class WrittenRow:
         self.writing = writing
         # Where nothing stands around an image, two may stand side by side.
         cuts = () if writing.is_marked or writing.gaps else sorted(starts)
-        self.pieces = pieces_of(ids, writing, placeholders, cuts)
+        self.pieces = pieces_of(ids, writing, placeholders, cuts, videos)
         self.text = "".join(piece.text for piece in self.pieces)
         self.images = list(self._images())
 
     def _images(self) -> Iterator[Owned]:
-        runs = [piece for piece in self.pieces if piece.text == RUN]
+        runs = [piece for piece in self.pieces if piece.text in (RUN, CLIP)]
         matches = list(self.writing.pattern.finditer(self.text))
         for match in matches:
-            count = match.group().count(RUN)
+            count = sum(match.group().count(run) for run in (RUN, CLIP))
             own, runs = runs[:count], runs[count:]
             tokens = (token for run in own for token in range(run.first, run.after))
             before = self.text[: match.start()]
@@ -435,14 +547,24 @@ class WrittenRow:
             yield Owned(tuple(tokens), match.start() - label, match.end(), label)
 
     def without_images(self, replacement: tuple[int, ...]) -> list[Entry]:
-        """The row with other tokens in the place of each image, none by default.
+        """The row with other tokens in the place of each image and video, none by default.
 
         Markers that are named go too, where a video has them and no image.
         """
-        edits = [Edit(image.start, image.stop, replacement) for image in self.images]
+        edits = self._videos(replacement)
+        edits += [
+            Edit(image.start, image.stop, replacement)
+            for image in self.images
+            if not any(edit.start < image.stop and image.start < edit.stop for edit in edits)
+        ]
         if edits:
             edits += self._named(edits)
         return self.edited(sorted(edits, key=lambda edit: edit.start))
+
+    def _videos(self, replacement: tuple[int, ...]) -> list[Edit]:
+        video = self.writing.video
+        matches = () if video is None else video.finditer(self.text)
+        return [Edit(match.start(), match.end(), replacement) for match in matches]
 
     def _named(self, edits: Sequence[Edit]) -> Iterator[Edit]:
         """Named markers that are in no other edit."""
@@ -465,12 +587,13 @@ class WrittenRow:
         return found
 
     def with_text_before(self, text: str, space: str) -> list[Entry]:
-        """The row with a text before its first image.
+        """The row with a text before its first image or video.
 
         Args:
             space: What the template puts behind such a text, up to the image's own markers.
         """
-        unit, stop = self.writing.unit, self.images[0].start
+        unit = self.writing.unit
+        stop = min(shown.start for shown in (*self.images, *self._videos(())))
         own = unit[: len(unit) - len(unit.lstrip())]
         start = stop - len(own) if self.text[:stop].endswith(own) else stop
         return self.edited([Edit(start, stop, text + space)])
@@ -768,14 +891,14 @@ def rows_of(
     ]
     starts = _entry_starts(kept, features, config)
     named = {*named_markers(config), *markers} - placeholders
+    images, videos = (set(token_ids(config, (name,))) for name in PLACEHOLDERS)
     if can_be_asked(processor):
         writing = writing_of(processor, config, arguments)
         return [
-            WrittenRow(row, placeholders, own, writing, named)
+            WrittenRow(row, placeholders, own, writing, named, videos - images)
             for row, own in zip(kept, starts, strict=True)
         ]
-    videos = set(token_ids(config, ("video_token_id",)))
-    bounds = _bounds(model)
+    bounds = _ends(model)
     is_near = _nearness(model, placeholders, bounds)
     return [
         BareRow(row, placeholders, videos, own, named, is_near, bounds)
@@ -792,7 +915,7 @@ def named_markers(config: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _bounds(model: Any) -> set[int]:
+def _ends(model: Any) -> set[int]:
     """Ids that begin, end or pad a text or a turn."""
     settings = getattr(model, "generation_config", model.config)
     return set(token_ids(settings, ("bos_token_id", "eos_token_id", "pad_token_id")))

@@ -5,6 +5,7 @@ import warnings
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -26,6 +27,7 @@ from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Call
 from sightline.decoders.carve import beside, instead
 from sightline.decoders.ensemble import read_pictures
+from sightline.decoders.image_spans import rows_of
 from sightline.decoders.vdd import unknown_tokens
 
 QUESTIONS = ("Is there a cup in the image?", "Do you see an orange or a vase?\nSay it.", "Why?")
@@ -278,6 +280,57 @@ def test_one_stand_in_for_each_image(name):
         assert unspaced(text.replace(stand_in, "")) == unspaced(
             checkpoint.tokenizer.decode(wanted)
         ), kind
+
+
+def clip(frames):
+    """A video of four frames a second, as processors take it."""
+    pixels = np.random.default_rng(1).integers(0, 256, (frames, 56, 84, 3), dtype=np.uint8)
+    places = list(range(0, 6 * frames, 6))
+    known = dict(fps=24.0, total_num_frames=6 * frames, duration=frames / 4, frames_indices=places)
+    return pixels, known
+
+
+@pytest.mark.parametrize("name", [n for n in TEMPLATED if n not in REFUSED])
+def test_the_whole_video_goes_with_the_words_between_its_frames(name):
+    checkpoint = load(name)
+    processor, tokenizer = checkpoint.processor, checkpoint.tokenizer
+    if getattr(processor, "video_processor", None) is None:
+        pytest.skip("its processor takes no videos")
+
+    def prompt(*content):
+        written = checkpoint.prompt([user(*content)])
+        if "video" in dict(content[1]).values() and processor.video_token not in written:
+            words = [each.get("text", processor.video_token) for each in content]
+            return checkpoint.prompt([user(part("".join(words)))])
+        return written
+
+    def row(text, *lengths):
+        clips, known = zip(*map(clip, lengths), strict=True) if lengths else ((), ())
+        shown = dict(videos=list(clips), video_metadata=list(known), do_sample_frames=False)
+        made = processor(text=[text], **(shown if lengths else {}), return_tensors="pt")
+        (row,) = rows_of(
+            made["input_ids"], made["attention_mask"], None, checkpoint.model, processor
+        )
+        return row
+
+    def left(row, replacement=()):
+        entries = row.without_images(replacement)
+        return tokenizer.decode([row.ids[n] if t is None else t for n, t in entries])
+
+    video, (see, and_then, why) = {"type": "video"}, map(part, ("Look:", "and\nthis.", "Why 1?"))
+    wanted = unspaced(tokenizer.decode(row(prompt(see, why)).ids))
+    for frames in (6, 10):
+        assert unspaced(left(row(prompt(see, video, why), frames))) == wanted
+    stand_in = unknown_tokens(processor)
+    try:
+        shown = row(prompt(see, video, and_then, video, why), 6, 6)
+    except ValueError as refusal:
+        assert "At most one video" in str(refusal)
+        return
+    two = left(shown, stand_in)
+    assert two.count(tokenizer.decode(stand_in)) == 2
+    wanted = unspaced(tokenizer.decode(row(prompt(see, and_then, why)).ids))
+    assert unspaced(two.replace(tokenizer.decode(stand_in), "")) == wanted
 
 
 @pytest.mark.parametrize("name", REFUSED)
