@@ -791,7 +791,7 @@ def change(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
         place = values
         for parent in parents:
             place = place[parent]
-        place[last] = value
+        place[last] = dict(value) if isinstance(value, dict) else value  # may be changed again
 
 
 def build(name: str, changes: Mapping[str, Any], seed: int = 0) -> Any:
