@@ -593,7 +593,8 @@ class WrittenRow:
             space: What the template puts behind such a text, up to the image's own markers.
         """
         unit = self.writing.unit
-        stop = min(shown.start for shown in (*self.images, *self._videos(())))
+        videos = (video.start for video in self._videos(()))
+        stop = min((*(image.start for image in self.images), *videos))
         own = unit[: len(unit) - len(unit.lstrip())]
         start = stop - len(own) if self.text[:stop].endswith(own) else stop
         return self.edited([Edit(start, stop, text + space)])
@@ -961,9 +962,9 @@ def warn_of_rest(model: Any, rows: Sequence[Any], processor: Any) -> None:
     """Once for a model, of what looks like a part of images and stays in image-free prompts."""
     if can_be_asked(processor):
         template = str(getattr(processor, "chat_template", ""))
-        labels = set().union(*(row.left_over(template) for row in rows))
+        labels = sorted(set().union(*(row.left_over(template) for row in rows)))
         rest = labels and (
-            f"{', '.join(map(short, sorted(labels)))} before it stays, which looks like a label of "
+            f"{', '.join(map(short, labels))} before it stays, which looks like a label of "
             "its chat template's: if the template was given arguments (add_vision_id), pass them "
             "to generate as chat_template_kwargs="
         )
