@@ -606,8 +606,12 @@ class Bench:
         return None
 
     def targets(self, shapes: Sequence[Shape]) -> list[dict[str, Any]]:
+        """Lines for a GPU in bf16, which they are set for; none elsewhere."""
         if not is_cuda(self.device) or self.dtype != torch.bfloat16:
             return []
+        return self.every_target(shapes)
+
+    def every_target(self, shapes: Sequence[Shape]) -> list[dict[str, Any]]:
         decode = [shape for shape in shapes if shape.mode == "decode"]
         prefill = [shape for shape in shapes if shape.mode == "prefill"]
         single = [shape for shape in decode if shape.group == 1]

@@ -49,6 +49,7 @@ SHAPES = [
     *(pattern for pair in zip(DECODE[:2], GROUPED[:2], strict=True) for pattern in pair),
     *PREFILL,
     *(pattern for pair in zip(DECODE[2:], GROUPED[2:], strict=True) for pattern in pair),
+    "llava*decode-b8-k4096",  # more than 512 MB of keys and values
     *(f"qwen*prefill-b1-k{keys}" for keys in (4096, 8192, 32768)),
 ]
 
@@ -74,13 +75,17 @@ class Step:
     is_default: bool = True
 
 
+def words(**options: str) -> tuple[str, ...]:
+    """A command line's."""
+    return tuple(word for name, value in options.items() for word in (f"--{name}", *value.split()))
+
+
 def speed(
     models: str = "7b", batch: int = 1, tokens: int = 64, decoders: str = "", **further: str
 ) -> tuple[str, ...]:
     """Arguments of `decoding.py`; decoders are always timed with a dynamic cache."""
     options = {"models": models, "batch": str(batch), "tokens": str(tokens), "decoders": decoders}
-    options |= {"caches": "dynamic"} | further
-    return tuple(word for name, value in options.items() for word in (f"--{name}", *value.split()))
+    return words(**options | {"caches": "dynamic"} | further)
 
 
 STEPS = (
@@ -90,20 +95,12 @@ STEPS = (
         120,
         "the kernel against SDPA, FlexAttention and a large copy; 7B shapes, 640 to 32k keys",
         "attention",
-        tuple(
-            [
-                "--contenders",
-                "ours",
-                "recording",
-                "flex",
-                "--rounds",
-                "5",
-                "--seconds",
-                "1.5",
-                "--shapes",
-            ]
-        )
-        + tuple(SHAPES),
+        words(
+            contenders="ours recording flex eager",
+            rounds="5",
+            seconds="1.5",
+            shapes=" ".join(SHAPES),
+        ),
     ),
     Step(
         "tokens",

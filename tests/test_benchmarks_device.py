@@ -40,11 +40,11 @@ def test_arguments_are_those_of_the_benchmark(step):
     arguments = ["--device", "cuda", *step.arguments, "--minutes", "4"]
     if step.script == "attention":
         options, shapes = attention.parsed(arguments)
-        assert options.contenders == ["SDPA", "ours", "recording", "flex"]
+        assert options.contenders == ["SDPA", "ours", "recording", "flex", "eager"]
         assert len(shapes) == len(device.SHAPES)  # each pattern names one
         keys = {model: {s.keys for s in shapes if s.model == model} for model in attention.FAMILIES}
         assert keys == {name: {*family.keys} for name, family in attention.FAMILIES.items()}
-        assert {(s.mode, s.batch) for s in shapes} == {("decode", 1), ("prefill", 1)}
+        assert {(s.mode, s.batch) for s in shapes} == {("decode", 1), ("decode", 8), ("prefill", 1)}
     elif step.script == "decoding":
         options = decoding.parsed([*arguments, "--dtypes", "bf16"])
         assert options.until - device.time.monotonic() > 200
@@ -241,12 +241,19 @@ def test_dry_run(tmp_path):
     kernel = results.pop("kernel")
     assert kernel["compared"] == kernel["cases"] == 4 and not kernel["wrong"]
     kernels = results.pop("attention")
-    assert {row["contender"] for row in kernels["rows"]} == {"SDPA", "ours", "recording", "flex"}
+    assert {row["contender"] for row in kernels["rows"]} == {
+        "SDPA",
+        "ours",
+        "recording",
+        "flex",
+        "eager",
+    }
     assert kernels["failures"] == kernels["notes"] == []
     for name, result in results.items():
         (found,) = result["runs"]
         assert found["failures"] == [] and len(found["rows"]) >= 3, name
-    assert "This was a dry run" in done.stdout and "| a shorter or cut amateur" in done.stdout
+    assert "This was a dry run" in done.stdout
+    assert "| a shorter or cut amateur" in done.stdout and "| decode: ours / SDPA" in done.stdout
 
 
 def test_kernels_compile_for_a_gpu_that_is_not_here(tmp_path):
