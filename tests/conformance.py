@@ -100,7 +100,8 @@ class Kept:
 
 def noised(tiny, row):
     """The row's own pictures under noise, as they are where it is asked alone."""
-    kept = Kept(NoisyImage(noise_step=700, seed=3))
+    strong = METHODS["vcd"].strong
+    kept = Kept(NoisyImage(strong.noise_step, strong.seed))
     generate(tiny, [row], 1, custom_generate=Recipe(contrasts=(kept,), rule=ExpertOnly()))
     return [Prompt(row, lambda pixels: pixels, given=dict(kept.pixels))]
 
