@@ -6,11 +6,17 @@ distribution that is left. Each acts once per generated token.
 
 from collections.abc import Iterable
 
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process
+
+
+class AfterCut(LogitsProcessor):
+    """Base of processors that act on the scores that the plausibility cut left."""
+
 
 # Warpers, watermarks and normalisation (read in 5.18 and 5.23), with their subclasses.
 AFTER = (
+    AfterCut,
     logits_process.EpsilonLogitsWarper,
     logits_process.EtaLogitsWarper,
     logits_process.InfNanRemoveLogitsProcessor,

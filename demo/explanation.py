@@ -7,11 +7,11 @@ from typing import Any, overload
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import LogitsProcessor
 
 from sightline.chat import processor_for, prompt_inputs
 from sightline.decoders.decoder import Recipe, Strategy
 from sightline.decoders.geometry import Layout, locate
+from sightline.decoders.processing import AfterCut
 from sightline.demo.comparison import Explained, Row
 from sightline.logits.rules import Rule
 
@@ -83,7 +83,7 @@ def explain(
     )
 
 
-class Forced(LogitsProcessor):
+class Forced(AfterCut):
     """Lets nothing be said but one answer, and keeps what would have been chosen from.
 
     Args:
