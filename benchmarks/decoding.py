@@ -78,18 +78,20 @@ def measured(
         "head_bytes": subject.head_bytes,
         "key_bytes": subject.key_bytes,
     }
-    late: list[str] = []
+    late: dict[bool, list[str]] = {}  # of eager rows, and of the latest compiled ones
     for group in ([eager] if eager else []) + [compiled[: n + 1] for n in range(len(compiled))]:
         for row in group:
             row.first.clear()
             row.per_token.clear()
-        late = measure(group, run["tokens"], options.rounds, options.device, options.until)
+        late[group is eager] = measure(
+            group, run["tokens"], options.rounds, options.device, options.until
+        )
         greedy = {row.cache: row for row in rows if row.key == "greedy"}
         done = [row for row in (*eager, *compiled) if row.first and greedy[row.cache].first]
         write(
             {
                 **described,
-                "notes": [*notes, *late],
+                "notes": [*notes, *(note for said in late.values() for note in said)],
                 "failures": [f"{row.name} ({row.cache}): {row.wrong}" for row in rows if row.wrong],
                 "rows": [report.describe(row, greedy[row.cache], described) for row in done],
             }
