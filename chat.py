@@ -166,6 +166,12 @@ def parse_arguments(assignments: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def written_argument(name: str, value: Any) -> str:
+    """`enable_thinking=false`, which `parse_arguments` reads as the same value."""
+    is_plain = isinstance(value, str) and _value(value) == value
+    return f"{name}={value if is_plain else json.dumps(value)}"
+
+
 def _value(text: str) -> Any:
     try:
         return WORDS[text.lower()] if text.lower() in WORDS else json.loads(text)

@@ -179,6 +179,7 @@ def serve(
     max_seconds: Annotated[
         float, typer.Option(help="The longest time that an answer may take, waiting included.")
     ] = 120.0,
+    template: TemplateOption = None,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
     ] = False,
@@ -186,6 +187,7 @@ def serve(
     """Serve a page that puts the answers of several decoders side by side."""
     with refusing():
         people = [parse_login(text) for text in auth or []]
+        arguments = template_arguments(template)
         try:
             from sightline.demo.page import launch
         except ModuleNotFoundError as error:
@@ -195,7 +197,7 @@ def serve(
         from sightline.demo.host import Host, Limits
 
         with quiet():
-            host = Host(model, device, dtype, Limits(max_tokens, max_seconds))
+            host = Host(model, device, dtype, Limits(max_tokens, max_seconds), arguments)
             host.warm_up()
             try:
                 address = launch(

@@ -98,13 +98,18 @@ def assigned(name: str, value: Piece) -> list[str]:
 
 
 def piece(value: Any) -> Piece:
-    """A value of a setting: a text, a number, a truth, None, or a tuple of such."""
+    """A value of a setting: a text, a number, a truth, None, or a tuple, list or dict of such."""
     if isinstance(value, Code | Text | Group):
         return value
     if isinstance(value, str):
         return Text(value)
     if isinstance(value, tuple):
         return group("(", [piece(part) for part in value], ")")
+    if isinstance(value, list):
+        return group("[", [piece(part) for part in value], "]")
+    if isinstance(value, dict):
+        items = tuple((f"{literal(key)}: ", piece(part)) for key, part in value.items())
+        return Group("{", items, "}")
     if isinstance(value, float) and not math.isfinite(value):
         return Code(f'float("{value}")')
     return Code(repr(value))

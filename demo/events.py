@@ -219,7 +219,13 @@ class Events:
 
     def script(self, comparison: Comparison) -> str:
         host = self.host
-        return to_python(comparison, host.name, device=host.device, dtype=host.dtype.value)
+        return to_python(
+            comparison,
+            host.name,
+            device=host.device,
+            dtype=host.dtype.value,
+            chat_template_kwargs=host.template,
+        )
 
     def follow(self, _: Any, round: Round | None) -> Iterator[Parts]:
         """Answers as they grow. When nobody looks any more they end."""

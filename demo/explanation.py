@@ -1,7 +1,7 @@
 """Why an answer's tokens came: it is given once more, token by token, and watched."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -27,12 +27,14 @@ def explain(
     question: str,
     decoder: Any,
     ids: Sequence[int],
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Explained:
     """The ten best tokens at each step of an answer, and where the model looked.
 
     Args:
         decoder: What gave the answer; None: the model's own decoding.
         ids: The answer's tokens, which are forced.
+        chat_template_kwargs: Arguments of the chat template, as the answer's prompt had them.
 
     Raises:
         ValueError: For a decoder that does not choose token by token.
@@ -45,7 +47,9 @@ def explain(
     recipe = strategy.recipe().simplified()
     forced = Forced(ids)
     images = {"images": image} if strategy.needs_images else {}
-    inputs = prompt_inputs(model, processor, image, question)
+    inputs = prompt_inputs(
+        model, processor, image, question, chat_template_kwargs=chat_template_kwargs
+    )
     output = model.generate(
         **inputs,
         custom_generate=strategy,
@@ -58,7 +62,7 @@ def explain(
         output_logits=True,
         output_image_attention=True,
         **images,
-        **processor_for(strategy, processor),
+        **processor_for(strategy, processor, chat_template_kwargs),
     )
     steps = [logits[:, 0].float() for logits in output.branch_logits]
     tables, cuts = [], []

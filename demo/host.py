@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from transformers.generation import BaseStreamer
 
 from sightline import lab
-from sightline.chat import check_question, prompt_inputs, reply
+from sightline.chat import check_arguments, check_question, prompt_inputs, reply
 from sightline.checkpoints import Dtype, check_device, load_model, load_processor
 from sightline.choices import Choice, parse_choice
 from sightline.decoders.parse import settable, written
@@ -79,9 +79,11 @@ class Host:
         device: Of the weights.
         dtype: Of the weights.
         limits: Of one request.
+        chat_template_kwargs: Arguments of the chat template besides the messages.
 
     Raises:
-        ValueError: For what is no vision-language checkpoint, or a device that is not there.
+        ValueError: For what is no vision-language checkpoint, a device that is not there, or an
+            argument that the chat template does not take.
     """
 
     def __init__(
@@ -90,12 +92,14 @@ class Host:
         device: str = "cpu",
         dtype: Dtype = Dtype.float32,
         limits: Limits | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ):
         self.limits = limits or Limits()
         self.checkpoint = checkpoint or str(lab.CHECKPOINT)
         self.device, self.dtype = device, dtype
         check_device(device)
         self.processor = load_processor(self.checkpoint)
+        self.template = check_arguments(self.processor, chat_template_kwargs)
         self.model = load_model(self.checkpoint, device, dtype)
         self.crew = Crew(self.model)
 
@@ -202,6 +206,7 @@ class Host:
                     comparison.question,
                     self._choice(way).build(self.processor),
                     answer.ids,
+                    self.template,
                 )
         except Stopped as error:
             raise ValueError(f"the explanation was {error}") from None
@@ -216,9 +221,10 @@ class Host:
         with self.crew.working(work):
             decoder = self._choice(way).build(self.processor)
             image = comparison.picture.image
-            inputs = prompt_inputs(self.model, self.processor, image, comparison.question)
-            given = drawing.arguments(way.name)
-            reply(self.model, self.processor, inputs, decoder, image, streamer=streamer, **given)
+            given = {"chat_template_kwargs": self.template}
+            inputs = prompt_inputs(self.model, self.processor, image, comparison.question, **given)
+            given |= {"streamer": streamer, **drawing.arguments(way.name)}
+            reply(self.model, self.processor, inputs, decoder, image, **given)
 
     def work(self, comparison: Comparison, number: int) -> Work:
         drawing = comparison.drawing

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from sightline.chat import written_argument
 from sightline.choices import parse_choice
 from sightline.demo.comparison import Drawing, Way
 from sightline.evaluation import plots, report, runner
@@ -23,10 +24,11 @@ PLAIN = {"greedy": "greedy", "sample": "sampling"}
 
 
 class Loaded(Protocol):
-    """A model that is there, with its processor and the name of its checkpoint."""
+    """A loaded model, with its processor, chat template arguments and the checkpoint's name."""
 
     model: Any
     processor: Any
+    template: Mapping[str, Any]
 
     @property
     def name(self) -> str: ...
@@ -93,7 +95,7 @@ def run(
     """
     drawing = drawing or Drawing()
     names = list(dict.fromkeys(contender(way, drawing) for way in ways))
-    settings = runner.Run(drawing.seed, batch_size, drawing.temperature or 1.0)
+    settings = runner.Run(drawing.seed, batch_size, drawing.temperature or 1.0, loaded.template)
     counts = (0, 0)
 
     def told(done: int, total: int) -> None:
@@ -147,6 +149,8 @@ def command(
         options["model"] = model
     words = [word for name in names for word in ("--decoder", name)]
     words += [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    template = settings.chat_template_kwargs.items()
+    words += [word for item in template for word in ("--template", written_argument(*item))]
     return shlex.join(["sightline", "evaluate", "lab", *words, *["--no-controls"] * (not controls)])
 
 

@@ -1,9 +1,10 @@
 """A comparison as a Python script, which anybody with sightline can run."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
+from typing import Any
 
 from sightline.choices import Choice, parse_choice
 from sightline.decoders.parse import FILLED, STAND_IN, Request
@@ -43,7 +44,7 @@ for label, decoder, drawing in ways:
         QUESTION,
         decoder,
         max_new_tokens={drawing.max_new_tokens},
-        num_beams=1,
+        num_beams=1,{template}
         **drawing,
     )
     print(f"{{label}}: {{said}}")
@@ -51,7 +52,12 @@ for label, decoder, drawing in ways:
 
 
 def to_python(
-    comparison: Comparison, model: str, *, device: str = "cpu", dtype: str = "float32"
+    comparison: Comparison,
+    model: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
     """A script that asks the same question in the same ways and prints each label and answer.
 
@@ -64,6 +70,7 @@ def to_python(
         model: The checkpoint; "sightline.lab" is the lab's own.
         device: Of the weights.
         dtype: Of the weights; "auto": as stored.
+        chat_template_kwargs: Arguments of the chat template besides the messages.
 
     Raises:
         ValueError: For a decoder, a setting or a source of the picture that does not exist.
@@ -73,6 +80,9 @@ def to_python(
     decoders = [construction(choice.request) for choice in choices]
     drawings = [drawn(way.name, comparison.drawing) for way in comparison.ways]
     ways = [group("(", row, ")") for row in zip(labels, decoders, drawings, strict=True)]
+    template = (
+        assigned("TEMPLATE", piece(dict(chat_template_kwargs))) if chat_template_kwargs else []
+    )
     origin = find_origin(comparison.picture)
     digest = sha256(comparison.picture.image.tobytes()).hexdigest()
     checkpoint = [] if model in LAB else assigned("CHECKPOINT", Text(model))
@@ -86,12 +96,14 @@ def to_python(
                 *assigned("SHA256", Text(digest)),
                 *checkpoint,
                 *assigned("QUESTION", Text(comparison.question)),
+                *template,
             ]
         ),
         model="\n".join([*assigned("model", loaded), *moved]),
         picture=origin.expression,
         ways="\n".join(assigned("ways", group("[", ways, "]"))),
         drawing=comparison.drawing,
+        template="\n        chat_template_kwargs=TEMPLATE," if template else "",
     )
     return script if script.isascii() else f"{FOREIGN}\n{script}"
 

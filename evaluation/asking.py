@@ -234,7 +234,7 @@ class Asker:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ):
         self.clock = clock
-        self.chat_template_kwargs = chat_template_kwargs
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.model = model
         self.processor = processor
         self.temperature = temperature

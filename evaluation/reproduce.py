@@ -27,6 +27,7 @@ from typing import Any
 
 from rich.console import Console
 
+from sightline.chat import check_arguments, parse_arguments
 from sightline.decoders.parse import choose, split_decoders, unknown
 from sightline.evaluation import plots, report
 from sightline.evaluation.answers import read_json, write_json
@@ -283,6 +284,7 @@ class Plan:
 
     def check(self) -> None:
         """Raises `ValueError` where a row cannot be made, or `out` holds another plan."""
+        check_arguments(self.source.processor, self.run.chat_template_kwargs)
         for job in self.jobs:
             for row in job.rows:
                 self.contender(job, row)
@@ -366,7 +368,10 @@ class Plan:
         What cannot is written down with its reason. A run that has begun is not tried again.
         """
         benchmark, processor = self.benchmarks[job.benchmark], self.source.processor
-        asker = Asker(self.source.model, processor, self.run.temperature, {})
+        arguments = check_arguments(processor, self.run.chat_template_kwargs)
+        asker = Asker(
+            self.source.model, processor, self.run.temperature, {}, chat_template_kwargs=arguments
+        )
         has_shift = all(asker.yes_no) and all(task.yes_no for task in benchmark.tasks)
         refused = dict(state(job, self.out).refused)
         if not (job.folder(self.out) / "run.json").exists():
@@ -382,7 +387,9 @@ class Plan:
         """
         benchmark = self.benchmarks[job.benchmark]
         batches = cut(benchmark, asker.processor.tokenizer, self.run.batch_size, self.run.seed)
-        prepared = map(Preparation(benchmark, asker.processor), batches)
+        template = asker.chat_template_kwargs
+        preparation = Preparation(benchmark, asker.processor, chat_template_kwargs=template)
+        prepared = map(preparation, batches)
         first = next((batch for batch in prepared if batch.items), None)
         if first is None:
             raise ValueError(f"no picture of {job.benchmark} can be read: see that --coco is whole")
@@ -624,6 +631,13 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="NAME:SETTING=VALUE,...",
         help="of all rows of a decoder that do not set it themselves; may be repeated",
     )
+    add(
+        "--template",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of the model's chat template; may be repeated",
+    )
     add("--suffix", default="one-word", choices=SUFFIXES, help="after POPE's questions")
     add("--parser", default="word", choices=PARSERS, help="of POPE's answers")
     add("--prompt", default=DESCRIBE, help="of captions")
@@ -660,7 +674,9 @@ def make_plan(options: argparse.Namespace, console: Console | None, command: str
         mine,
         benchmarks(options),
         Source(options.model, options.device, options.dtype, options.device_map),
-        Run(options.seed, options.batch_size, options.temperature),
+        Run(
+            options.seed, options.batch_size, options.temperature, parse_arguments(options.template)
+        ),
         options.out,
         wordings,
         console,

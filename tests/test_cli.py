@@ -1,7 +1,6 @@
 """The command line, driven as a user would."""
 
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lab_copies import copied, with_argument
 from models import sharpen
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -73,14 +73,6 @@ def answers(talker):
         return answer(model, processor, TABLE, question, decoder, **generate_kwargs)
 
     return say
-
-
-def copied(folder, *, without=()):
-    """The lab's checkpoint in a folder, without some of its files."""
-    shutil.copytree(lab.CHECKPOINT, folder, dirs_exist_ok=True)
-    for name in without:
-        (folder / name).unlink()
-    return str(folder)
 
 
 def letters(text):
@@ -477,12 +469,7 @@ def test_checkpoints_that_cannot_be_used_are_refused(tmp_path):
 
 def test_arguments_of_the_template_are_passed_on(tmp_path):
     """One that turns the picture's question round changes the answer; others are refused."""
-    told = copied(tmp_path / "told")
-    file = tmp_path / "told" / "chat_template.jinja"
-    words, instead = "{{- part['text'] -}}", "{{- asks | default(part['text']) -}}"
-    template = file.read_text()
-    assert words in template
-    file.write_text(template.replace(words, instead))
+    told = with_argument(tmp_path / "told")
     asked = run("describe", TABLE, "Is there a cup in the image?").stdout
     given = ("--model", told, "--template", "asks=Is there a cup in the image?")
     for command in ("describe", "compare"):

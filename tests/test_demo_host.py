@@ -1,6 +1,8 @@
 """What answers behind the page: turns, limits, stops, and why each token came."""
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -8,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lab_copies import with_argument
 from PIL import Image, ImageOps
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
@@ -15,6 +18,7 @@ from sightline import VCD, VDD, Contrastive, answer
 from sightline.chat import prompt_inputs
 from sightline.demo import host as hosts
 from sightline.demo.comparison import Answer, Comparison, Drawing, Way, slow_down
+from sightline.demo.events import Events
 from sightline.demo.host import Host, Limits, Listener
 from sightline.demo.lab_job import LabJob
 from sightline.demo.turns import Crew, Stopped, Turns, Work
@@ -187,6 +191,36 @@ def test_two_at_once_get_what_each_gets_alone(host):
     picture = PICTURES / "corner.png"
     drawn = dict(max_new_tokens=48, do_sample=True, temperature=1.3, num_beams=1)
     assert alone[0][0] == answer(host.model, host.processor, picture, DESCRIBE, **drawn)
+
+
+def test_arguments_of_the_template_are_in_answers_explanations_and_scripts(host, tmp_path):
+    """The template writes another question, so all of them are answers to that one."""
+    question = "Is there a cup in the image?"
+    other = Host(with_argument(tmp_path / "told"), chat_template_kwargs={"asks": question})
+    ways = ("greedy", Way("vdd"))
+    expected = [
+        said.text for said in finished(host.start(compared(host, *ways, question=question)))
+    ]
+    comparison = compared(other, *ways)
+    answers = finished(other.start(comparison))
+    assert [said.text for said in answers] == expected
+    assert expected != [said.text for said in finished(host.start(compared(host, *ways)))]
+    [(row, *_), *_] = other.explain(comparison, 1, answers[1]).tables
+    assert row.is_chosen and row.token.strip() == expected[1]
+    script = tmp_path / "script.py"
+    script.write_text(Events(other).script(comparison))
+    script.write_text(script.read_text().replace('"told"', repr(other.checkpoint)))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"greedy: {expected[0]}", f"vdd: {expected[1]}"]
+    job = LabJob(other, (Way("greedy"),), 1, Drawing())
+    job.start()
+    job.wait(60)
+    assert f"--template 'asks={question}'" in job.result.table
+
+
+def test_arguments_that_the_template_does_not_take_are_refused():
+    with pytest.raises(ValueError, match="takes no argument 'enable_thinking'"):
+        Host(chat_template_kwargs={"enable_thinking": False})
 
 
 def test_one_answer_is_stopped_and_the_others_go_on(host):

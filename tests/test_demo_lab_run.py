@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Host:
     name: str
     model: Any
     processor: Any
+    template: dict[str, Any] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")

@@ -216,6 +216,8 @@ def test_times_of_several_runs_are_not_plotted_together():
         (["--model", "no/such/folder"], "no such folder"),
         (["--batch-size", "0"], "batch_size must be at least 1"),
         (["--temperature", "0"], "temperature must be above 0"),
+        (["--template", "enable_thinking=false"], "takes no argument 'enable_thinking'"),
+        (["--template", "enable_thinking"], "is written NAME=VALUE"),
     ],
 )
 def test_refused_before_anything_is_computed(laid_out, ids, tmp_path, more, message):

@@ -20,7 +20,14 @@ from transformers import (
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sightline import ICD, MVP, VDD, VDGD, PostHocDebias, answer, lab
-from sightline.chat import check_arguments, parse_arguments, prompt_inputs, templated, user_turn
+from sightline.chat import (
+    check_arguments,
+    parse_arguments,
+    prompt_inputs,
+    templated,
+    user_turn,
+    written_argument,
+)
 from sightline.decoders.asking import Chat
 from sightline.decoders.template import Template, turn
 from sightline.evaluation.asking import Preparation
@@ -260,6 +267,8 @@ def test_arguments_are_read_from_text():
         "none": None,
         "tools": ["a"],
     }
+    values = parse_arguments(given) | {"text": "3", "word": "true"}
+    assert parse_arguments([written_argument(*item) for item in values.items()]) == values
     for wrong in (["enable_thinking"], ["=3"], ["a=1", "a=2"]):
         with pytest.raises(ValueError, match=r"NAME=VALUE|given twice"):
             parse_arguments(wrong)
