@@ -221,7 +221,7 @@ class Host:
         with self.crew.working(work):
             decoder = self._choice(way).build(self.processor)
             image = comparison.picture.image
-            given = {"chat_template_kwargs": self.template}
+            given: dict[str, Any] = {"chat_template_kwargs": self.template}
             inputs = prompt_inputs(self.model, self.processor, image, comparison.question, **given)
             given |= {"streamer": streamer, **drawing.arguments(way.name)}
             reply(self.model, self.processor, inputs, decoder, image, **given)

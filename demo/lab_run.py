@@ -28,10 +28,12 @@ class Loaded(Protocol):
 
     model: Any
     processor: Any
-    template: Mapping[str, Any]
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def template(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, eq=False)
