@@ -1,106 +1,152 @@
-"""Checks of the numbers that decoders and their parts are set by.
+"""Validation of settings: each field of a decoder or a part, by its declared type and limits.
 
-Each takes a part and the name of one of its settings. A number of numpy's counts as one of Python's
-and is kept as such; True and False, infinities and NaN are no numbers. What does not fit raises
-`ValueError`.
+A class says what its fields may be beside their types, as `alpha: Strength = 1.0` or
+`layers: Layers | None = None`, and derives from `Checked`. The ranges that are usually searched are
+declared apart from that (`decoders/ranges.py`): `alpha=4` is legal where 0 to 3 is usual.
+
+numpy's numbers become Python's, and lists become tuples. True and False are no numbers; infinities
+and NaN are never legal.
 """
 
-import math
-from dataclasses import fields
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from numbers import Integral, Real
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from sightline.messages import short
 
+MOST = 10**9
+"""The largest number: beyond it float32 holds nothing of the scores that it is weighed against."""
+LEAST = 1e-30
+"""The smallest number that is divided by: what is divided stays finite in float32."""
+LARGEST_COUNT = 10**6
+LARGEST_ID = 2**31 - 1
+LARGEST_SEED = 2**63 - 1
 
-def as_python(value: Any) -> Any:
-    """A number as Python's own, also those in a tuple or list; anything else as it is."""
-    if type(value) in (tuple, list):
-        return type(value)(as_python(each) for each in value)
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return value
-    return int(value) if isinstance(value, Integral) else float(value)
+
+class Checked:
+    """Base of dataclasses whose fields are checked by their types and limits when one is made.
+
+    A class with a `__post_init__` of its own calls `super().__post_init__()` first, and then
+    checks what concerns several fields.
+    """
+
+    def __post_init__(self):
+        settle(self)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The numbers that a field takes, noted beside its type: `Annotated[float, Limits(0, 1)]`.
+
+    Args:
+        low: The smallest one.
+        high: The largest one.
+        above: Only numbers above `low`.
+        below: Only numbers below `high`.
+    """
+
+    low: float = -MOST
+    high: float = MOST
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: Any) -> bool:
+        is_low = value < self.low or (self.above and value == self.low)
+        is_high = value > self.high or (self.below and value == self.high)
+        return not (is_low or is_high)
+
+    def words(self, kind: Any) -> str:
+        if kind is int:
+            return f"a whole number from {self.low} to {self.high}"
+        if self.high == MOST:
+            return f"a finite number {'>' if self.above else '>='} {self.low:g}, at most {MOST:g}"
+        first, last = "(" if self.above else "[", ")" if self.below else "]"
+        return f"in {first}{self.low:g}, {self.high:g}{last}"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a field takes beyond its type, noted beside it.
+
+    Args:
+        text: All that is wanted, in words that follow "must be".
+        holds: Of a value of the type.
+    """
+
+    text: str
+    holds: Callable[[Any], bool] = lambda value: True
+
+    def words(self, kind: Any) -> str:
+        return self.text
+
+
+def holding(*parts: str) -> Wanted:
+    """Text that is not blank and holds each of these parts."""
+    text = f"a text that holds {' and '.join(parts)}" if parts else "a text that is not blank"
+    return Wanted(text, lambda value: bool(value.strip()) and all(part in value for part in parts))
+
+
+def _is_processor(value: Any) -> bool:
+    """Whether it has what decoders ask a processor or a tokenizer for."""
+    names = ("tokenizer", "apply_chat_template", "batch_decode", "unk_token_id")
+    return not isinstance(value, type) and any(hasattr(value, name) for name in names)
+
+
+UnitInterval = Annotated[float, Limits(0, 1)]
+Share = Annotated[float, Limits(0, 1, above=True)]
+Strength = Annotated[float, Limits(0)]
+Positive = Annotated[float, Limits(LEAST)]
+Whole = Annotated[int, Limits(0, LARGEST_COUNT)]
+Count = Annotated[int, Limits(1, LARGEST_COUNT)]
+Seed = Annotated[int, Limits(-LARGEST_SEED, LARGEST_SEED)]
+TokenId = Annotated[int, Limits(0, LARGEST_ID)]
+Markers = Annotated[tuple[TokenId, ...], Wanted("token ids, in a tuple or list")]
+Layers = Annotated[
+    tuple[Whole, Whole],
+    Wanted(
+        "(first, first after), layer numbers in ascending order",
+        lambda pair: pair[0] < pair[1],
+    ),
+]
+Words = Annotated[str, holding()]
+Processor = Annotated[
+    Any,
+    Wanted("the model's processor or tokenizer", lambda x: x is None or _is_processor(x)),
+]
+"""None where there is none; a part that cannot do without one says so itself."""
 
 
 def settle(part: Any) -> None:
-    """Makes all numbers among a dataclass's settings Python's own; checks none of them."""
-    for each in fields(part):
-        if each.init:
-            _keep(part, each.name, as_python(getattr(part, each.name)))
+    """Checks every field of a dataclass that is set at construction, and keeps Python's numbers.
 
-
-def finite(part: Any, name: str) -> None:
-    """Wants a finite number."""
-    _number(part, name, "a finite number")
-
-
-def in_unit_interval(part: Any, name: str) -> None:
-    """Wants a number in [0, 1]."""
-    value = _number(part, name, "in [0, 1]")
-    if not 0 <= value <= 1:
-        raise wrong(name, "in [0, 1]", value)
-
-
-def share(part: Any, name: str) -> None:
-    """Wants a number in (0, 1]."""
-    value = _number(part, name, "in (0, 1]")
-    if not 0 < value <= 1:
-        raise wrong(name, "in (0, 1]", value)
-
-
-def not_negative(part: Any, name: str) -> None:
-    """Wants a finite number of at least 0."""
-    value = _number(part, name, "a finite number >= 0")
-    if value < 0:
-        raise wrong(name, "a finite number >= 0", value)
-
-
-def positive(part: Any, name: str) -> None:
-    """Wants a finite number above 0."""
-    value = _number(part, name, "a finite number > 0")
-    if value <= 0:
-        raise wrong(name, "a finite number > 0", value)
-
-
-def whole(part: Any, name: str, least: int | None = None, most: int | None = None) -> None:
-    """Wants a whole number, from `least` to `most` where these are given."""
-    value = as_python(getattr(part, name))
-    if not is_whole(value):
-        raise wrong(name, "a whole number", value)
-    if most is not None and not (least or 0) <= value <= most:
-        raise wrong(name, f"between {least or 0} and {most}", value)
-    if least is not None and value < least:
-        raise wrong(name, f"{least} or more", value)
-    _keep(part, name, value)
-
-
-def whole_numbers(
-    part: Any, name: str, wanted: str, *, empty: bool = False, different: bool = False
-) -> None:
-    """Wants whole numbers of at least 0, in a tuple or list; they are kept as a tuple.
-
-    Args:
-        wanted: What they are, in words.
-        empty: Whether there may be none.
-        different: Whether none may stand there twice.
+    Raises `ValueError` with the field's name, what is wanted and what came.
     """
-    values = as_python(getattr(part, name))
-    if (
-        not isinstance(values, tuple | list)
-        or not (values or empty)
-        or not all(is_whole(value) and value >= 0 for value in values)
-        or (different and len(set(values)) < len(values))
-    ):
-        raise wrong(name, wanted, values)
-    _keep(part, name, tuple(values))
+    kind: Any = type(part)
+    hints = hints_of(kind)
+    for each in fields(part):
+        if not each.init or each.name not in hints:
+            continue
+        hint, value = hints[each.name], getattr(part, each.name)
+        try:
+            kept = _fitted(hint, value)
+        except _Unfit:
+            raise wrong(each.name, _words(hint), value) from None
+        if kept is not value:
+            object.__setattr__(part, each.name, kept)  # parts are frozen
 
 
-def layer_range(part: Any) -> None:
-    """Wants `layers` to be (first, first after): layer numbers, the first below the other."""
-    wanted = "(first, first after), layer numbers with the first below the other"
-    whole_numbers(part, "layers", wanted)
-    if len(part.layers) != 2 or part.layers[0] >= part.layers[1]:
-        raise wrong("layers", wanted, part.layers)
+@lru_cache(maxsize=256)
+def hints_of(kind: type) -> dict[str, Any]:
+    """The annotations of a class with their notes, without those that only a type checker reads."""
+    try:
+        return get_type_hints(kind, include_extras=True)
+    except NameError:
+        return {each.name: each.type for each in fields(kind) if not isinstance(each.type, str)}
 
 
 def wrong(name: str, wanted: str, value: Any) -> ValueError:
@@ -109,25 +155,118 @@ def wrong(name: str, wanted: str, value: Any) -> ValueError:
     return ValueError(f"{name} must be {wanted}, got {got}")
 
 
-def is_whole(value: Any) -> bool:
-    """Whether it is a whole number, and no truth value."""
-    return isinstance(value, int) and not isinstance(value, bool)
+class _Unfit(Exception):
+    """A value that its declared type does not take."""
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number of Python's, and no truth value."""
-    is_real = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)
+def _fitted(hint: Any, value: Any) -> Any:
+    """The value as its declared type keeps it; raises `_Unfit` for another."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        kept = _fitted(args[0], value)
+        if not all(note.holds(kept) for note in args[1:] if isinstance(note, Limits | Wanted)):
+            raise _Unfit
+        return kept
+    if origin in (Union, types.UnionType):
+        return _fitted_to_one(args, value)
+    if origin is Literal:
+        plain = str(value) if isinstance(value, str) else value
+        return _required(any(type(x) is type(plain) and x == plain for x in args), plain)
+    if origin in (tuple, Sequence):
+        return _fitted_parts(origin, args, value)
+    if hint in _KINDS:
+        return _KINDS[hint](value)
+    kind = origin or hint
+    if kind is Callable:
+        return _required(callable(value) and not isinstance(value, type), value)
+    return _required(not isinstance(kind, type) or isinstance(value, kind), value)
 
 
-def _number(part: Any, name: str, wanted: str) -> float:
-    """The setting as a finite number of Python's, which it is from now on."""
-    value = as_python(getattr(part, name))
-    if not is_number(value):
-        raise wrong(name, wanted, value)
-    _keep(part, name, value)
+def _required(holds: bool, value: Any) -> Any:
+    if not holds:
+        raise _Unfit
     return value
 
 
-def _keep(part: Any, name: str, value: Any) -> None:
-    object.__setattr__(part, name, value)  # parts are frozen
+def _fitted_to_one(hints: Sequence[Any], value: Any) -> Any:
+    for hint in hints:
+        try:
+            return _fitted(hint, value)
+        except _Unfit:
+            continue
+    raise _Unfit
+
+
+def _fitted_parts(origin: Any, hints: Sequence[Any], value: Any) -> tuple[Any, ...]:
+    _required(isinstance(value, tuple | list), value)
+    if origin is Sequence or hints[1:] == (...,):
+        hints = [hints[0]] * len(value)
+    _required(len(hints) == len(value), value)
+    return tuple(_fitted(hint, each) for hint, each in zip(hints, value, strict=True))
+
+
+def _whole(value: Any) -> int:
+    _required(isinstance(value, Integral) and not isinstance(value, bool), value)
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, Integral):
+        return _whole(value)
+    _required(isinstance(value, Real), value)
+    try:
+        number = float(value)
+    except OverflowError:  # a fraction
+        raise _Unfit from None
+    return _required(-np.inf < number < np.inf, number)
+
+
+def _truth(value: Any) -> bool:
+    return bool(_required(isinstance(value, bool | np.bool_), value))
+
+
+def _text(value: Any) -> str:
+    """Text that can be encoded: half a surrogate pair is none."""
+    _required(isinstance(value, str), value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _Unfit from None
+    return str(value)
+
+
+def _nothing(value: Any) -> None:
+    return _required(value is None, value)
+
+
+_KINDS: dict[Any, Callable[[Any], Any]] = {
+    int: _whole,
+    float: _number,
+    bool: _truth,
+    str: _text,
+    types.NoneType: _nothing,
+    Any: lambda value: value,
+}
+_WORDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}
+
+
+def _words(hint: Any) -> str:
+    """What a declared type takes, in words that follow "must be"."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        notes = [note for note in args[1:] if isinstance(note, Limits | Wanted)]
+        return notes[-1].words(args[0]) if notes else _words(args[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_words, args))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin is Sequence or (origin is tuple and args[1:] == (...,)):
+        return f"a tuple or list, each {_words(args[0])}"
+    if origin is tuple:
+        return f"({', '.join(map(_words, args))})"
+    if hint in _WORDS:
+        return _WORDS[hint]
+    if hint is types.NoneType:
+        return "None"
+    kind = origin or hint
+    return "a part that can be called" if kind is Callable else f"a {kind.__name__}"

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from sightline.attention.ledger import Ledger
 from sightline.attention.reference import KeyWeights
+from sightline.settings import Checked
 
 
-class KeyPart:
+class KeyPart(Checked):
     """What recalibrations and selections have in common.
 
     One that is `about_images` does nothing where a prompt has no image.

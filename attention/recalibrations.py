@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -10,10 +11,9 @@ from torch import Tensor
 from sightline.attention.ledger import Ledger
 from sightline.attention.parts import Recalibration
 from sightline.attention.reference import KeyWeights
-from sightline.messages import short
-from sightline.settings import layer_range, not_negative, positive, share, whole, whole_numbers
+from sightline.settings import Count, Layers, Positive, Share, Strength, Wanted, Whole
 
-Layers = tuple[int, int]  # first layer, first layer after
+Heads = Annotated[tuple[Whole, ...], Wanted("one or more head numbers, in a tuple or list", bool)]
 
 
 def check_within(layers: Layers, ledger: Ledger) -> None:
@@ -47,15 +47,10 @@ class ImageGain(Recalibration):
         layers: (first, first after). None: from the third layer to the last.
     """
 
-    alpha: float
+    alpha: Strength
     layers: Layers | None = None
 
     about_images = True
-
-    def __post_init__(self):
-        not_negative(self, "alpha")
-        if self.layers is not None:
-            layer_range(self)
 
     @property
     def is_neutral(self) -> bool:
@@ -93,23 +88,13 @@ class ImageScale(Recalibration):
         heads: Query heads that are edited. None: all.
     """
 
-    image: float
-    system: float
+    image: Positive
+    system: Positive
     layers: Layers | None = None
-    mode: str = "scale"
-    heads: tuple[int, ...] | None = None
+    mode: Literal["scale", "abs"] = "scale"
+    heads: Heads | None = None
 
     about_images = True
-
-    def __post_init__(self):
-        positive(self, "image")
-        positive(self, "system")
-        if self.layers is not None:
-            layer_range(self)
-        if self.mode not in ("scale", "abs"):
-            raise ValueError(f'mode must be "scale" or "abs", got {short(self.mode)}')
-        if self.heads is not None:
-            whole_numbers(self, "heads", "one or more head numbers")
 
     @property
     def is_neutral(self) -> bool:
@@ -174,17 +159,11 @@ class LeastAttended(Recalibration):
         count: Number that stays, in place of `ratio`.
     """
 
-    start: int = 3
-    ratio: float = 0.1
-    count: int | None = None
+    start: Count = 3  # the layer before it chooses
+    ratio: Share = 0.1
+    count: Count | None = None
 
     about_images = True
-
-    def __post_init__(self):
-        whole(self, "start", least=1)  # the layer before it chooses
-        share(self, "ratio")
-        if self.count is not None:
-            whole(self, "count", least=1)
 
     @property
     def is_neutral(self) -> bool:
@@ -255,10 +234,7 @@ class SinkPenalty(Recalibration):
         b: 0 or more; neutral: 0.
     """
 
-    b: float = 0.1
-
-    def __post_init__(self):
-        not_negative(self, "b")
+    b: Strength = 0.1
 
     @property
     def is_neutral(self) -> bool:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sightline.messages import short
+
 SCORES_AT_ONCE = 2**18  # float32 scores held at a time: 1 MiB, of which some copies live at once
 QUERIES_AT_ONCE = 16  # at least: each chunk of queries reads all keys
 KEYS_AT_ONCE = 128
@@ -39,10 +41,10 @@ class KeyWeights:
     def __post_init__(self):
         for name in ("scale", "gain", "bias"):
             weight = getattr(self, name)
-            if weight is not None and weight.ndim != 3:
+            if weight is not None and not (isinstance(weight, Tensor) and weight.ndim == 3):
                 raise ValueError(
-                    f"{name} must be [B, H, W] with 1 where rows or heads share it, got shape "
-                    f"{tuple(weight.shape)}"
+                    f"{name} must be a tensor [B, H, W] with 1 where rows or heads share it, got "
+                    f"{short(getattr(weight, 'shape', weight))}"
                 )
 
 

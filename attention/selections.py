@@ -10,7 +10,7 @@ from torch import Tensor
 from sightline.attention.interface import Stream
 from sightline.attention.ledger import Ledger
 from sightline.attention.parts import Selection
-from sightline.settings import not_negative, share, whole
+from sightline.settings import Count, Share, Strength
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,11 @@ class WeakAnswerKeys(Selection):
         weight: Of having looked at the image (lambda), 0 or more.
     """
 
-    keep: float = 0.9
-    every: int = 32
-    weight: float = 0.1
+    keep: Share = 0.9
+    every: Count = 32
+    weight: Strength = 0.1
 
     merges = True
-
-    def __post_init__(self):
-        share(self, "keep")
-        whole(self, "every", least=1)
-        not_negative(self, "weight")
 
     @property
     def is_neutral(self) -> bool:

@@ -22,7 +22,7 @@ from sightline.decoders.matching import (
 from sightline.decoders.preparing import check_reproduced
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Additive
-from sightline.settings import in_unit_interval, layer_range, share
+from sightline.settings import Checked, Layers, Processor, Share, Strength, UnitInterval
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,11 @@ class SelfMatcher(Matcher):
         clip: Quantile in (0, 1].
     """
 
-    masked: float | None = 0.15
-    layers: tuple[int, int] | None = None
-    clip: float = 0.98
+    masked: UnitInterval | None = 0.15
+    layers: Layers | None = None
+    clip: Share = 0.98
 
     needs_attention = True
-
-    def __post_init__(self):
-        if self.masked is not None:
-            in_unit_interval(self, "masked")
-        if self.layers is not None:
-            layer_range(self)
-        share(self, "clip")
 
     def __call__(
         self, pictures: Sequence[Image.Image], questions: Sequence[str], looks: Sequence[Look] = ()
@@ -66,7 +59,7 @@ class SelfMatcher(Matcher):
 
 
 @dataclass(frozen=True)
-class MaskedImage:
+class MaskedImage(Checked):
     """The same prompt, each picture black where it has nothing to do with the question.
 
     Args:
@@ -75,7 +68,7 @@ class MaskedImage:
         suffix: End of the user's words that is no part of the question.
     """
 
-    processor: Any = field(repr=False)
+    processor: Processor = field(repr=False)
     matcher: Matcher = SelfMatcher()
     suffix: str = ""
 
@@ -83,6 +76,7 @@ class MaskedImage:
     needs_pixels = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.processor is None:
             raise ValueError(
                 "a masked picture needs processor=, the model's own, to read the question and to "
@@ -146,16 +140,16 @@ class AGLA(Decoder):
     alone (`released`); both pictures are cut alike; long questions work.
     """
 
-    processor: Any = field(default=None, repr=False)
+    processor: Processor = field(default=None, repr=False)
     matcher: Matcher | None = field(default=None, repr=False)
-    alpha: Annotated[float, Usual(0, 4)] = 2.0
-    beta: Annotated[float, Usual(0, 1)] = 0.5
+    alpha: Annotated[Strength, Usual(0, 4)] = 2.0
+    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.5
     normalize: bool = False
     suffix: str = ""
     first_only: bool = False
 
     @classmethod
-    def released(cls, processor: Any = None, matcher: Matcher | None = None) -> "AGLA":
+    def released(cls, processor: Processor = None, matcher: Matcher | None = None) -> "AGLA":
         """The released code's mistake, to repeat its numbers: the masked picture counts once."""
         return cls(processor, matcher, first_only=True)
 

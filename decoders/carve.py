@@ -10,7 +10,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from sightline.attention.recalibrations import Layers
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Branch
 from sightline.decoders.caches import layers_with_every_key
@@ -20,16 +19,15 @@ from sightline.decoders.features import alternating, picture_lengths
 from sightline.decoders.looking import layouts_by_row, picture_inputs, repainted
 from sightline.decoders.preparing import check_reproduced, settings_of
 from sightline.decoders.ranges import Usual
-from sightline.decoders.regions import FILLS, contrasted, kept_regions, refined
-from sightline.messages import short
-from sightline.settings import layer_range, positive, share, whole
+from sightline.decoders.regions import Fill, contrasted, kept_regions, refined
+from sightline.settings import Checked, Count, Layers, Positive, Processor, Share, Words
 
 GENERAL = "Write a general description of the image."
 SUFFIX = "Answer with a single word or phrase."
 DEPTH = (0.65, 0.8)  # the authors' layers 20 to 25 of 32
 FEWEST = 4
-STEPS = ("full", "start", "end")
-FINAL = ("both", "refined")
+Steps = Literal["full", "start", "end"]
+Final = Literal["both", "refined"]
 
 
 class Contrasted(StoppingCriteria):
@@ -84,22 +82,22 @@ class Contrasted(StoppingCriteria):
 
 
 @dataclass(frozen=True)
-class RefinedPicture:
+class RefinedPicture(Checked):
     """A preparation: the picture once more, cut down to what the question looks at.
 
     Settings are those of `CARVE`. One picture in each row.
     """
 
-    processor: Any = field(repr=False)
+    processor: Processor = field(repr=False)
     layers: Layers | None = None
-    steps: str = "full"
-    share: float = 0.2
-    regions: int = 3
-    smoothing: float = 1e-8
-    final: str = "both"
-    fill: str = "black"
-    tokens: int = 32
-    general: str = GENERAL
+    steps: Steps = "full"
+    share: Share = 0.2
+    regions: Count = 3
+    smoothing: Positive = 1e-8
+    final: Final = "both"
+    fill: Fill = "black"
+    tokens: Count = 32
+    general: Words = GENERAL
     suffix: str = SUFFIX
     answer_suffix: bool = False
 
@@ -107,22 +105,12 @@ class RefinedPicture:
     needs_pixels = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.processor is None:
             raise ValueError(
                 "a refined picture needs processor=, the model's own, to ask about the picture and "
                 "to prepare it again"
             )
-        if self.layers is not None:
-            layer_range(self)
-        for name, known in (("steps", STEPS), ("final", FINAL), ("fill", FILLS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got {short(getattr(self, name))}"
-                )
-        share(self, "share")
-        whole(self, "regions", least=1)
-        whole(self, "tokens", least=1)
-        positive(self, "smoothing")
 
     def check(self, expert: Branch, model: Any) -> None:
         check_one_picture(expert)
@@ -279,21 +267,21 @@ class CARVE(Decoder):
     picture are read once; two answers end with the shorter.
     """
 
-    processor: Any = field(default=None, repr=False)
+    processor: Processor = field(default=None, repr=False)
     layers: Layers | None = None
-    steps: Literal["full", "start", "end"] = "full"
-    share: Annotated[float, Usual(0.05, 1)] = 0.2
-    regions: Annotated[int, Usual(1, 5)] = 3
-    smoothing: Annotated[float, Usual(1e-8, 1e-3)] = 1e-8
-    final: Literal["both", "refined"] = "both"
-    fill: Literal["black", "mean", "blur"] = "black"
-    tokens: Annotated[int, Usual(1, 64)] = 32
-    general: str = GENERAL
+    steps: Steps = "full"
+    share: Annotated[Share, Usual(0.05, 1)] = 0.2
+    regions: Annotated[Count, Usual(1, 5)] = 3
+    smoothing: Annotated[Positive, Usual(1e-8, 1e-3)] = 1e-8
+    final: Final = "both"
+    fill: Fill = "black"
+    tokens: Annotated[Count, Usual(1, 64)] = 32
+    general: Words = GENERAL
     suffix: str = SUFFIX
     answer_suffix: bool = False
 
     @classmethod
-    def paper_best(cls, processor: Any = None) -> "CARVE":
+    def paper_best(cls, processor: Processor = None) -> "CARVE":
         """The paper's best: layers 20 to 25, its suffix throughout, 0.4, two regions, last step."""
         return cls(
             processor, layers=(20, 26), share=0.4, regions=2, steps="end", answer_suffix=True

@@ -1,20 +1,22 @@
 """What the expert is compared with. A contrast makes an amateur: `(expert, model) -> Branch`."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from sightline.decoders.branch import Branch
 from sightline.decoders.noise import noise_like
-from sightline.settings import whole, whole_numbers
+from sightline.settings import Checked, Limits, Markers, Processor, Seed, TokenId, Wanted
 
 LAST_NOISE_STEP = 999
+NoiseStep = Annotated[int, Limits(0, LAST_NOISE_STEP)]
+TokenIds = Annotated[tuple[TokenId, ...], Wanted("one or more token ids, in a tuple or list", bool)]
 
 
 @dataclass(frozen=True)
-class NoImage:
+class NoImage(Checked):
     """The same prompt with the pictures taken out (arXiv:2403.05262, variant "none").
 
     Args:
@@ -23,13 +25,10 @@ class NoImage:
             call's, `generate(..., processor=processor)`, if it has one.
     """
 
-    markers: tuple[int, ...] = ()
-    processor: Any = field(default=None, repr=False)
+    markers: Markers = ()
+    processor: Processor = field(default=None, repr=False)
 
     about_images = True
-
-    def __post_init__(self):
-        whole_numbers(self, "markers", "token ids", empty=True)
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         processor = expert.call.processor if self.processor is None else self.processor
@@ -37,7 +36,7 @@ class NoImage:
 
 
 @dataclass(frozen=True)
-class UnknownImage:
+class UnknownImage(Checked):
     """The same prompt with a word that means nothing for each picture (variant "unk").
 
     Args:
@@ -46,15 +45,11 @@ class UnknownImage:
         processor: As in `NoImage`.
     """
 
-    tokens: tuple[int, ...]
-    markers: tuple[int, ...] = ()
-    processor: Any = field(default=None, repr=False)
+    tokens: TokenIds
+    markers: Markers = ()
+    processor: Processor = field(default=None, repr=False)
 
     about_images = True
-
-    def __post_init__(self):
-        whole_numbers(self, "tokens", "one or more token ids")
-        whole_numbers(self, "markers", "token ids", empty=True)
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         known = model.get_input_embeddings().num_embeddings
@@ -67,7 +62,7 @@ class UnknownImage:
 
 
 @dataclass(frozen=True)
-class NoisyImage:
+class NoisyImage(Checked):
     """The same prompt, the pictures under Gaussian noise (arXiv:2311.16922, section 3.2).
 
     The noise acts on the processor's normalised pixels, is drawn once per call and depends on
@@ -91,14 +86,10 @@ class NoisyImage:
         seed: Of the noise; the global random state is neither read nor advanced.
     """
 
-    noise_step: int = 500
-    seed: int = 0
+    noise_step: NoiseStep = 500
+    seed: Seed = 0
 
     needs_pixels = True
-
-    def __post_init__(self):
-        whole(self, "noise_step", least=0, most=LAST_NOISE_STEP)
-        whole(self, "seed")
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         vision = getattr(model.config, "vision_config", None)

@@ -1,12 +1,13 @@
 """DAMRO, Gong et al., EMNLP 2024 (arXiv:2410.04514)."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from sightline.decoders.decoder import Decoder, Recipe
-from sightline.decoders.outliers import OutlierImage
+from sightline.decoders.outliers import OutlierImage, Score, TowerLayer
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
+from sightline.settings import Count, Strength, UnitInterval
 
 
 @dataclass
@@ -37,11 +38,11 @@ class DAMRO(Decoder):
     chooses before the Q-Former.
     """
 
-    alpha: Annotated[float, Usual(0, 4)] = 2.0
-    beta: Annotated[float, Usual(0, 1)] = 0.1
-    k: Annotated[int | None, Usual(1, 30)] = None
-    score: Literal["auto", "concat", "head_mean", "pooled_query", "received", "norm"] = "auto"
-    layer: Literal["features", "last"] = "features"
+    alpha: Annotated[Strength, Usual(0, 4)] = 2.0
+    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
+    k: Annotated[Count | None, Usual(1, 30)] = None
+    score: Score = "auto"
+    layer: TowerLayer = "features"
 
     @classmethod
     def first_release(cls) -> "DAMRO":

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
-from sightline.logits.layers import LayerCorrection
+from sightline.logits.layers import LayerCorrection, Window
+from sightline.settings import Share, Strength, Whole
 
 
 @dataclass
@@ -25,10 +26,10 @@ class DeCo(Decoder):
     with the depth of the model.
     """
 
-    alpha: Annotated[float, Usual(0, 1)] = 0.6
-    layers: tuple[float, float] | tuple[int, int] = (0.625, 0.875)
-    top_k: Annotated[int, Usual(0, 50)] = 20
-    top_p: Annotated[float, Usual(0.01, 1)] = 0.9
+    alpha: Annotated[Strength, Usual(0, 1)] = 0.6
+    layers: Window = (0.625, 0.875)
+    top_k: Annotated[Whole, Usual(0, 50)] = 20
+    top_p: Annotated[Share, Usual(0.01, 1)] = 0.9
 
     def recipe(self) -> Recipe:
         layers: Any = self.layers  # mypy takes a union of tuples for a tuple of unions

@@ -16,8 +16,7 @@ from sightline.decoders.gated import GatedEnsemble
 from sightline.decoders.memory import ReadTexts
 from sightline.logits.gates import Gate, Undecided
 from sightline.logits.rules import Alone, Plausibility, Rule
-from sightline.messages import short
-from sightline.settings import settle, whole
+from sightline.settings import Checked, Count
 
 Contrast = Callable[[Branch, Any], Branch]
 Preparation = Callable[[Branch, Any], Branch]
@@ -45,7 +44,7 @@ class _Signature:
         return signature.replace(parameters=parameters)
 
 
-class Passed:
+class Passed(Checked):
     """What is passed to `generate` as `custom_generate=`, made first."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -166,12 +165,7 @@ class Recipe(Strategy):
     texts: ReadTexts | None = None
 
     def __post_init__(self):
-        for name in ("preparations", "contrasts", "recalibrations", "selections"):
-            parts = getattr(self, name)
-            if not isinstance(parts, tuple | list) or not all(map(callable, parts)):
-                raise TypeError(f"{name} must be a tuple of parts, got {short(parts)}")
-        if self.rule is not None and not isinstance(self.rule, Rule):
-            raise TypeError(f"rule must be a sightline.Rule, got {type(self.rule).__name__}")
+        super().__post_init__()
         if self.contrasts and self.rule is None:
             raise ValueError("contrasts need a rule that says how their logits are combined")
 
@@ -289,11 +283,11 @@ class Reusing(Strategy):
     """
 
     decoder: Strategy
-    most: int = 8
+    most: Count = 8
     _texts: ReadTexts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        whole(self, "most", least=1)
+        super().__post_init__()
         object.__setattr__(self, "_texts", ReadTexts(self.most))
 
     def clear(self) -> None:
@@ -308,12 +302,13 @@ class Reusing(Strategy):
 class Decoder(Strategy):
     """A named method: a dataclass of settings, whose `recipe()` names its parts.
 
-    Settings are checked when the decoder is made, by the parts that use them. To stream, pass
+    Settings are checked when the decoder is made, by their types and limits
+    (`sightline.settings`) and by the parts that use them. To stream, pass
     `generate(..., token_streamer=...)`: transformers drops `streamer=` when a decoder decodes.
     """
 
     def __post_init__(self):
-        settle(self)
+        super().__post_init__()
         self.recipe()
 
     @classmethod

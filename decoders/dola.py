@@ -1,11 +1,12 @@
 """DoLa, Chuang et al., ICLR 2024 (arXiv:2309.03883)."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
-from sightline.logits.layers import LayerContrast
+from sightline.logits.layers import Candidates, Divergence, LayerContrast
+from sightline.settings import UnitInterval
 
 
 @dataclass
@@ -24,9 +25,9 @@ class DoLa(Decoder):
     the paper's.
     """
 
-    layers: Literal["low", "high"] | tuple[int, ...] = "low"
-    divergence: Literal["jsd", "code"] = "jsd"
-    beta: Annotated[float, Usual(0, 1)] = 0.1
+    layers: Candidates = "low"
+    divergence: Divergence = "jsd"
+    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
 
     def recipe(self) -> Recipe:
         return Recipe(rule=LayerContrast(self.layers, self.divergence, self.beta))

@@ -9,6 +9,8 @@ from sightline.decoders.branch import Branch
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
+from sightline.messages import short
+from sightline.settings import Checked, Processor, Strength, UnitInterval
 
 INSTRUCTIONS = {
     "careless": "You are a careless observer who mixes up objects.",
@@ -23,7 +25,7 @@ INSTRUCTIONS = {
 
 
 @dataclass(frozen=True)
-class OtherInstruction:
+class OtherInstruction(Checked):
     """The same pictures and question after an instruction that disturbs.
 
     Args:
@@ -32,13 +34,14 @@ class OtherInstruction:
             the user's turn.
     """
 
-    processor: Any = field(repr=False)
+    processor: Processor = field(repr=False)
     instruction: str = "careless"
 
     about_images = True
     shares_picture = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.processor is None:
             raise ValueError("another instruction needs processor= to be put into words of tokens")
         words = self.instruction.split()
@@ -46,7 +49,7 @@ class OtherInstruction:
         if not words or (is_mistyped and self.instruction not in INSTRUCTIONS):
             raise ValueError(
                 f"instruction must be words that disturb, or one of {', '.join(INSTRUCTIONS)}, got "
-                f"{self.instruction!r}"
+                f"{short(self.instruction)}"
             )
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
@@ -81,9 +84,9 @@ class ICD(Decoder):
     contrasted too. Where their sampler is called without alpha it takes 0.5.
     """
 
-    processor: Any = field(default=None, repr=False)
-    alpha: Annotated[float, Usual(0, 3)] = 1.0
-    beta: Annotated[float, Usual(0, 1)] = 0.1
+    processor: Processor = field(default=None, repr=False)
+    alpha: Annotated[Strength, Usual(0, 3)] = 1.0
+    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
     instruction: str = "careless"
 
     def recipe(self) -> Recipe:

@@ -1,12 +1,13 @@
 """M3ID, Favero et al., CVPR 2024 (arXiv:2403.14003)."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from sightline.decoders.contrasts import NoImage
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
-from sightline.logits.growing import GrowingGuidance
+from sightline.logits.growing import GrowingGuidance, Space
+from sightline.settings import Markers, Processor, Strength, UnitInterval, Whole
 
 
 @dataclass
@@ -32,14 +33,14 @@ class M3ID(Decoder):
     is known to exist and its value is not, so it is off.
     """
 
-    rate: Annotated[float, Usual(0, 0.1)] = 0.02
-    beta: Annotated[float, Usual(0, 1)] = 0.1
-    cap: Annotated[float | None, Usual(0, 5)] = None
-    space: Literal["log_softmax", "logits"] = "log_softmax"
-    start: Annotated[int, Usual(0, 5)] = 0
-    confidence: Annotated[float | None, Usual(0, 1)] = None
-    markers: tuple[int, ...] = ()
-    processor: Any = field(default=None, repr=False, compare=False)
+    rate: Annotated[Strength, Usual(0, 0.1)] = 0.02
+    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
+    cap: Annotated[Strength | None, Usual(0, 5)] = None
+    space: Space = "log_softmax"
+    start: Annotated[Whole, Usual(0, 5)] = 0
+    confidence: Annotated[UnitInterval | None, Usual(0, 1)] = None
+    markers: Markers = ()
+    processor: Processor = field(default=None, repr=False, compare=False)
 
     def recipe(self) -> Recipe:
         return Recipe(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate
 
 from sightline.messages import short
-from sightline.settings import in_unit_interval, whole
+from sightline.settings import Checked, Processor, UnitInterval, Whole, wrong
 
 WORDS, TOKENS = 50, 35
 PUNCTUATION = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
@@ -31,7 +31,7 @@ MARGIN = 12
 
 
 @dataclass(frozen=True, eq=False)
-class Relevance:
+class Relevance(Checked):
     """How much a question is about each pixel of a picture.
 
     Args:
@@ -40,17 +40,17 @@ class Relevance:
     """
 
     values: Tensor
-    masked: float
+    masked: UnitInterval
 
     def __post_init__(self):
-        in_unit_interval(self, "masked")
+        super().__post_init__()
         if self.values.ndim != 2:
             raise ValueError(f"values must be [H, W], got {list(self.values.shape)}")
         if not ((self.values >= 0) & (self.values <= 1)).all():
             raise ValueError("values must be in [0, 1], and some are not")
 
 
-class Matcher(ABC):
+class Matcher(Checked, ABC):
     """Finds out what each question is about in its picture."""
 
     needs_attention = False
@@ -89,10 +89,13 @@ class BlipMatcher(Matcher):
     """
 
     model: Any
-    processor: Any
-    layer: int = 6
+    processor: Processor
+    layer: Whole = 6
 
     def __post_init__(self):
+        super().__post_init__()
+        if not hasattr(self.processor, "tokenizer"):
+            raise wrong("processor", "the checkpoint's BlipProcessor", self.processor)
         for name in ("vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head"):
             if not hasattr(self.model, name):
                 raise ValueError(
@@ -100,7 +103,8 @@ class BlipMatcher(Matcher):
                     f"{name}: load the checkpoint as BlipForImageTextRetrieval"
                 )
         layers = self.model.text_encoder.encoder.layer
-        whole(self, "layer", least=0, most=len(layers) - 1)
+        if self.layer >= len(layers):
+            raise wrong("layer", f"a whole number from 0 to {len(layers) - 1}", self.layer)
         if not hasattr(layers[self.layer], "crossattention"):
             raise ValueError(
                 f"layer {self.layer} of the text encoder does not attend to pictures: load the "

@@ -45,15 +45,16 @@ from sightline.logits.votes import (
     spokesman,
     tally,
 )
-from sightline.messages import check_list, short
 from sightline.settings import (
-    in_unit_interval,
-    is_number,
-    not_negative,
-    settle,
-    share,
-    whole,
-    wrong,
+    Count,
+    Processor,
+    Seed,
+    Share,
+    Strength,
+    UnitInterval,
+    Wanted,
+    Words,
+    holding,
 )
 
 BOTTOM_UP = (
@@ -66,7 +67,9 @@ TOP_DOWN = (
 )
 REGULAR = "Describe the image in detail."
 TEMPLATE = "Caption of the image:\n{caption}\nQuestion: {question}"
-UNRESOLVED = ("skip", "affirmative")
+Unresolved = Literal["skip", "affirmative"]
+Template = Annotated[str, holding("{caption}", "{question}")]
+Weights = Annotated[Sequence[Strength], Wanted("numbers >= 0, and one above", any)]
 REMEMBERED = 4096  # captions that are kept, for each model
 
 
@@ -104,53 +107,38 @@ class MVP(Passed):
     that was scored, and captions are made once for each picture.
     """
 
-    processor: Any = field(default=None, repr=False)
-    k: Annotated[int, Usual(1, 10)] = 3
-    labels: Sequence[str] = ("Yes", "No")
-    requests: Sequence[str] = (BOTTOM_UP, TOP_DOWN, REGULAR)
-    weights: Sequence[float] = (0.4, 0.4, 0.2)
-    template: str = TEMPLATE
-    unresolved: Literal["skip", "affirmative"] = "skip"
-    threshold: Annotated[float, Usual(0, 0.01)] = 0.001
+    processor: Processor = field(default=None, repr=False)
+    k: Annotated[Count, Usual(1, 10)] = 3
+    labels: Sequence[Words] = ("Yes", "No")
+    requests: Sequence[Words] = (BOTTOM_UP, TOP_DOWN, REGULAR)
+    weights: Weights = (0.4, 0.4, 0.2)
+    template: Template = TEMPLATE
+    unresolved: Unresolved = "skip"
+    threshold: Annotated[UnitInterval, Usual(0, 0.01)] = 0.001
     dedup: bool = True
-    tokens: Annotated[int, Usual(1, 100)] = 50
-    caption_tokens: Annotated[int, Usual(1, 1024)] = 512
-    temperature: Annotated[float, Usual(0, 1.5)] = 0.7
-    top_p: Annotated[float, Usual(0.01, 1)] = 0.95
-    seed: Annotated[int, Usual(0, 99)] = 0
+    tokens: Annotated[Count, Usual(1, 100)] = 50
+    caption_tokens: Annotated[Count, Usual(1, 1024)] = 512
+    temperature: Annotated[Strength, Usual(0, 1.5)] = 0.7
+    top_p: Annotated[Share, Usual(0.01, 1)] = 0.95
+    seed: Annotated[Seed, Usual(0, 99)] = 0
 
     needs_images = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.processor is None:
             raise ValueError("views need processor=, the model's own, to ask for captions")
-        check_list("labels", self.labels, "('Yes', 'No')")
-        check_list("requests", self.requests, "('Describe the image.',)")
-        check_surfaces(self.surfaces)
-        settle(self)
-        for name in ("k", "tokens", "caption_tokens"):
-            whole(self, name, least=1)
-        weights = self.weights if isinstance(self.weights, tuple | list) else ()
-        if not all(is_number(w) and w >= 0 for w in weights) or not any(weights):
-            raise wrong("weights", "numbers >= 0, and one above", self.weights)
-        if not self.requests or len(self.requests) != len(self.weights):
+        try:
+            check_surfaces(self.surfaces)
+        except ValueError as error:
+            raise ValueError(f"labels cannot be told apart: {error}") from error
+        if len(self.requests) != len(self.weights):
             raise ValueError(
                 f"each view has a request and a weight, got {len(self.requests)} requests and "
                 f"{len(self.weights)} weights"
             )
-        if self.unresolved not in UNRESOLVED:
-            raise ValueError(
-                f"unresolved must be one of {', '.join(UNRESOLVED)}, got {short(self.unresolved)}"
-            )
         if self.unresolved == "affirmative" and len(self.labels) != 2:
             raise ValueError("affirmative decides between two labels: set unresolved='skip'")
-        for name in ("{caption}", "{question}"):
-            if name not in self.template:
-                raise ValueError(f"template must hold {name}, got {short(self.template)}")
-        in_unit_interval(self, "threshold")
-        not_negative(self, "temperature")
-        share(self, "top_p")
-        whole(self, "seed")
         self._known: Memory[tuple, str] = Memory(REMEMBERED)
 
     def clear(self) -> None:

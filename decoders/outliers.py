@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +18,19 @@ from transformers.vision_utils import get_vision_window_index
 
 from sightline.decoders.branch import Branch
 from sightline.decoders.features import edited, pictures_of
-from sightline.messages import short
-from sightline.settings import whole
+from sightline.settings import Checked, Count
 
 CLS_SCORES = ("concat", "head_mean")
 PATCH_SCORES = ("pooled_query", "received")
-SCORES = ("auto", *CLS_SCORES, *PATCH_SCORES, "norm")
-LAYERS = ("features", "last")
+Score = Literal["auto", "concat", "head_mean", "pooled_query", "received", "norm"]
+TowerLayer = Literal["features", "last"]
 EVEN = 0.01  # of a length: half precision rounds features that a norm made equal to so much
 SHARE = 10 / 576
 """Outliers per token: the paper's 10 of CLIP ViT-L/14-336's 576, and its 4 of EVA's 256."""
 
 
 @dataclass(frozen=True)
-class OutlierImage:
+class OutlierImage(Checked):
     """The same prompt, each picture cut down to its outlier tokens (arXiv:2410.04514).
 
     They are chosen by the vision tower's attention in one layer, picture by picture, and stand in
@@ -59,17 +58,9 @@ class OutlierImage:
             "last": the tower's last. Layers that attend in windows only are passed over.
     """
 
-    k: int | None = None
-    score: str = "auto"
-    layer: str = "features"
-
-    def __post_init__(self):
-        if self.k is not None:
-            whole(self, "k", least=1)
-        if self.score not in SCORES:
-            raise ValueError(f"score must be one of {', '.join(SCORES)}, got {short(self.score)}")
-        if self.layer not in LAYERS:
-            raise ValueError(f"layer must be one of {', '.join(LAYERS)}, got {short(self.layer)}")
+    k: Count | None = None
+    score: Score = "auto"
+    layer: TowerLayer = "features"
 
     @property
     def needs_pixels(self) -> bool:

@@ -1,13 +1,14 @@
 """Paying More Attention to Image, Liu et al., ECCV 2024 (arXiv:2407.21771)."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 from sightline.attention.recalibrations import ImageGain
 from sightline.decoders.contrasts import NoImage
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Guidance
+from sightline.settings import Layers, Markers, Processor, Strength, UnitInterval
 
 
 @dataclass
@@ -31,12 +32,12 @@ class PAI(Decoder):
     padding; the edit comes before the mask; beams reorder the image-free branch too.
     """
 
-    alpha: Annotated[float, Usual(0, 1)] = 0.2
-    gamma: Annotated[float, Usual(1, 2)] = 1.1
-    beta: Annotated[float, Usual(0, 1)] = 0.1
-    layers: tuple[int, int] | None = None
-    markers: tuple[int, ...] = ()
-    processor: Any = field(default=None, repr=False, compare=False)
+    alpha: Annotated[Strength, Usual(0, 1)] = 0.2
+    gamma: Annotated[Strength, Usual(1, 2)] = 1.1
+    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
+    layers: Layers | None = None
+    markers: Markers = ()
+    processor: Processor = field(default=None, repr=False, compare=False)
 
     @classmethod
     def without_guidance(cls, alpha: float = 0.2) -> "PAI":

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from sightline.decoders import DECODERS
 from sightline.decoders.ranges import Usual
-from sightline.messages import short
+from sightline.messages import clipped, short
 
 FILLED = "processor"
 """The field that is filled in and not set by users."""
@@ -51,7 +51,7 @@ class Request:
                 return self.kind(**settings)
             return replace(self.preset.decoder(processor), **settings)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.label}: {error}") from error
+            raise ValueError(f"{clipped(self.label)}: {error}") from error
 
 
 def split_decoders(text: str) -> list[tuple[str, list[str]]]:
@@ -235,14 +235,18 @@ def needs_nothing(make: Callable[..., Any]) -> bool:
 
 def settable(kind: type) -> dict[str, Setting]:
     """The settings of a decoder that can be written as text, by name."""
-    hints = get_type_hints(kind, include_extras=True)
-    found = (setting(f, hints[f.name]) for f in fields(kind) if f.init and f.name != FILLED)
+    kinds, noted = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    own = [each for each in fields(kind) if each.init and each.name != FILLED]
+    found = (setting(each, kinds[each.name], noted[each.name]) for each in own)
     return {each.name: each for each in found if each}
 
 
-def setting(field: Field, hint: Any) -> Setting | None:
-    """A field as a setting; None for types that cannot be written as text."""
-    kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+def setting(field: Field, kind: Any, noted: Any) -> Setting | None:
+    """A field as a setting, by its type without and with notes.
+
+    None for types that cannot be written as text.
+    """
+    notes = get_args(noted)[1:] if get_origin(noted) is Annotated else ()
     usual = next((note for note in notes if isinstance(note, Usual)), None)
     value = field.default if field.default_factory is MISSING else field.default_factory()
     known = reader(kind)

@@ -28,12 +28,12 @@ from sightline.decoders.memory import Memory
 from sightline.decoders.prompts import forward_prompt, prepare_inputs
 from sightline.decoders.ranges import Usual
 from sightline.decoders.template import tokenizer_of
-from sightline.decoders.vdd import image_free
-from sightline.logits.calibration import calibrate, label_masses, reference
-from sightline.messages import check_list, short
-from sightline.settings import positive, settle
+from sightline.decoders.vdd import Variant, image_free
+from sightline.logits.calibration import Aggregate, calibrate, label_masses, reference
+from sightline.settings import Markers, Positive, Processor, TokenId, Words, wrong
 
-REFERENCES = {"none": "none", "unk": "unk", "none_unk": "both"}
+Reference = Literal["none", "unk", "none_unk"]
+VARIANTS: dict[Reference, Variant] = {"none": "none", "unk": "unk", "none_unk": "both"}
 REMEMBERED = 4096  # image-free prompts whose label masses are kept, for each model
 
 
@@ -69,29 +69,23 @@ class PostHocDebias(Passed):
     by 10,000 and one masked away is not lost.
     """
 
-    processor: Any = field(repr=False)
-    labels: Sequence[str] = ("yes", "no")
-    reference: Literal["none", "unk", "none_unk"] = "none"
-    aggregate: Literal["max", "sum"] = "max"
-    smoothing: Annotated[float, Usual(1e-5, 1e-3)] = 1e-4
-    unk_token_id: int | None = None
-    markers: tuple[int, ...] = ()
+    processor: Processor = field(repr=False)
+    labels: Sequence[Words] = ("yes", "no")
+    reference: Reference = "none"
+    aggregate: Aggregate = "max"
+    smoothing: Annotated[Positive, Usual(1e-5, 1e-3)] = 1e-4
+    unk_token_id: TokenId | None = None
+    markers: Markers = ()
 
     def __post_init__(self):
-        check_list("labels", self.labels, "('yes', 'no')")
+        super().__post_init__()
+        if self.processor is None:
+            raise ValueError(
+                "labels are found by processor=, the model's processor or its tokenizer: pass it"
+            )
         labels = [label.strip().lower() for label in self.labels]
-        if len(labels) < 2 or len(set(labels)) < len(labels) or not all(labels):
-            raise ValueError(
-                f"labels must be two or more different answers, got {short(self.labels)}"
-            )
-        if self.reference not in REFERENCES:
-            raise ValueError(
-                f"reference must be one of {', '.join(REFERENCES)}, got {short(self.reference)}"
-            )
-        if self.aggregate not in ("max", "sum"):
-            raise ValueError(f'aggregate must be "max" or "sum", got {short(self.aggregate)}')
-        settle(self)
-        positive(self, "smoothing")
+        if len(labels) < 2 or len(set(labels)) < len(labels):
+            raise wrong("labels", "two or more different answers", self.labels)
         self._known: Memory[tuple, Tensor] = Memory(REMEMBERED)
         _ = self.contrasts  # checks what stands in the picture's place
 
@@ -102,7 +96,7 @@ class PostHocDebias(Passed):
     @property
     def contrasts(self) -> tuple[NoImage | UnknownImage, ...]:
         """What the reference is asked of."""
-        variant = REFERENCES[self.reference]
+        variant = VARIANTS[self.reference]
         return image_free(variant, self.processor, self.unk_token_id, self.markers)
 
     def probabilities(self, model: Any, **inputs: Any) -> Tensor:

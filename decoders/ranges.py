@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class Usual:
     """The range that papers sweep and users try; it is not a limit.
 
-    Written as `alpha: Annotated[float, Usual(0, 3)]`. A slider runs through it; what a setting may
-    be at all is checked by the part that uses it.
+    Written as `alpha: Annotated[Strength, Usual(0, 3)]`. A slider runs through it; what a setting
+    may be at all is said by its type, here `sightline.settings.Strength`.
 
     Args:
         low: The least value, one that the decoder takes.

@@ -5,15 +5,16 @@ The arithmetic of CARVE, Ge et al., arXiv:2509.06461, on maps and pictures; it k
 
 import warnings
 from math import isqrt
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from sightline.messages import short
+from sightline.settings import wrong
 
-FILLS = ("black", "mean", "blur")
+Fill = Literal["black", "mean", "blur"]
 BLUR = 0.05
 """Standard deviation of the "blur" fill, a share of the picture's longer side."""
 FLAT = 1e-3
@@ -135,8 +136,8 @@ def refined(picture: Image.Image, mask: Tensor, fill: str = "black") -> Image.Im
     Differs from the authors' code, which sets no limit: 60,000 x 800 for a box 8 pixels high of
     1000 x 800.
     """
-    if fill not in FILLS:
-        raise ValueError(f"fill must be one of {', '.join(FILLS)}, got {short(fill)}")
+    if fill not in get_args(Fill):
+        raise wrong("fill", f"one of {', '.join(get_args(Fill))}", fill)
     width, height = picture.size
     if mask.shape != (height, width):
         raise ValueError(f"the picture is {height} x {width}, and its mask {list(mask.shape)}")

@@ -8,10 +8,11 @@ from sightline.decoders.branch import Branch
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
+from sightline.settings import Checked, Count, Share, Strength, UnitInterval
 
 
 @dataclass(frozen=True)
-class Unattended:
+class Unattended(Checked):
     """The same prompt and pictures, of which later layers see only what is attended to least.
 
     Args:
@@ -46,11 +47,11 @@ class SID(Decoder):
     hidden; the defaults are the paper's (layer 3, 10 %), not the scripts' (layer 2, 100 tokens).
     """
 
-    alpha: Annotated[float, Usual(0, 3)] = 1.0
-    beta: Annotated[float, Usual(0, 1)] = 0.1
-    start: Annotated[int, Usual(1, 10)] = 3
-    ratio: Annotated[float, Usual(0.01, 1)] = 0.1
-    count: Annotated[int | None, Usual(1, 200)] = None
+    alpha: Annotated[Strength, Usual(0, 3)] = 1.0
+    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
+    start: Annotated[Count, Usual(1, 10)] = 3
+    ratio: Annotated[Share, Usual(0.01, 1)] = 0.1
+    count: Annotated[Count | None, Usual(1, 200)] = None
 
     @classmethod
     def sid_2408(cls) -> "SID":

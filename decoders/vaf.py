@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from sightline.attention.recalibrations import ImageScale
+from sightline.attention.recalibrations import Heads, ImageScale
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
-from sightline.settings import finite
+from sightline.settings import MOST, Layers, Limits
 
 
 @dataclass
@@ -31,16 +31,11 @@ class VAF(Decoder):
     prompt; several images are all enhanced, and what stands before the first is suppressed.
     """
 
-    enhance: Annotated[float, Usual(0, 0.5)] = 0.15
-    suppress: Annotated[float, Usual(0, 0.5)] = 0.05
-    layers: tuple[int, int] | None = None
+    enhance: Annotated[float, Limits(-1, above=True), Usual(0, 0.5)] = 0.15
+    suppress: Annotated[float, Limits(-MOST, 1, below=True), Usual(0, 0.5)] = 0.05
+    layers: Layers | None = None
     mode: Literal["scale", "abs"] = "scale"
-    heads: tuple[int, ...] | None = None
-
-    def __post_init__(self):
-        finite(self, "enhance")
-        finite(self, "suppress")
-        super().__post_init__()
+    heads: Heads | None = None
 
     def recipe(self) -> Recipe:
         scale = ImageScale(1 + self.enhance, 1 - self.suppress, self.layers, self.mode, self.heads)

@@ -8,6 +8,7 @@ from sightline.attention.selections import WeakAnswerKeys
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ranges import Usual
 from sightline.logits.embedding import RELEASED, EmbeddingContrastive
+from sightline.settings import Count, Share, Strength, UnitInterval
 
 
 @dataclass
@@ -33,12 +34,12 @@ class VASparse(Decoder):
     no setting for it. Expect no speed-up: a few of the answer's keys are a small part of a cache.
     """
 
-    alpha: Annotated[float, Usual(0, 2)] = 0.1
-    beta: Annotated[float, Usual(0, 1)] = 0.1
-    keep: Annotated[float, Usual(0.5, 1)] = 0.9
-    every: Annotated[int, Usual(1, 64)] = 32
-    weight: Annotated[float, Usual(0, 1)] = 0.1
-    sink: Annotated[float, Usual(0, 1)] = 0.0
+    alpha: Annotated[Strength, Usual(0, 2)] = 0.1
+    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
+    keep: Annotated[Share, Usual(0.5, 1)] = 0.9
+    every: Annotated[Count, Usual(1, 64)] = 32
+    weight: Annotated[Strength, Usual(0, 1)] = 0.1
+    sink: Annotated[Strength, Usual(0, 1)] = 0.0
     sum_to_one: bool = True
 
     @classmethod

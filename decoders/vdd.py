@@ -8,9 +8,9 @@ from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.image_spans import can_be_asked
 from sightline.decoders.ranges import Usual
 from sightline.logits.rules import Contrastive
-from sightline.messages import short
+from sightline.settings import Markers, Processor, Strength, TokenId, UnitInterval
 
-VARIANTS = ("none", "unk", "both")
+Variant = Literal["none", "unk", "both"]
 
 
 @dataclass
@@ -39,12 +39,12 @@ class VDD(Decoder):
     "none", which needs no tokenizer.
     """
 
-    alpha: Annotated[float, Usual(0, 3)] = 1.0
-    beta: Annotated[float, Usual(0, 1)] = 0.1
-    variant: Literal["none", "unk", "both"] = "none"
-    processor: Any = field(default=None, repr=False)
-    unk_token_id: int | None = None
-    markers: tuple[int, ...] = ()
+    alpha: Annotated[Strength, Usual(0, 3)] = 1.0
+    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
+    variant: Variant = "none"
+    processor: Processor = field(default=None, repr=False)
+    unk_token_id: TokenId | None = None
+    markers: Markers = ()
 
     @classmethod
     def paper(cls, processor: Any = None) -> "VDD":
@@ -64,11 +64,9 @@ class VDD(Decoder):
 
 
 def image_free(
-    variant: str, processor: Any, unk_token_id: int | None, markers: tuple[int, ...] = ()
+    variant: Variant, processor: Any, unk_token_id: int | None, markers: tuple[int, ...] = ()
 ) -> tuple[NoImage | UnknownImage, ...]:
     """The amateurs of a variant: "none", "unk" or "both"."""
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {short(variant)}")
     written_by = processor if can_be_asked(processor) else None
     if variant == "none":
         return (NoImage(markers, written_by),)

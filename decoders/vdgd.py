@@ -10,10 +10,9 @@ from sightline.decoders.branch import Branch
 from sightline.decoders.decoder import Decoder, Recipe
 from sightline.decoders.ensemble import ends, read_pictures, say
 from sightline.decoders.ranges import Usual
-from sightline.logits.grounding import REDUCTIONS, SUPPORT, Grounded, Support
+from sightline.logits.grounding import SUPPORT, Grounded, Reduction, Support, Truncation
 from sightline.logits.rules import Rule
-from sightline.messages import short
-from sightline.settings import whole
+from sightline.settings import Checked, Count, Processor, Share, UnitInterval, Words, holding
 
 REQUEST = (
     "The task is: {question}. Before answering it, describe the image thoroughly. For a natural "
@@ -22,11 +21,12 @@ REQUEST = (
     "layout."
 )
 STATEMENT = "The image can be summarised as: {description}"
-LAYOUTS = ("image_first", "official", "continue")
+Layout = Literal["image_first", "official", "continue"]
+Statement = Annotated[str, holding("{description}")]
 
 
 @dataclass(frozen=True)
-class Described:
+class Described(Checked):
     """A preparation: the model describes the image, and the description joins the prompt.
 
     Leaves the note "support" `[B, V]`: for each token the log-probability that the description's
@@ -44,29 +44,19 @@ class Described:
         statement: What the description is put into; holds {description}.
     """
 
-    processor: Any = field(repr=False)
-    tokens: int = 256
-    layout: str = "image_first"
-    reduction: str = "min"
-    request: str = REQUEST
-    statement: str = STATEMENT
+    processor: Processor = field(repr=False)
+    tokens: Count = 256
+    layout: Layout = "image_first"
+    reduction: Reduction = "min"
+    request: Words = REQUEST
+    statement: Statement = STATEMENT
 
     about_images = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.processor is None:
             raise ValueError("a description needs processor=, the model's own, to be asked for")
-        if self.layout not in LAYOUTS:
-            raise ValueError(
-                f"layout must be one of {', '.join(LAYOUTS)}, got {short(self.layout)}"
-            )
-        if self.reduction not in REDUCTIONS:
-            raise ValueError(
-                f"reduction must be one of {', '.join(REDUCTIONS)}, got {short(self.reduction)}"
-            )
-        whole(self, "tokens", least=1)
-        if "{description}" not in self.statement:
-            raise ValueError(f"statement must hold {{description}}, got {short(self.statement)}")
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
         chat = Chat(self.processor, model, expert.call.chat_template_kwargs)
@@ -119,15 +109,15 @@ class VDGD(Decoder):
     answer keeps its cache. `layout="official"` has their order of prompt.
     """
 
-    processor: Any = field(default=None, repr=False)
-    alpha: Annotated[float, Usual(0.01, 1)] = 0.1
-    truncation: Literal["plausibility", "nucleus", "knee"] = "plausibility"
-    reduction: Literal["min", "avg", "sum"] = "min"
-    mix: Annotated[float, Usual(0, 1)] = 1.0
-    tokens: Annotated[int, Usual(1, 1024)] = 256
-    layout: Literal["image_first", "official", "continue"] = "image_first"
-    request: str = REQUEST
-    statement: str = STATEMENT
+    processor: Processor = field(default=None, repr=False)
+    alpha: Annotated[Share, Usual(0.01, 1)] = 0.1
+    truncation: Truncation = "plausibility"
+    reduction: Reduction = "min"
+    mix: Annotated[UnitInterval, Usual(0, 1)] = 1.0
+    tokens: Annotated[Count, Usual(1, 1024)] = 256
+    layout: Layout = "image_first"
+    request: Words = REQUEST
+    statement: Statement = STATEMENT
 
     def described(self) -> Described:
         return Described(

@@ -4,16 +4,20 @@ arXiv:2403.05262. Everything here is arithmetic on probabilities of C labels.
 """
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from sightline.messages import short
+from sightline.settings import wrong
 
+Aggregate = Literal["max", "sum"]
 SMOOTHING = 1e-4  # added to the reference, so that a label it never gives is not divided by 0
 
 
-def label_masses(probabilities: Tensor, labels: Sequence[Tensor], aggregate: str = "max") -> Tensor:
+def label_masses(
+    probabilities: Tensor, labels: Sequence[Tensor], aggregate: Aggregate = "max"
+) -> Tensor:
     """Probability of each label under the whole vocabulary: `[B, V]` -> `[B, C]`.
 
     Args:
@@ -21,8 +25,8 @@ def label_masses(probabilities: Tensor, labels: Sequence[Tensor], aggregate: str
         labels: C tensors of token ids, the surface forms of each label ("Yes", " yes", ...).
         aggregate: "max" takes the most probable form, as the paper's code does; "sum" adds them.
     """
-    if aggregate not in ("max", "sum"):
-        raise ValueError(f'aggregate must be "max" or "sum", got {short(aggregate)}')
+    if aggregate not in get_args(Aggregate):
+        raise wrong("aggregate", f"one of {', '.join(get_args(Aggregate))}", aggregate)
     forms = [probabilities[:, ids.to(probabilities.device)] for ids in labels]
     return torch.stack([f.amax(-1) if aggregate == "max" else f.sum(-1) for f in forms], dim=-1)
 

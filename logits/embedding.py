@@ -14,7 +14,7 @@ from transformers import LogitsProcessor
 
 from sightline.logits.layers import stacked
 from sightline.logits.rules import Rule, State
-from sightline.settings import in_unit_interval, not_negative
+from sightline.settings import Strength, UnitInterval, wrong
 
 RELEASED = 1.1  # alpha of the authors' code as it would run
 
@@ -36,13 +36,9 @@ class EmbeddingContrastive(Rule):
     Differs from the authors' code, which does not run as released: see `released`.
     """
 
-    alpha: float = 0.1
-    beta: float = 0.1
+    alpha: Strength = 0.1
+    beta: UnitInterval = 0.1
     sum_to_one: bool = True
-
-    def __post_init__(self):
-        not_negative(self, "alpha")
-        in_unit_interval(self, "beta")
 
     @classmethod
     def released(cls) -> "EmbeddingContrastive":
@@ -97,6 +93,8 @@ class EmbeddingContrast(LogitsProcessor):
         self, model: Any, alpha: float = 0.1, beta: float = 0.1, *, sum_to_one: bool = True
     ):
         self.rule = EmbeddingContrastive(alpha, beta, sum_to_one)
+        if not hasattr(model, "get_output_embeddings"):
+            raise wrong("model", "the model that generates", model)
         self.embedding = model.get_input_embeddings()
         embedded, outputs = one_token(model)
         self.head = Head.fit(model, outputs.hidden_states[-1], outputs.logits)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from sightline.logits.rules import Rule
-from sightline.settings import not_negative, share
+from sightline.settings import Checked, Share, Strength
 
 
 @dataclass(frozen=True)
-class Gate(ABC):
+class Gate(Checked, ABC):
     """Base of all gates. Subclasses define `opens`."""
 
     is_exact = False  # whether it is closed only where no contrast could change the token
@@ -52,10 +52,7 @@ class Unsure(Gate):
             than one possible token.
     """
 
-    probability: float = 0.9
-
-    def __post_init__(self):
-        share(self, "probability")
+    probability: Share = 0.9
 
     def opens(self, expert: Tensor, rule: Rule) -> Tensor:
         best = expert.amax(dim=-1) - expert.logsumexp(dim=-1)
@@ -72,10 +69,7 @@ class Spread(Gate):
         entropy: In nats, 0 or more.
     """
 
-    entropy: float = 0.5
-
-    def __post_init__(self):
-        not_negative(self, "entropy")
+    entropy: Strength = 0.5
 
     def opens(self, expert: Tensor, rule: Rule) -> Tensor:
         return torch.distributions.Categorical(logits=expert).entropy() > self.entropy

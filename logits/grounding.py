@@ -9,17 +9,17 @@ description holds all that the answer needs.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from sightline.logits.rules import Rule, State, plausible
-from sightline.messages import short
-from sightline.settings import in_unit_interval, positive, share
+from sightline.settings import Positive, Share, UnitInterval, wrong
 
-TRUNCATIONS = ("plausibility", "nucleus", "knee")
-REDUCTIONS = ("min", "avg", "sum")
+Truncation = Literal["plausibility", "nucleus", "knee"]
+Reduction = Literal["min", "avg", "sum"]
 SUPPORT = "support"  # the note that `Grounded` reads
 
 
@@ -54,23 +54,12 @@ class Grounded(Rule):
     drawn from the nucleus at random; the defaults are those of its first version.
     """
 
-    alpha: float = 0.1
-    truncation: str = "plausibility"
-    temperature: float = 0.5
-    top_p: float = 0.5
-    mix: float = 1.0
+    alpha: Share = 0.1
+    truncation: Truncation = "plausibility"
+    temperature: Positive = 0.5
+    top_p: Share = 0.5
+    mix: UnitInterval = 1.0
     official_scale: bool = False
-
-    def __post_init__(self):
-        if self.truncation not in TRUNCATIONS:
-            raise ValueError(
-                'truncation must be "plausibility", "nucleus" or "knee", got '
-                f"{short(self.truncation)}"
-            )
-        share(self, "alpha")
-        share(self, "top_p")
-        positive(self, "temperature")
-        in_unit_interval(self, "mix")
 
     @property
     def uses_others(self) -> bool:
@@ -129,9 +118,9 @@ class Support(LogitsProcessor):
     One instance serves one call of `generate`.
     """
 
-    def __init__(self, reduction: str, eos: Sequence[int]):
-        if reduction not in REDUCTIONS:
-            raise ValueError(f'reduction must be "min", "avg" or "sum", got {short(reduction)}')
+    def __init__(self, reduction: Reduction, eos: Sequence[int]):
+        if reduction not in get_args(Reduction):
+            raise wrong("reduction", f"one of {', '.join(get_args(Reduction))}", reduction)
         self.reduction = reduction
         self.eos = torch.tensor(list(eos), dtype=torch.long, device="cpu")
         self.length = -1  # tokens before the one that `latest` predicts; -1 before the first call

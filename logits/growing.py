@@ -3,15 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sightline.logits.rules import Rule, State, mean
-from sightline.messages import short
-from sightline.settings import in_unit_interval, not_negative, whole
+from sightline.settings import Strength, UnitInterval, Whole
 
-SPACES = ("log_softmax", "logits")
+Space = Literal["log_softmax", "logits"]
 SATURATED = 1e9  # beyond it float32 holds nothing of l_c, and products come near infinity
 
 
@@ -43,23 +43,12 @@ class GrowingGuidance(Rule):
     t from 0, without a cap.
     """
 
-    rate: float = 0.02
-    beta: float = 0.1
-    cap: float | None = None
-    space: str = "log_softmax"
-    start: int = 0
-    confidence: float | None = None
-
-    def __post_init__(self):
-        not_negative(self, "rate")
-        in_unit_interval(self, "beta")
-        if self.cap is not None:
-            not_negative(self, "cap")
-        if self.space not in SPACES:
-            raise ValueError(f'space must be "log_softmax" or "logits", got {short(self.space)}')
-        whole(self, "start", least=0)
-        if self.confidence is not None:
-            in_unit_interval(self, "confidence")
+    rate: Strength = 0.02
+    beta: UnitInterval = 0.1
+    cap: Strength | None = None
+    space: Space = "log_softmax"
+    start: Whole = 0
+    confidence: UnitInterval | None = None
 
     @property
     def uses_others(self) -> bool:

@@ -8,27 +8,36 @@ the embeddings, n the output of n blocks. The last entry is already normed and n
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from sightline.logits.rules import Rule, State
-from sightline.messages import short
-from sightline.settings import (
-    in_unit_interval,
-    is_whole,
-    not_negative,
-    settle,
-    share,
-    whole,
-    whole_numbers,
-    wrong,
-)
+from sightline.settings import Share, Strength, UnitInterval, Wanted, Whole
 
 DEEP = 40  # blocks; in deeper models candidates come from the first or last EDGE blocks only
 EDGE = 20
-GROUPS = ("low", "high")
-DIVERGENCES = ("jsd", "code")
+
+
+def all_different(layers: Any) -> bool:
+    return isinstance(layers, str) or 0 < len(layers) == len(set(layers))
+
+
+def is_window(ends: tuple[Any, Any]) -> bool:
+    """Whether first and last are of one kind, and in order."""
+    return type(ends[0]) is type(ends[1]) and ends[0] <= ends[1]
+
+
+Divergence = Literal["jsd", "code"]
+Candidates = Annotated[
+    Literal["low", "high"] | tuple[Whole, ...],
+    Wanted('"low", "high" or a tuple of different layer numbers', all_different),
+]
+Window = Annotated[
+    tuple[UnitInterval, UnitInterval] | tuple[Whole, Whole],
+    Wanted("two shares of the depth in [0, 1], or two layer numbers, first and last", is_window),
+]
 
 
 @dataclass(frozen=True)
@@ -57,17 +66,9 @@ class LayerContrast(Rule):
     there the divergences are averaged over the batch.
     """
 
-    layers: str | tuple[int, ...] = "low"
-    divergence: str = "jsd"
-    beta: float = 0.1
-
-    def __post_init__(self):
-        if self.divergence not in DIVERGENCES:
-            raise ValueError(f'divergence must be "jsd" or "code", got {short(self.divergence)}')
-        if self.layers not in GROUPS:
-            wanted = '"low", "high" or a tuple of layer numbers'
-            whole_numbers(self, "layers", wanted, different=True)
-        in_unit_interval(self, "beta")
+    layers: Candidates = "low"
+    divergence: Divergence = "jsd"
+    beta: UnitInterval = 0.1
 
     @property
     def uses_others(self) -> bool:
@@ -144,23 +145,10 @@ class LayerCorrection(Rule):
 
     early_norm = True
 
-    alpha: float = 0.6
-    layers: tuple[float, float] | tuple[int, int] = (0.625, 0.875)
-    top_k: int = 20
-    top_p: float = 0.9
-
-    def __post_init__(self):
-        settle(self)
-        not_negative(self, "alpha")
-        window = self.layers
-        is_pair = isinstance(window, tuple) and len(window) == 2
-        shares = is_pair and all(isinstance(end, float) and 0 <= end <= 1 for end in window)
-        numbers = is_pair and all(is_whole(end) and end >= 0 for end in window)
-        if not (shares or numbers) or window[0] > window[1]:
-            wanted = "two shares of the depth in [0, 1], or two layer numbers, first and last"
-            raise wrong("layers", wanted, window)
-        whole(self, "top_k", least=0)
-        share(self, "top_p")
+    alpha: Strength = 0.6
+    layers: Window = (0.625, 0.875)
+    top_k: Whole = 20
+    top_p: Share = 0.9
 
     @property
     def uses_others(self) -> bool:

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -9,11 +11,19 @@ from transformers import LogitsProcessor
 
 from sightline.logits.calibration import affine, label_masses, normalise
 from sightline.logits.rules import plausible
-from sightline.messages import check_list, short
-from sightline.settings import in_unit_interval
+from sightline.settings import Checked, Count, TokenId, UnitInterval, Wanted
+
+Labels = Annotated[
+    Sequence[Sequence[TokenId]],
+    Wanted(
+        "two or more labels with at least one token id each, as [[3869], [1939]]",
+        lambda labels: len(labels) > 1 and all(labels),
+    ),
+]
 
 
-class PlausibilityProcessor(LogitsProcessor):
+@dataclass(eq=False)
+class PlausibilityProcessor(Checked, LogitsProcessor):
     """Never say what is much less likely than the best token.
 
     Keeps tokens with at least `beta` times the best token's probability (adaptive plausibility,
@@ -24,9 +34,7 @@ class PlausibilityProcessor(LogitsProcessor):
         beta: Threshold in [0, 1]; 0 keeps every token, 1 only the best.
     """
 
-    def __init__(self, beta: float):
-        self.beta = beta
-        in_unit_interval(self, "beta")
+    beta: UnitInterval
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` `[B, V]` -> `[B, V]`."""
@@ -35,7 +43,8 @@ class PlausibilityProcessor(LogitsProcessor):
         return scores.masked_fill(~plausible(scores, self.beta), -math.inf)
 
 
-class CalibrationProcessor(LogitsProcessor):
+@dataclass(eq=False)
+class CalibrationProcessor(Checked, LogitsProcessor):
     """Answer with one of C labels, weighed by an affine map of their probabilities.
 
     At the first token of the answer, q = the labels' probabilities, normalised, becomes
@@ -49,41 +58,31 @@ class CalibrationProcessor(LogitsProcessor):
         prompt_length: Tokens before the answer, `input_ids.shape[1]` of the prompt.
     """
 
-    def __init__(
-        self,
-        labels: Sequence[Sequence[int]],
-        weight: Tensor,
-        bias: Tensor | None = None,
-        *,
-        prompt_length: int,
-    ):
-        check_list("labels", labels, "[[3869], [1939]]")
-        for forms in labels:
-            check_list("each label", forms, "[3869, 4874] (token ids)")
-        if len(labels) < 2 or any(len(forms) == 0 for forms in labels):
-            raise ValueError(
-                "labels must hold two or more labels with at least one token id each, "
-                f"got {short(list(labels))}"
-            )
-        if weight.shape[-1] != len(labels):
-            raise ValueError(
-                f"weight must be [C] or [B, C] with C = {len(labels)} labels, "
-                f"got shape {tuple(weight.shape)}"
-            )
-        self.labels = [torch.as_tensor(forms, device="cpu") for forms in labels]
-        self.weight = weight
-        self.bias = torch.zeros_like(weight) if bias is None else bias
-        self.prompt_length = prompt_length
+    labels: Labels
+    weight: Tensor
+    bias: Tensor | None = None
+    prompt_length: Count = field(kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._bias = torch.zeros_like(self.weight) if self.bias is None else self.bias
+        for name, shape in (("weight", self.weight.shape), ("bias", self._bias.shape)):
+            if shape[-1:] != (len(self.labels),):
+                raise ValueError(
+                    f"{name} must be [C] or [B, C] with C = {len(self.labels)} labels, "
+                    f"got shape {tuple(shape)}"
+                )
+        self._ids = [torch.tensor(forms, device="cpu") for forms in self.labels]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` `[B, V]` -> `[B, V]`."""
         if input_ids.shape[1] != self.prompt_length:
             return scores
         probabilities = scores.float().softmax(dim=-1)
-        q = normalise(label_masses(probabilities, self.labels))
-        calibrated = affine(q, self.weight.to(q.device), self.bias.to(q.device)).clamp_min(0)
+        q = normalise(label_masses(probabilities, self._ids))
+        calibrated = affine(q, self.weight.to(q.device), self._bias.to(q.device)).clamp_min(0)
         answer = torch.full_like(scores, -math.inf)
-        for label, ids in enumerate(self.labels):
+        for label, ids in enumerate(self._ids):
             ids = ids.to(scores.device)
             best = ids[probabilities[:, ids].argmax(dim=-1)]
             answer[torch.arange(len(scores), device=scores.device), best] = (

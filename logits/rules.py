@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sightline.settings import in_unit_interval, not_negative
+from sightline.settings import Checked, Strength, UnitInterval, Whole
 
 
 @dataclass
@@ -52,7 +52,7 @@ def plausible(logits: Tensor, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rule(ABC):
+class Rule(Checked, ABC):
     """Base of all rules: combine the branches, then keep what the expert finds plausible.
 
     Subclasses define `combine`, and a field `beta` where they cut by plausibility; one with a cut
@@ -130,9 +130,10 @@ class Alone(Rule):
     """
 
     rule: Rule
-    missing: int
+    missing: Whole
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "early_norm", self.rule.early_norm)
 
     @property
@@ -160,10 +161,7 @@ class Plausibility(Rule):
     The control that a table of contrastive decoding needs (arXiv:2504.10020).
     """
 
-    beta: float = 0.1
-
-    def __post_init__(self):
-        in_unit_interval(self, "beta")
+    beta: UnitInterval = 0.1
 
     @property
     def uses_others(self) -> bool:
@@ -177,12 +175,8 @@ class Plausibility(Rule):
 class Weighted(Rule):
     """Base of rules in which the other branches weigh `alpha`; at 0 only the expert is left."""
 
-    alpha: float = 1.0
-    beta: float = 0.1
-
-    def __post_init__(self):
-        not_negative(self, "alpha")
-        in_unit_interval(self, "beta")
+    alpha: Strength = 1.0
+    beta: UnitInterval = 0.1
 
     @property
     def uses_others(self) -> bool:
@@ -245,12 +239,8 @@ class Guidance(Rule):
     other branch. That is no identity: a penalty acts on log-probabilities otherwise than on logits.
     """
 
-    gamma: float = 1.1
-    beta: float = 0.1
-
-    def __post_init__(self):
-        not_negative(self, "gamma")
-        in_unit_interval(self, "beta")
+    gamma: Strength = 1.1
+    beta: UnitInterval = 0.1
 
     @property
     def threshold(self) -> float:

@@ -426,7 +426,10 @@ def test_mistakes_end_in_one_line(arguments, message):
     [
         ("greedy,vcdx", "no decoder is called 'vcdx' (did you mean vcd?)"),
         ("greedy:alpha=1", "greedy has no settings"),
-        ("greedy,vdd:alpha=-1", "vdd:alpha=-1: alpha must be a finite number >= 0, got -1"),
+        (
+            "greedy,vdd:alpha=-1",
+            "vdd:alpha=-1: alpha must be a finite number >= 0, at most 1e+09, got -1",
+        ),
     ],
 )
 def test_mistakes_in_a_list_of_decoders(decoders, message):

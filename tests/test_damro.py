@@ -4,6 +4,7 @@ import math
 import re
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -36,8 +37,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from sightline import VDD, Branch, Recipe
 from sightline.decoders.damro import DAMRO
 from sightline.decoders.outliers import (
-    SCORES,
     OutlierImage,
+    Score,
     concat_attention,
     head_mean,
     norm,
@@ -515,7 +516,7 @@ def refuses():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(k=0), "k must be 1 or more"),
+        (dict(k=0), "k must be a whole number from 1 to"),
         (dict(k=True), "k must be a whole number"),
         (dict(k=2.5), "k must be a whole number"),
         (dict(score="attention"), "score must be one of auto, concat"),
@@ -632,7 +633,7 @@ def test_what_a_refusal_recommends_works(name):
         answer(VDD(beta=0))
     except Exception:
         pytest.skip("no decoder that compares images works with it: docs/families.md says why")
-    for score in SCORES:
+    for score in get_args(Score):
         try:
             answer(DAMRO(score=score))
         except ValueError as refused:

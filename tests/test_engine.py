@@ -614,13 +614,13 @@ def test_models_that_are_no_decoder_only_vision_language_models():
         (lambda: VDD(alpha=math.inf), "alpha"),
         (lambda: VDD(beta=1.2), "beta"),
         (lambda: VCD(beta=math.nan), "beta"),
-        (lambda: VCD(noise_step=1000), "noise_step must be between 0 and 999, got 1000"),
+        (lambda: VCD(noise_step=1000), "noise_step must be a whole number from 0 to 999, got 1000"),
         (lambda: VCD(noise_step=-1), "noise_step"),
         (lambda: VCD(noise_step=1.5), "noise_step must be a whole number"),
         (lambda: VCD(noise_step=math.nan), "noise_step"),
         (lambda: VDD(variant="zero"), "variant must be one of none, unk, both"),
         (lambda: VDD(variant="unk"), "pass processor= or unk_token_id="),
-        (lambda: VDD(variant="unk", unk_token_id=-2), "token ids"),
+        (lambda: VDD(variant="unk", unk_token_id=-2), "unk_token_id must be a whole number"),
     ],
 )
 def test_settings_are_checked_when_a_decoder_is_made(make, match):
@@ -643,7 +643,7 @@ def test_recipes_are_strategies_and_add_up(llava):
         none.recipe() + VDD(1.0, 0.05).recipe()
     with pytest.raises(ValueError, match="need a rule"):
         Recipe(contrasts=(NoImage(),))
-    with pytest.raises(TypeError, match="rule must be a"):
+    with pytest.raises(ValueError, match="rule must be a Rule or None"):
         Recipe(rule=lambda logits: logits[0])
 
 

@@ -1,6 +1,7 @@
 """A decoder's tokens cost no look of the host at the device beside those of `generate` itself."""
 
 from collections import Counter
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from methods import METHODS
 from models import PROMPTS
 
 from sightline import VDD, Additive, Contrastive, Gated, NoisyImage, Recipe, State
-from sightline.logits.grounding import TRUNCATIONS, Grounded
+from sightline.logits.grounding import Grounded, Truncation
 
 FEW, MORE = 3, 6
 SAMPLING = dict(do_sample=True, top_k=20, top_p=0.9, temperature=0.7, repetition_penalty=1.2)
@@ -129,7 +130,7 @@ def test_rules_that_preparations_bring_do_not_look():
     logits, support = torch.randn(2, 50), torch.randn(2, 50)
     state = State(notes={"support": support})
     with Looks() as counts:
-        for truncation in TRUNCATIONS:
+        for truncation in get_args(Truncation):
             Grounded(truncation=truncation)([logits], state)
         Contrastive()([logits, support], state)
     assert not counts

@@ -319,7 +319,7 @@ def test_deco_layers_are_checked(layers):
     ("wrong", "message"),
     [
         (dict(alpha=-0.1), "alpha must be a finite number >= 0"),
-        (dict(top_k=-1), "top_k must be 0 or more"),
+        (dict(top_k=-1), "top_k must be a whole number from 0 to"),
         (dict(top_k=2.5), "top_k must be a whole number"),
         (dict(top_p=0), r"top_p must be in \(0, 1\]"),
         (dict(top_p=1.1), r"top_p must be in \(0, 1\]"),
@@ -332,7 +332,7 @@ def test_deco_settings_are_checked(wrong, message):
 
 
 def test_dola_settings_are_checked():
-    with pytest.raises(ValueError, match='divergence must be "jsd" or "code"'):
+    with pytest.raises(ValueError, match="divergence must be one of jsd, code"):
         LayerContrast(divergence="kl")
     with pytest.raises(ValueError, match="beta must be in"):
         LayerContrast(beta=2)

@@ -448,7 +448,7 @@ def test_where_enc_is_looked_for(matcher):
 
 
 def test_refused_models_and_questions(model, matcher):
-    with pytest.raises(ValueError, match="between 0 and 2"):
+    with pytest.raises(ValueError, match="layer must be a whole number from 0 to 2"):
         BlipMatcher(model, processor())
     with pytest.raises(ValueError, match="BlipForImageTextRetrieval"):
         BlipMatcher(model.text_encoder, processor(), LAYER)

@@ -28,7 +28,7 @@ from sightline import (
     PostHocDebias,
     VASparse,
 )
-from sightline.decoders import DECODERS, carve, mvp, outliers, posthoc, regions, vdd, vdgd
+from sightline.decoders import DECODERS
 from sightline.decoders.parse import (
     choose,
     paper,
@@ -39,7 +39,6 @@ from sightline.decoders.parse import (
     unknown,
 )
 from sightline.decoders.ranges import Usual
-from sightline.logits import grounding, growing, layers
 
 
 @dataclass
@@ -118,6 +117,10 @@ class Odder(Odd):
 ODD = {"odd": Odd, "odder": Odder}
 
 
+WORDS = SimpleNamespace(unk_token_id=3)
+"""Stands in for a processor."""
+
+
 def asked(text, decoders=DECODERS):
     """The request of a text with one decoder."""
     [(name, assignments)] = split_decoders(text)
@@ -193,42 +196,42 @@ def test_a_range_and_a_closed_set_are_read_off_the_annotation():
 
 
 CLOSED = {
-    ("vdd", "variant"): vdd.VARIANTS,
-    ("damro", "score"): outliers.SCORES,
-    ("damro", "layer"): outliers.LAYERS,
+    ("vdd", "variant"): ("none", "unk", "both"),
+    ("damro", "score"): ("auto", "concat", "head_mean", "pooled_query", "received", "norm"),
+    ("damro", "layer"): ("features", "last"),
     ("vaf", "mode"): ("scale", "abs"),
-    ("dola", "divergence"): layers.DIVERGENCES,
-    ("m3id", "space"): growing.SPACES,
-    ("vdgd", "truncation"): grounding.TRUNCATIONS,
-    ("vdgd", "reduction"): grounding.REDUCTIONS,
-    ("vdgd", "layout"): vdgd.LAYOUTS,
-    ("mvp", "unresolved"): mvp.UNRESOLVED,
-    ("carve", "steps"): carve.STEPS,
-    ("carve", "final"): carve.FINAL,
-    ("carve", "fill"): regions.FILLS,
-    ("posthoc", "reference"): posthoc.REFERENCES,
+    ("dola", "divergence"): ("jsd", "code"),
+    ("m3id", "space"): ("log_softmax", "logits"),
+    ("vdgd", "truncation"): ("plausibility", "nucleus", "knee"),
+    ("vdgd", "reduction"): ("min", "avg", "sum"),
+    ("vdgd", "layout"): ("image_first", "official", "continue"),
+    ("mvp", "unresolved"): ("skip", "affirmative"),
+    ("carve", "steps"): ("full", "start", "end"),
+    ("carve", "final"): ("both", "refined"),
+    ("carve", "fill"): ("black", "mean", "blur"),
+    ("posthoc", "reference"): ("none", "unk", "none_unk"),
     ("posthoc", "aggregate"): ("max", "sum"),
 }
 ALL = {**DECODERS, "posthoc": PostHocDebias}
 
 
-def test_closed_sets_are_those_that_the_parts_check():
+def test_closed_sets_are_listed():
     listed = {
         (name, setting.name): setting.choices
         for name, kind in ALL.items()
         for setting in settable(kind).values()
         if setting.choices
     }
-    assert listed == {place: tuple(names) for place, names in CLOSED.items()}
+    assert listed == CLOSED
     hint = get_args(settable(DoLa)["layers"].kind)[0]
-    assert get_args(hint) == tuple(layers.GROUPS)
+    assert get_args(hint) == ("low", "high")
 
 
 @pytest.mark.parametrize(("place", "names"), CLOSED.items(), ids=".".join)
 def test_every_value_of_a_closed_set_is_taken(place, names):
     decoder, setting = place
     for name in names:
-        made = asked(f"{decoder}:{setting}={name}", ALL).build(Words())
+        made = asked(f"{decoder}:{setting}={name}", ALL).build(WORDS)
         assert getattr(made, setting) == name
 
 
@@ -246,18 +249,12 @@ def test_every_number_has_a_range_whose_ends_are_taken(name):
     for key, setting in numbers.items():
         assert setting.usual, f"{key} of {name} has no range"
         for end in (setting.usual.low, setting.usual.high):
-            asked(f"{name}:{key}={end}", ALL).build(Words())
-
-
-class Words:
-    """Stands in for a processor."""
-
-    unk_token_id = 3
+            asked(f"{name}:{key}={end}", ALL).build(WORDS)
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_default_can_be_written(name):
-    kind, decoder = DECODERS[name], asked(name).build("a processor")
+    kind, decoder = DECODERS[name], asked(name).build(WORDS)
     for setting in settable(kind).values():
         text = "" if setting.default == "empty" else setting.default
         assert setting.reader.read(text) == getattr(decoder, setting.name)
@@ -334,28 +331,28 @@ def test_of_several_types_the_narrowest_that_fits_is_taken(text, value):
         ("sid:count=4", SID(count=4)),
         ("damro:k=none,score=norm", DAMRO(score="norm")),
         ("m3id:cap=2,confidence=0.9", M3ID(cap=2.0, confidence=0.9)),
-        ("icd:instruction=Be careless.", ICD("words", instruction="Be careless.")),
-        ("carve:layers=1+3,suffix=", CARVE("words", layers=(1, 3), suffix="")),
+        ("icd:instruction=Be careless.", ICD(WORDS, instruction="Be careless.")),
+        ("carve:layers=1+3,suffix=", CARVE(WORDS, layers=(1, 3), suffix="")),
         (
             "vdgd:layout=continue,request=Describe the image.",
-            VDGD("words", layout="continue", request="Describe the image."),
+            VDGD(WORDS, layout="continue", request="Describe the image."),
         ),
         (
             "mvp:requests=What?+Where is it?,labels=A+B,weights=1+.2,template={caption}{question}",
             MVP(
-                "words",
+                WORDS,
                 requests=("What?", "Where is it?"),
                 weights=(1.0, 0.2),
                 labels=("A", "B"),
                 template="{caption}{question}",
             ),
         ),
-        ("mvp:requests=What?,weights=1", MVP("words", requests=("What?",), weights=(1.0,))),
-        ("posthoc:labels=a+b", PostHocDebias("words", labels=("a", "b"))),
+        ("mvp:requests=What?,weights=1", MVP(WORDS, requests=("What?",), weights=(1.0,))),
+        ("posthoc:labels=a+b", PostHocDebias(WORDS, labels=("a", "b"))),
     ],
 )
 def test_the_methods_settings_are_read(text, decoder):
-    assert asked(text, {**DECODERS, "posthoc": PostHocDebias}).build("words") == decoder
+    assert asked(text, {**DECODERS, "posthoc": PostHocDebias}).build(WORDS) == decoder
 
 
 def test_presets_are_class_methods_that_make_one():
@@ -379,14 +376,14 @@ def test_presets_are_class_methods_that_make_one():
         ("damro.first_release", DAMRO(layer="last")),
         ("vasparse.released", VASparse(alpha=1.1, keep=1.0, sum_to_one=False)),
         ("vcd.pope_script", VCD(beta=0.2)),
-        ("agla.released", AGLA("words", first_only=True)),
-        ("carve.paper_best:layers=1+2", replace(CARVE.paper_best("words"), layers=(1, 2))),
+        ("agla.released", AGLA(WORDS, first_only=True)),
+        ("carve.paper_best:layers=1+2", replace(CARVE.paper_best(WORDS), layers=(1, 2))),
     ],
 )
 def test_settings_override_presets(text, decoder):
     request = asked(text)
     assert request.label == text
-    assert request.build("words") == decoder
+    assert request.build(WORDS) == decoder
 
 
 def test_presets_get_the_processor_and_their_settings_are_checked():

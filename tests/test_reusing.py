@@ -176,7 +176,7 @@ def test_what_cannot_be_reused_is_refused(llava):
     with pytest.raises(ValueError, match="keep more than keys and values"):
         generate(lfm2(), lfm2_inputs([QUESTION]), Reusing(VDD()))
     for most in (0, -1, 1.5, True):
-        with pytest.raises(ValueError, match=r"most must be (1 or more|a whole number)"):
+        with pytest.raises(ValueError, match="most must be a whole number from 1 to"):
             Reusing(VDD(), most=most)
 
 

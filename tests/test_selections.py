@@ -136,9 +136,9 @@ def test_hybrid_models_are_refused():
     "make, words",
     [
         (lambda: VASparse(keep=0), r"keep must be in \(0, 1\]"),
-        (lambda: VASparse(every=0), "every must be 1 or more"),
+        (lambda: VASparse(every=0), "every must be a whole number from 1 to"),
         (lambda: VASparse(weight=-1), "weight must be a finite number >= 0"),
-        (lambda: VASparse(sink=-0.1), "b must be a finite number >= 0"),
+        (lambda: VASparse(sink=-0.1), "sink must be a finite number >= 0"),
     ],
 )
 def test_settings_out_of_range(make, words):
