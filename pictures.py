@@ -3,11 +3,12 @@
 import base64
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 import numpy as np
@@ -21,12 +22,19 @@ FEWEST_LETTERS = 64  # of a picture in base64; no file of one is as small
 MAX_PIXELS = 100_000_000
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Kinds of file that are opened, as Pillow calls them: all are decoded by its own process alone."""
+KINDS = "a PNG, JPEG, WebP, GIF, BMP, TIFF or PPM file"
+SPECIAL = {
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
 PHOTOGRAPH_FIRST = ("MPO",)  # a camera's JPEG: the photograph, then previews or depth
 
 
-def open_picture(
-    source: Any, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
-) -> Image.Image:
+def open_picture(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture as it is meant to be seen: mode RGB, upright, with 8 bits per channel.
 
     An orientation in EXIF is applied, transparency is laid on white, 16-bit and floating-point
@@ -34,36 +42,68 @@ def open_picture(
     file carries stay in `info`.
 
     Args:
-        source: A path, a file's bytes, a file opened in binary mode, a file in base64 (a text or a
-            data URL), or a PIL image, which is left as it is. Nothing is fetched: a URL is refused.
+        source: A path of a regular file, a file's bytes, a file opened in binary mode, a file in
+            base64 (a text or a data URL), or a PIL image, which is left as it is. Files are of one
+            of `FORMATS`. Nothing is fetched: a URL is refused.
         max_pixels: The most that are decoded.
-        formats: Kinds of file that are opened, as Pillow calls them; None: all that it knows.
 
     Raises:
-        ValueError: The file is missing, damaged or no picture, holds several frames, or has more
-            than `max_pixels`, which is known before they are decoded.
+        ValueError: The file is missing, damaged or no picture, a folder, pipe, socket or device,
+            holds several frames, or has more than `max_pixels`, which is known before they are
+            decoded.
         TypeError: `source` is none of the above.
     """
     if isinstance(source, Image.Image):
+        if source.format not in (None, *FORMATS, *PHOTOGRAPH_FIRST):
+            raise ValueError(
+                f"the picture is of the format {source.format}, which is not decoded: pass "
+                f"{KINDS}, or what you decode yourself, as image.convert('RGB') gives it"
+            )
         return _checked_rgb(source, "the picture", max_pixels)
     name, file = _named(source)
+    if not isinstance(file, Path):
+        return _opened(file, name, max_pixels)
+    with _regular(file, name) as opened:
+        return _opened(opened, name, max_pixels)
+
+
+def _opened(file: Any, name: str, max_pixels: int) -> Image.Image:
+    """The picture in a file that is open."""
     try:
-        opened = Image.open(file, formats=formats)
-    except FileNotFoundError:
-        raise ValueError(f"{name}: no such file") from None
+        opened = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(
-            f"{name} is not a picture that can be read (another kind of file, or cut off): pass a "
-            "PNG, JPEG, WebP, ..."
+            f"{name} is not a picture that can be read (another kind of file, or cut off): pass "
+            f"{KINDS}"
         ) from None
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
             f"{name} has more than {max_pixels // 10**6} megapixels ({error}): make it smaller"
         ) from None
-    except OSError as error:
-        raise ValueError(f"{name} cannot be read: {clipped(error.strerror or error)}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # of a header or chunk that is cut off, or unpacks to too much
+        raise ValueError(f"{name} cannot be read: {clipped(error)}") from error
     with opened:
         return _checked_rgb(opened, name, max_pixels)
+
+
+def _regular(path: Path, name: str) -> BinaryIO:
+    """The file, opened; of a pipe, socket or device not even that, as opening one may wait."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            return path.open("rb")
+    except FileNotFoundError:
+        raise ValueError(f"{name}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {clipped(error.strerror or error)}") from None
+    except ValueError as error:  # a path that no system can have
+        raise ValueError(f"{name} cannot be read: {clipped(error)}") from None
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{name} is a folder: pass one picture in it")
+    kind = next((kind for is_one, kind in SPECIAL.items() if is_one(mode)), "no regular file")
+    raise ValueError(f"{name} is {kind}: pass a picture's file")
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
@@ -99,10 +139,7 @@ def _named(source: Any) -> tuple[str, Any]:
         return named
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        name = clipped(path, 3 * LONGEST)
-        if path_is(path, Path.is_dir):
-            raise ValueError(f"{name} is a folder: pass one picture in it")
-        return name, path
+        return clipped(path, 3 * LONGEST), path
     if isinstance(source, bytes | bytearray | memoryview):
         return "the picture", BytesIO(source)
     if hasattr(source, "read") and not hasattr(source, "encoding"):

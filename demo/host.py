@@ -38,8 +38,6 @@ SEEDS = 2**32
 UNEXPECTED = "this failed; whoever runs this page finds the reason in its log"
 NO_MEMORY = "there is not enough memory: ask for fewer tokens, or show a smaller picture"
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Files of visitors that are opened: Pillow reads them itself, without another program."""
 MOST_PARTS = 8  # of a setting that has several
 
 logger = logging.getLogger(__name__)
@@ -126,7 +124,7 @@ class Host:
         Raises:
             ValueError: For what is no picture, or one with too many pixels.
         """
-        image = open_picture(source, self.limits.pixels, FORMATS)
+        image = open_picture(source, self.limits.pixels)
         bare = Path(name or "picture").name
         return Picture(image, f"file:{bare}", lab.truth(image))
 

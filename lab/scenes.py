@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 from PIL.PngImagePlugin import PngInfo
 
 from sightline.lab.sprites import DRAWINGS, Colour, Pen, shaded
+from sightline.pictures import open_picture
 
 CONTEXTS: dict[str, tuple[str, ...]] = {
     "kitchen": ("fork", "spoon", "cup", "bowl", "bottle", "orange"),
@@ -249,9 +250,7 @@ def save(scene: Scene, path: str | Path) -> None:
 def truth(picture: Image.Image | str | Path) -> frozenset[str] | None:
     """The objects that a picture file carries, or None where it carries no readable list."""
     if isinstance(picture, str | Path):
-        with Image.open(picture) as opened:
-            opened.load()
-            return truth(opened)
+        return truth(open_picture(picture))
     try:
         names = json.loads(picture.info.get(CHUNK, ""))
     except (TypeError, ValueError, RecursionError):

@@ -1,19 +1,27 @@
 """Every kind of picture file becomes 8-bit RGB, upright, or a clear error."""
 
+import ast
 import base64
+import contextlib
+import os
+import socket
 import struct
+import subprocess
+import sys
 import zlib
 from io import BytesIO
+from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from sightline import lab, open_picture
-from sightline.pictures import to_bytes
+from sightline import lab, open_picture, pictures
+from sightline.pictures import FORMATS, to_bytes
 
+PACKAGES = ("attention", "decoders", "demo", "evaluation", "lab", "logits")
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
@@ -30,11 +38,6 @@ def encoded(picture, format="PNG", **options):
 
 def png_header(width, height):
     """A PNG file of that size with nothing in it."""
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
@@ -266,6 +269,162 @@ def test_missing_files_and_folders_are_refused(tmp_path):
         open_picture(tmp_path / "none.png")
     with pytest.raises(ValueError, match="is a folder: pass one picture in it"):
         open_picture(tmp_path)
+
+
+# A pipe or device would be waited for: these run in a process of their own, with a limit
+
+
+def special_files(folder):
+    """Things with a path that are no regular file, each with what it is called."""
+    os.mkfifo(folder / "pipe.png")
+    yield folder / "pipe.png", "is a pipe"
+    (folder / "link.png").symlink_to("pipe.png")
+    yield folder / "link.png", "is a pipe"
+    with socket.socket(socket.AF_UNIX) as server:
+        with contextlib.chdir(folder):  # the path of a socket is short
+            server.bind("socket.png")
+        yield folder / "socket.png", "is a socket"
+    (folder / "folder.png").mkdir()
+    yield folder / "folder.png", "is a folder"
+    for device in ("/dev/zero", "/dev/null", "/dev/tty"):
+        yield Path(device), "is a device"
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from sightline import lab, open_picture
+
+for path in map(Path, sys.argv[1:]):
+    for read in (open_picture, lambda path: open_picture(str(path)), lab.truth):
+        try:
+            read(path)
+        except ValueError as error:
+            print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with a name")
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    for path, said in special_files(tmp_path):
+        found = subprocess.run(
+            [sys.executable, "-c", OPEN, str(path)], capture_output=True, text=True, timeout=60
+        )
+        assert found.stdout.splitlines() == [found.stdout.splitlines()[0]] * 3, found.stderr
+        assert found.stdout.startswith(f"{path} {said}: pass ")
+
+
+@pytest.mark.parametrize("path", ["a\0b.png", "\ud800.png", "x" * 300 + ".png"])
+def test_paths_that_no_file_can_have_are_refused(path):
+    with pytest.raises(ValueError, match=r"cannot be read|no such file"):
+        open_picture(path)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n"
+
+
+def test_only_listed_formats_are_opened(tmp_path, monkeypatch):
+    """By path, bytes or file; postscript would be run by another program."""
+    Image.init()
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program is run"))
+    others = {"EPS": EPS}
+    for format in {*Image.SAVE} - {*FORMATS, "MPO", "PDF", "EPS"}:
+        with contextlib.suppress(Exception):  # of formats that cannot hold this picture
+            others[format] = encoded(noise(32, 32), format)
+    assert len(others) > 5 and {"ICO", "TGA"} <= {*others}
+    for format, data in others.items():
+        path = tmp_path / f"{format}.png"
+        path.write_bytes(data)
+        with path.open("rb") as file:
+            for source in (path, data, file):
+                with pytest.raises(ValueError, match="is not a picture that can be read"):
+                    open_picture(source)
+        with contextlib.suppress(UnidentifiedImageError), Image.open(path) as opened:
+            if opened.format not in FORMATS:
+                with pytest.raises(ValueError, match=f"of the format {opened.format}, which is"):
+                    open_picture(opened)
+    assert Image.open(BytesIO(EPS)).format == "EPS"
+    for format in FORMATS:
+        assert open_picture(encoded(noise(), format)).size == (48, 32)
+
+
+def test_images_are_opened_by_one_list_of_formats():
+    """Where the package opens a file itself, it says which formats may be in it."""
+    root = Path(pictures.__file__).parent
+    files = [*root.glob("*.py"), *(f for p in PACKAGES for f in (root / p).glob("**/*.py"))]
+    calls = [
+        (file.name, {keyword.arg for keyword in node.keywords})
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open"
+    ]
+    assert {name for name, _ in calls} >= {"pictures.py", "saved.py"}
+    assert [name for name, given in calls if "formats" not in given] == []
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_chunk(*parts, cut=0):
+    """A PNG file with a chunk after its header; `cut` bytes are missing from the chunk."""
+    data = encoded(noise())
+    made = chunk(*parts)
+    return data[:33] + made[: len(made) - cut] + data[33:]
+
+
+BOMB = zlib.compress(bytes(70 * 2**20))
+BROKEN = {
+    "text bomb": with_chunk(b"zTXt", b"note\0\0" + BOMB),
+    "international text bomb": with_chunk(b"iTXt", b"note\0\1\0\0\0" + BOMB),
+    "profile bomb": with_chunk(b"iCCP", b"name\0\0" + BOMB),
+    "many texts": with_chunk(b"tEXt", b"a\0" + b"b" * (65 * 2**20)),
+    "cut chunk": with_chunk(b"tEXt", b"note\0words", cut=6),
+    "short header": encoded(noise())[:8] + chunk(b"IHDR", b"123") + encoded(noise())[33:],
+    "short palette": with_chunk(b"PLTE", b"1") + b"x",
+    "short size": with_chunk(b"pHYs", b"1"),
+    "short colours": with_chunk(b"cHRM", b"123"),
+    "short exif": with_chunk(b"eXIf", b"MM"),
+    "animation": with_chunk(b"acTL", b"1"),
+    "wrong checksum": encoded(noise())[:29] + b"abcd" + encoded(noise())[33:],
+    "broken pixels": png_header(48, 32),
+    "jpeg": encoded(noise(), "JPEG")[:20] + b"\xff\xc4\x00\x03" + encoded(noise(), "JPEG")[20:],
+    "tiff": encoded(noise(), "TIFF")[:4] + b"\xff\xff\xff\x7f",
+}
+
+
+@pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
+def test_broken_and_swollen_chunks_are_refused_with_the_files_name(data, tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(data)
+    with contextlib.suppress(ValueError):
+        assert open_picture(path).size == (48, 32)  # of chunks that Pillow can do without
+        return
+    with pytest.raises(ValueError, match=r"broken\.png (cannot be read|is damaged|is not a pic)"):
+        open_picture(path)
+
+
+def test_bombs_are_refused_with_the_files_name(tmp_path):
+    for name in ("text bomb", "international text bomb", "profile bomb", "many texts"):
+        path = tmp_path / "bomb.png"
+        path.write_bytes(BROKEN[name])
+        with pytest.raises(ValueError, match=r"bomb\.png (cannot be read|is damaged).*"):
+            open_picture(path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_bytes_open_or_are_refused(seed, tmp_path):
+    random, path = np.random.default_rng(seed), tmp_path / "damaged"
+    for format in FORMATS:
+        whole = np.frombuffer(encoded(noise(), format), np.uint8)
+        for _ in range(25):
+            data = whole.copy()
+            data[random.integers(0, min(200, len(data)), 3)] = random.integers(0, 256, 3)
+            path.write_bytes(data.tobytes())
+            try:
+                open_picture(path)
+            except ValueError as error:
+                assert "damaged" in str(error)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
