@@ -2,7 +2,8 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sightline.checkpoints import load_processor
 from sightline.choices import Choice
 from sightline.decoders.parse import FILLED, Request, paper, read_arguments, settable
 from sightline.lab import CHECKPOINT
+from sightline.messages import LONGEST, clipped
 from sightline.python_source import Code, Group, call, literal, piece
 
 CODE = '''\
@@ -150,7 +152,7 @@ def export(choice: Choice, folder: str | Path, *, force: bool = False) -> list[P
 
     Raises:
         ValueError: For the model's own decoding, settings that the decoder refuses, and a folder
-            that is not empty or cannot be written.
+            that is not empty, holds links where files are written, or cannot be written.
     """
     request, folder = choice.request, Path(folder)
     if request is None:
@@ -159,33 +161,57 @@ def export(choice: Choice, folder: str | Path, *, force: bool = False) -> list[P
         )
     # Some decoders read their processor when they are made; any will do.
     decoder = request.build(load_processor(str(CHECKPOINT)))
-    check_folder(folder, force)
     arguments = list(exported(decoder))
-    texts = {
-        "README.md": readme(request, decoder, arguments, folder.resolve().name),
-        "custom_generate/generate.py": code(type(decoder), arguments),
-        "custom_generate/requirements.txt": REQUIREMENTS.format(**versions()),
-    }
+    shown = clipped(folder, 3 * LONGEST)
     try:
+        check_folder(folder, shown, force)
+        texts = {
+            "README.md": readme(request, decoder, arguments, folder.resolve().name),
+            "custom_generate/generate.py": code(type(decoder), arguments),
+            "custom_generate/requirements.txt": REQUIREMENTS.format(**versions()),
+        }
+        check_links(folder, texts)
         return [write(folder / name, text) for name, text in texts.items()]
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error}") from error
+    except Refused:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{shown} cannot be written: {clipped(reason)}") from error
 
 
-def check_folder(folder: Path, force: bool) -> None:
-    """Raises `ValueError` for what may not be written to."""
+class Refused(ValueError):
+    """A folder that is left alone."""
+
+
+def check_folder(folder: Path, shown: str, force: bool) -> None:
+    """Raises `Refused` for what may not be written to."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name a folder")
+        raise Refused(f"{shown} is a file: name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise ValueError(
-            f"{folder} is not empty: name another folder, or --force, which replaces README.md and "
+        raise Refused(
+            f"{shown} is not empty: name another folder, or --force, which replaces README.md and "
             "what lies in custom_generate/ under the same names and leaves all else"
         )
 
 
+def check_links(folder: Path, names: Iterable[str]) -> None:
+    """Raises `Refused` where a file, or a folder between, is a link, which may lead outside."""
+    paths = {folder / part for name in names for part in (name, *Path(name).parents)} - {folder}
+    for path in sorted(paths):
+        if path.is_symlink():
+            raise Refused(
+                f"{clipped(path, 3 * LONGEST)} is a link, through which nothing is written: remove "
+                "it, or name another folder"
+            )
+
+
 def write(path: Path, text: str) -> Path:
+    """A new file in the place of an old one, whose other names (hard links) keep the old text."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder, path.name)
+        made.write_text(text, encoding="utf-8")
+        made.replace(path)
     return path
 
 

@@ -463,6 +463,63 @@ def test_folders_with_something_in_them_are_left_alone(tmp_path):
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
+NAMES_WRITTEN = ["README.md", "custom_generate/generate.py", "custom_generate/requirements.txt"]
+
+
+@pytest.mark.parametrize("linked", ["custom_generate", *NAMES_WRITTEN])
+@pytest.mark.parametrize("target", ["outside", "inside", "nowhere"])
+def test_force_writes_through_no_link(tmp_path, linked, target):
+    """Wherever it leads: what lies there stays, and no other file is written."""
+    folder, outside = tmp_path / "exported", tmp_path / "outside"
+    for place in (folder, outside):
+        place.mkdir()
+    mine = {"outside": outside, "inside": folder}.get(target, tmp_path / "nowhere") / "mine"
+    if target != "nowhere":
+        mine.mkdir() if linked == "custom_generate" else mine.write_text("mine")
+    link = folder / linked
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(mine)
+    before = sorted(tmp_path.rglob("*"))
+    said = refused("vdd", str(folder), "--force").replace(chr(92), "/")
+    assert f"{linked} is a link, through which nothing is written: remove it" in said
+    assert sorted(tmp_path.rglob("*")) == before and link.is_symlink()
+    assert target == "nowhere" or mine.is_dir() or mine.read_text() == "mine"
+
+
+def test_force_leaves_the_other_names_of_a_file_alone(tmp_path):
+    folder, mine = tmp_path / "exported", tmp_path / "mine"
+    folder.mkdir()
+    mine.write_text("mine")
+    os.link(mine, folder / "README.md")
+    os.mkfifo(folder / "pipe")
+    (folder / "custom_generate").mkdir()
+    os.mkfifo(folder / "custom_generate" / "generate.py")  # to open it would be to wait
+    assert run("export", "vdd", str(folder), "--force").exit_code == 0
+    assert mine.read_text() == "mine"
+    assert (folder / "README.md").read_text().startswith("---")
+    assert (folder / "custom_generate" / "generate.py").is_file()
+    assert sorted(path.name for path in (folder / "custom_generate").iterdir()) == [
+        "generate.py", "requirements.txt",
+    ]  # fmt: skip
+
+
+def test_a_folder_may_be_reached_by_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert run("export", "vdd", str(tmp_path / "link")).exit_code == 0
+    assert (tmp_path / "real" / "README.md").is_file()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000, "a" * 5000, "a\0b", "\ud800", "loop/a"])
+def test_names_that_no_folder_can_have_are_refused_in_a_sentence(tmp_path, name):
+    (tmp_path / "loop").symlink_to("loop")
+    choice = parse_choice("vdd", [])
+    for force in (False, True):
+        with pytest.raises(ValueError, match="cannot be written: ") as caught:
+            export(choice, tmp_path / name, force=force)
+        assert len(str(caught.value)) < 500 and str(caught.value).count("\n") == 0
+
+
 def test_force_replaces_its_own_files_and_no_others(llava, tmp_path):
     model, make_inputs = llava
     (tmp_path / "weights").write_text("mine")
