@@ -16,7 +16,7 @@ define pytest
 	$(1)/bin/python -m pytest -m browser
 endef
 
-.PHONY: run test checkpoints families oldest reproduce lint types clean
+.PHONY: run test checkpoints families lock oldest reproduce lint types clean
 
 run: .venv/ready  ## compare plain decoding, VCD and VDD on a shipped picture
 	.venv/bin/sightline compare lab/pictures/corner.png --decoders greedy,vcd,vdd
@@ -29,6 +29,17 @@ checkpoints: .venv/dev $(VISION)/ready  ## prompts of real checkpoints' processo
 
 families: .venv/dev  ## docs/families.md, whole, against the code
 	.venv/bin/python -m pytest -m slow -n auto --dist worksteal tests/test_families.py
+
+# As pip resolves here; a local build of torch ("+cpu") stands under its public version. The package
+# itself, which its extras name, is left out.
+lock:  ## requirements.lock: the versions of constraints.txt with the hashes of their files
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip --disable-pip-version-check install --quiet pip-tools==7.6.2
+	build/lock/bin/pip-compile --quiet --extra dev --extra loaded --constraint constraints.txt \
+		--generate-hashes --no-annotate --strip-extras --unsafe-package sightline-vlm \
+		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
+		--output-file requirements.lock pyproject.toml
+	sed -i.bak 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements.lock && rm requirements.lock.bak
 
 oldest: .venv-oldest/dev $(VISION)/ready  ## tests on the oldest transformers of the range, in a .venv-oldest of its own
 	$(call pytest,.venv-oldest)

@@ -193,7 +193,7 @@ def serve(
         except ModuleNotFoundError as error:
             if error.name != "gradio":
                 raise
-            raise ValueError('the page needs gradio: pip install "sightline[demo]"') from None
+            raise ValueError('the page needs gradio: pip install "sightline-vlm[demo]"') from None
         from sightline.demo.host import Host, Limits
 
         with quiet():

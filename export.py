@@ -27,8 +27,9 @@ Written by sightline {version}; transformers calls it, as README.md shows.
 from packaging.version import Version
 
 NEEDED = (
-    "{kind} needs sightline, {version} or newer and below {end}: `pip install .` "
-    "in a clone of its repository, not `pip install sightline`, which on PyPI is another project"
+    "{kind} needs sightline-vlm, {version} or newer and below {end}: "
+    'pip install "{requirement}". '
+    "The package of PyPI that is called sightline is another project"
 )
 
 # Under `try`, where transformers does not look: it would ask for `pip install sightline`.
@@ -50,9 +51,8 @@ if not Version("{version}") <= Version(__version__) < Version("{end}"):
     return type(model).generate(model, custom_generate=decoder, **arguments)
 '''
 REQUIREMENTS = """\
-# sightline, {version} or newer and below {end}: `pip install .` in a clone of its repository.
-# It is not named here, because the package of that name on PyPI is another project, and nothing
-# else is needed. generate.py checks it.
+# Imported as sightline. The package of PyPI that is called so is another project.
+{requirement}
 """
 README = """\
 ---
@@ -73,9 +73,8 @@ pictures stand in the prompt as placeholder tokens.
 
 ## Use
 
-It needs sightline, {version} or newer and below {end}: `pip install .` in a clone of its
-repository. The package of that name on PyPI is another project, so `requirements.txt` does not
-name it.
+It needs sightline, {version} or newer and below {end}: `pip install "{requirement}"`. The package
+of PyPI that is called sightline is another project.
 
 ```python
 {snippet}
@@ -124,6 +123,7 @@ output = model.generate(
 answer = output[0, inputs["input_ids"].shape[1] :]
 print(processor.decode(answer, skip_special_tokens=True))\
 """
+DISTRIBUTION = "sightline-vlm"
 PROCESSOR = "Each call needs `processor=`, the model's own. "
 EXACT = (
     "With `processor=`, the model's own, prompts without the image are exact, whatever it writes "
@@ -270,8 +270,9 @@ def code(kind: type, arguments: Sequence[Argument]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of sightline: that which writes, and the next that may break what it wrote."""
-    return {"version": sightline.__version__, "end": breaking(sightline.__version__)}
+    """Of sightline: that which writes, the next that may break what it wrote, and both for pip."""
+    version, end = sightline.__version__, breaking(sightline.__version__)
+    return {"version": version, "end": end, "requirement": f"{DISTRIBUTION}>={version},<{end}"}
 
 
 def breaking(version: str) -> str:

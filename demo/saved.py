@@ -10,13 +10,14 @@ from typing import Any, get_args
 
 from PIL import Image
 
+from sightline import __version__
 from sightline.demo.comparison import Answer, Comparison, Drawing, Picture, State, Way
 from sightline.demo.script import find_origin
 from sightline.pictures import MAX_PIXELS, open_picture
 
 FORMAT = "sightline comparison"
 VERSION = 1
-PACKAGES = ("sightline", "torch", "transformers")
+PACKAGES = ("torch", "transformers")
 UNFINISHED = "It was still being answered when the comparison was saved."
 AS_SAVED = "load a file as the demo saved it"
 PIXEL = 5  # characters of a document for a pixel at most: three bytes in base64, hardly packed
@@ -52,7 +53,10 @@ def to_json(comparison: Comparison, answers: Sequence[Answer], model: str) -> st
     document = {
         "format": FORMAT,
         "version": VERSION,
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {
+            "sightline": __version__,
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
         "model": model,
         "question": comparison.question,
         "ways": [{"name": way.name, "settings": dict(way.settings)} for way in comparison.ways],

@@ -20,7 +20,10 @@ FOREIGN = "# ruff: noqa: RUF001, RUF100"
 """For texts that are not ASCII: ruff takes some letters of other scripts for Latin ones."""
 OWN_FILE = "# The picture's file; edit the path where it lies elsewhere."
 SCRIPT = '''\
-"""One question about one picture, answered in several ways."""
+"""One question about one picture, answered in several ways.
+
+Needs sightline: pip install sightline-vlm
+"""
 
 {imports}
 

@@ -148,7 +148,7 @@ def check_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            'plots need matplotlib, which is not installed: pip install "sightline[eval]"'
+            'plots need matplotlib, which is not installed: pip install "sightline-vlm[eval]"'
         ) from error
 
 

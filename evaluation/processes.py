@@ -67,7 +67,7 @@ def find_processes() -> Processes:
         from accelerate import PartialState
     except ImportError:
         raise ValueError(
-            'several processes need accelerate: pip install "sightline[eval]"'
+            'several processes need accelerate: pip install "sightline-vlm[eval]"'
         ) from None
     # They exchange no tensors and only wait, which the CPU's backend does without a GPU's memory.
     state = PartialState(cpu=True, timeout=LONGEST_WAIT)

@@ -30,6 +30,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from sightline import __version__
 from sightline.chat import check_arguments, input_device
 from sightline.evaluation import answers as files
 from sightline.evaluation import report
@@ -47,7 +48,7 @@ from sightline.evaluation.contenders import (
 from sightline.evaluation.processes import STARTED_ONE, Processes, find_processes, started_one
 from sightline.evaluation.summary import summarise
 
-PACKAGES = ("sightline", "torch", "transformers", "numpy")
+PACKAGES = ("torch", "transformers", "numpy")
 RATE_OVER = 300.0  # seconds that the progress bar's rate is taken over
 
 
@@ -247,7 +248,8 @@ def evaluate(
     if processes.is_first:
         files.check_folder(out, resume)
     plan = turns(cut(benchmark, source.processor.tokenizer, run.batch_size, run.seed), contenders)
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {"sightline": __version__}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     arguments = check_arguments(source.processor, run.chat_template_kwargs)
     asker = Asker(source.model, source.processor, run.temperature, versions, watch.clock, arguments)
     if yes_shift and not all(asker.yes_no):

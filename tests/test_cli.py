@@ -537,7 +537,7 @@ def test_a_page_without_gradio_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "sightline.demo.page")
     monkeypatch.delattr("sightline.demo.page")
-    assert 'pip install "sightline[demo]"' in refused("demo")
+    assert 'pip install "sightline-vlm[demo]"' in refused("demo")
 
 
 def test_the_page_is_served_as_asked(monkeypatch):

@@ -81,7 +81,12 @@ def test_a_comparison_comes_back_whole():
     assert saved.answers == ANSWERS
     assert saved.model == "org/model"
     assert saved.versions == {
-        name: importlib.metadata.version(name) for name in ("sightline", "torch", "transformers")
+        name: importlib.metadata.version(distribution)
+        for name, distribution in (
+            ("sightline", "sightline-vlm"),
+            ("torch", "torch"),
+            ("transformers", "transformers"),
+        )
     }
     assert from_json(saved_text().encode()).answers == ANSWERS
 

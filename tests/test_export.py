@@ -1,5 +1,6 @@
 """Exported folders: transformers loads them, and they decode as the decoder they were made of."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -332,16 +333,38 @@ def test_cells_of_the_table_stay_cells(exported):
 
 # What it needs
 
-NEEDED = "VDD needs sightline, 0.1.0 or newer and below 0.2: `pip install .` in a clone of its"
+NEEDED = (
+    "VDD needs sightline-vlm, 0.1.0 or newer and below 0.2: "
+    'pip install "sightline-vlm>=0.1.0,<0.2". '
+)
 
 
 def test_nobody_is_told_to_install_what_is_called_sightline_on_pypi(exported):
     """By transformers, which reads both files, or by pip."""
     folder = Path(exported("vdd"), "custom_generate")
     required = (folder / "requirements.txt").read_text().splitlines()
-    assert [line for line in required if not line.startswith("#")] == []
-    assert "0.1.0 or newer and below 0.2: `pip install .` in a clone" in required[0]
+    assert [line for line in required if not line.startswith("#")] == ["sightline-vlm>=0.1.0,<0.2"]
     assert dynamic_module_utils.get_imports(folder / "generate.py") == ["packaging"]
+    for text in (folder / "generate.py", folder.parent / "README.md"):
+        assert 'pip install "sightline-vlm>=0.1.0,<0.2"' in text.read_text()
+
+
+@pytest.mark.parametrize("version", [None, "0.0.9"])
+def test_transformers_names_the_distribution_that_is_missing(llava, exported, monkeypatch, version):
+    model, make_inputs = llava
+    folder, known = exported("vdd", "alpha=1.125"), importlib.metadata.version
+
+    def installed(name):
+        if name != "sightline-vlm":
+            return known(name)
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", installed)
+    missing = rf"sightline-vlm>=0\.1\.0,<0\.2 \(installed: {version}\)"
+    with pytest.raises(ImportError, match=missing):
+        generated(model, make_inputs(PROMPTS), folder)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +379,7 @@ def test_without_sightline_it_says_where_to_get_it(llava, exported, monkeypatch,
     model, make_inputs = llava
     folder = exported("vdd", "alpha=1.25")  # so that no other test has had it loaded
     monkeypatch.setitem(sys.modules, "sightline", installed)
-    with pytest.raises(ImportError, match=f"{NEEDED} repository, not .*another project{said}"):
+    with pytest.raises(ImportError, match=f"{re.escape(NEEDED)}.*another project{said}"):
         generated(model, make_inputs(PROMPTS), folder)
 
 
@@ -376,7 +399,7 @@ def test_versions_that_may_break_it_are_shut_out(exported, monkeypatch, written,
         assert namespace(folder)["generate"](Taker())["custom_generate"] == VDD()
     for version in refused:
         monkeypatch.setattr(sightline, "__version__", version)
-        with pytest.raises(ImportError, match=rf"sightline, {written} or .*\. Here: {version}$"):
+        with pytest.raises(ImportError, match=rf"-vlm, {written} or .*\. Here: {version}$"):
             namespace(folder)
 
 

@@ -372,6 +372,6 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
         return real(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(ImportError, match=r'pip install "sightline\[eval\]"'):
+    with pytest.raises(ImportError, match=r'pip install "sightline-vlm\[eval\]"'):
         plots.draw(a_summary(), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -623,7 +623,7 @@ def test_one_process_needs_no_accelerate(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert find_processes() == Processes()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"pip install \"sightline\[eval\]\""):
+    with pytest.raises(ValueError, match=r"pip install \"sightline-vlm\[eval\]\""):
         find_processes()
 
 
