@@ -39,7 +39,8 @@ lock:  ## requirements.lock: the versions of constraints.txt with the hashes of 
 		--generate-hashes --no-annotate --strip-extras --unsafe-package sightline-vlm \
 		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
 		--output-file requirements.lock pyproject.toml
-	sed -i.bak 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements.lock && rm requirements.lock.bak
+	sed -i.bak -e 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' -e '/^# WARNING: The following/,$$d' requirements.lock
+	rm requirements.lock.bak
 
 oldest: .venv-oldest/dev $(VISION)/ready  ## tests on the oldest transformers of the range, in a .venv-oldest of its own
 	$(call pytest,.venv-oldest)

@@ -32,7 +32,7 @@ NEEDED = (
     "The package of PyPI that is called sightline is another project"
 )
 
-# Under `try`, where transformers does not look: it would ask for `pip install sightline`.
+# Under `try`, where transformers does not look: it would ask for a package called sightline.
 try:
     from sightline import {kind}, __version__
 except ImportError as error:

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from sightline import AGLA, CARVE, VDD, VDGD, PrefixOnly
+from sightline.decoders.parse import STAND_IN
 from sightline.evaluation import answers as files
 from sightline.evaluation import asking, lab, metrics, report, runner, statistics, summary
 from sightline.evaluation.asking import Asker, Preparation, Source
@@ -370,7 +371,7 @@ class FakeProcessor:
 
 def test_controls_of_methods_that_ask_or_look_again():
     texts = ["vdgd", "vdgd-prefix+sample", "agla", "agla-full", "carve", "carve:share=1", "mvp"]
-    found, _ = parse_contenders([*texts, ONE_VIEW, "carve.paper_best:share=1"], "words")
+    found, _ = parse_contenders([*texts, ONE_VIEW, "carve.paper_best:share=1"], STAND_IN)
     assert [(c.label, c.control_of) for c in found if c.is_control] == [
         ("greedy", ""),
         ("vdgd-prefix+sample", "vdgd"),
@@ -380,9 +381,9 @@ def test_controls_of_methods_that_ask_or_look_again():
         ("carve.paper_best:share=1", "carve"),
     ]
     strategies = {c.label: c.strategy for c in found}
-    assert strategies["vdgd-prefix+sample"] == PrefixOnly("words")
+    assert strategies["vdgd-prefix+sample"] == PrefixOnly(STAND_IN)
     assert strategies["agla-full"] == FullTwice(alpha=2.0, beta=0.5)
-    assert strategies["carve:share=1"] == CARVE("words", share=1.0)
+    assert strategies["carve:share=1"] == CARVE(STAND_IN, share=1.0)
     assert strategies[ONE_VIEW].requests == ("What is in the image?",)
     assert [c.name for c in found if c.is_closed_set] == ["mvp", "mvp"]
     looking = {c.name for c in found if c.needs_images}
@@ -398,7 +399,7 @@ def test_controls_of_methods_that_ask_or_look_again():
 
 def test_controls_that_decoders_need():
     texts = ["vdd", "carve:tokens=4", "vdgd+sample", "agla:alpha=1,suffix=x", "mvp", "vdd+beam"]
-    contenders, _ = parse_contenders(texts, "words", lab.WORDINGS)
+    contenders, _ = parse_contenders(texts, STAND_IN, lab.WORDINGS)
     labels = [c.label for c in with_controls(contenders)]
     assert labels == [
         *("greedy", "sampling", "plausibility", "beam", "plausibility+beam", "vdd"),
@@ -408,39 +409,39 @@ def test_controls_that_decoders_need():
     ]
     # Each of them is what its label makes.
     for contender in with_controls(contenders):
-        again = parse_contender(contender.label, "words", lab.WORDINGS)
+        again = parse_contender(contender.label, STAND_IN, lab.WORDINGS)
         assert (again.strategy, again.mode) == (contender.strategy, contender.mode)
-    plain, _ = parse_contenders(["vdd"], "words")
+    plain, _ = parse_contenders(["vdd"], STAND_IN)
     assert [c.label for c in with_controls(plain)] == ["greedy", "sampling", "plausibility", "vdd"]
 
 
 def test_controls_that_are_there_are_not_added_again():
     texts = ["plausibility", "carve", "carve:share=1", "vdgd-prefix", "vdgd", "greedy"]
-    contenders, _ = parse_contenders(texts, "words")
+    contenders, _ = parse_contenders(texts, STAND_IN)
     labels = [c.label for c in with_controls(contenders)]
     assert sorted(labels) == sorted([*texts, "sampling"])
-    same, _ = parse_contenders(["carve", "carve:share=1.0"], "words")
+    same, _ = parse_contenders(["carve", "carve:share=1.0"], STAND_IN)
     assert [c.label for c in with_controls(same)][3:] == ["carve", "carve:share=1.0"]
-    assert own_control(parse_contender("carve:share=1", "words")) is None
-    assert own_control(parse_contender("vdd", "words")) is None
-    preset = own_control(parse_contender("carve.paper_best+beam", "words"))
+    assert own_control(parse_contender("carve:share=1", STAND_IN)) is None
+    assert own_control(parse_contender("vdd", STAND_IN)) is None
+    preset = own_control(parse_contender("carve.paper_best+beam", STAND_IN))
     assert preset.label == "carve.paper_best:share=1+beam"
-    assert preset.strategy == replace(CARVE.paper_best("words"), share=1.0)
+    assert preset.strategy == replace(CARVE.paper_best(STAND_IN), share=1.0)
 
 
 def test_wordings_are_settings_unless_a_user_sets_them():
     wordings = {"vdgd": dict(tokens=5, request="Say."), "carve": dict(general="Say.")}
 
     def made(text):
-        return parse_contender(text, "words", wordings)
+        return parse_contender(text, STAND_IN, wordings)
 
-    assert made("vdgd").strategy == VDGD("words", tokens=5, request="Say.")
-    assert made("vdgd:request=Look.").strategy == VDGD("words", tokens=5, request="Look.")
+    assert made("vdgd").strategy == VDGD(STAND_IN, tokens=5, request="Say.")
+    assert made("vdgd:request=Look.").strategy == VDGD(STAND_IN, tokens=5, request="Look.")
     assert made("vdgd:request=Look.").label == "vdgd:request=Look."
-    best = replace(CARVE.paper_best("words"), general="Say.")
+    best = replace(CARVE.paper_best(STAND_IN), general="Say.")
     assert made("carve.paper_best").strategy == best
-    assert made("agla").strategy == AGLA("words")
-    assert made("vdgd").settings()["request"] == "Say." != VDGD("words").request
+    assert made("agla").strategy == AGLA(STAND_IN)
+    assert made("vdgd").settings()["request"] == "Say." != VDGD(STAND_IN).request
 
 
 def test_every_name_is_listed_where_one_is_wrong():
@@ -667,7 +668,7 @@ def test_the_labs_model_knows_the_words_it_is_asked_in(small):
     ]
     assert len(asked) == 6
     assert all(len(pieces(text)) <= len(text.split()) + 1 for text in asked)
-    assert len(pieces(VDGD("words").request)) > 2 * len(VDGD("words").request.split())
+    assert len(pieces(VDGD(STAND_IN).request)) > 2 * len(VDGD(STAND_IN).request.split())
 
 
 @needs_weights

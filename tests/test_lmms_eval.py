@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import VCD, VDD, answer
+from sightline.decoders.parse import STAND_IN
 from sightline.lab import CHECKPOINT, PICTURES
 
 FOLDER = Path(__file__).parent.parent / "examples" / "lmms-eval"
@@ -77,14 +78,14 @@ def test_the_entry_point_leads_to_the_class(plugin):
     ("text", "made"),
     [
         ("", None),
-        ("vdd", VDD(processor="processor")),
+        ("vdd", VDD(processor=STAND_IN)),
         ("vcd:alpha=0.5", VCD(alpha=0.5)),
         ('"vcd:alpha=0.5,beta=0.2"', VCD(alpha=0.5, beta=0.2)),
         ("'VCD.pope_paper'", VCD(noise_step=999)),
     ],
 )
 def test_a_decoder_by_name(plugin, text, made):
-    assert plugin.decoder_named(text, "processor") == made
+    assert plugin.decoder_named(text, STAND_IN) == made
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_a_decoder_by_name(plugin, text, made):
 )
 def test_a_decoder_that_does_not_exist(plugin, text, message):
     with pytest.raises(ValueError, match=message):
-        plugin.decoder_named(text, "processor")
+        plugin.decoder_named(text, STAND_IN)
 
 
 def test_settings_of_a_task_become_keywords(plugin):

@@ -17,6 +17,7 @@ from sightline.attention.recalibrations import ImageGain, ImageScale, LeastAtten
 from sightline.decoders.caches import layers_with_every_key, layers_without_attention
 from sightline.decoders.carve import RefinedPicture
 from sightline.decoders.ensemble import complete, expert_branch, watch
+from sightline.decoders.parse import STAND_IN
 
 EDITS = {
     "gain": ImageGain(2.0, layers=(0, 4)),
@@ -166,7 +167,7 @@ def test_such_models_answer_as_generate_does():
 
 def test_regions_are_compared_in_layers_that_share_keys_too():
     config = sharing(sliding_window=8).model.config.text_config
-    part = RefinedPicture(object(), layers=(2, 4))
+    part = RefinedPicture(STAND_IN, layers=(2, 4))
     assert part._compared(config, 20) == (3,)
 
 

@@ -20,6 +20,7 @@ from sightline.decoders.icd import INSTRUCTIONS
 from sightline.decoders.matching import Matcher
 from sightline.decoders.mvp import Drawn
 from sightline.decoders.noise import generator
+from sightline.decoders.parse import STAND_IN
 from sightline.decoders.regions import kept_regions, refined
 from sightline.decoders.vdgd import REQUEST, STATEMENT
 
@@ -274,11 +275,11 @@ def test_icd_takes_off_what_is_said_after_an_instruction_that_disturbs(talker, i
 def test_icd_offers_what_the_authors_try():
     assert len(INSTRUCTIONS) == 6 and len(set(INSTRUCTIONS.values())) == 6
     for name in INSTRUCTIONS:
-        ICD("words", instruction=name)
-    assert (ICD("words").alpha, ICD("words").beta) == (1.0, 0.1)
+        ICD(STAND_IN, instruction=name)
+    assert (ICD(STAND_IN).alpha, ICD(STAND_IN).beta) == (1.0, 0.1)
     for wrong in (" ", "confussed", "detecter"):
         with pytest.raises(ValueError, match="words that disturb, or one of careless, detector"):
-            ICD("words", instruction=wrong)
+            ICD(STAND_IN, instruction=wrong)
 
 
 def test_m3id_adds_what_the_picture_adds_the_more_the_later(talker):
@@ -477,7 +478,7 @@ def test_carves_suffix_is_not_put_twice(lab_talker):
 
 def test_carves_preset_is_the_papers(lab_talker):
     """Layers 20 to 25 of every model, and the suffix in all three passes."""
-    best = CARVE.paper_best("words")
+    best = CARVE.paper_best(STAND_IN)
     assert (best.layers, best.share, best.regions, best.steps) == ((20, 26), 0.4, 2, "end")
     assert best.answer_suffix and best.suffix == SUFFIX and best.final == "both"
     with pytest.raises(ValueError, match=r"layers \(20, 26\) end outside the model.*layers=None"):
