@@ -196,8 +196,8 @@ def check_folder(folder: Path, shown: str, force: bool) -> None:
 
 def check_links(folder: Path, names: Iterable[str]) -> None:
     """Raises `Refused` where a file, or a folder between, is a link, which may lead outside."""
-    paths = {folder / part for name in names for part in (name, *Path(name).parents)} - {folder}
-    for path in sorted(paths):
+    written = [folder / name for name in names]
+    for path in sorted({*written, *(path.parent for path in written)} - {folder}):
         if path.is_symlink():
             raise Refused(
                 f"{clipped(path, 3 * LONGEST)} is a link, through which nothing is written: remove "
