@@ -64,6 +64,7 @@ from sightline.decoders.prompts import (
     forward_prompt,
     given_processor,
     in_as_many_parts,
+    is_about_images,
     is_row_tensor,
     pictures_asked,
     prepare_inputs,
@@ -293,10 +294,10 @@ class Ensemble:
         caches = [branch.cache(self.model) for branch in self.branches]
         # From here on a prefix is the caches' alone, and each lets go of it as it is read.
         self.branches[:] = [replace(branch, prefix=None) for branch in self.branches]
-        outputs = self._read(0, caches[0], shared, bool(own))
+        outputs = self._read(0, caches[0], shared, own)
         logits = [outputs.logits]
         for number, cache in enumerate(caches[1:], start=1):
-            logits.append(self._read(number, cache, shared, bool(own)).logits)
+            logits.append(self._read(number, cache, shared, own).logits)
         outputs.logits = torch.cat(logits)
         heads = cached_heads(caches[0])
         outputs.past_key_values = model_kwargs["past_key_values"]
@@ -306,14 +307,15 @@ class Ensemble:
             block.ledger.widen(self.width, self.asked.copies)
         return self._combine(outputs)
 
-    def _read(self, number: int, cache: Any, shared: Mapping[str, Any], differ: bool) -> Any:
+    def _read(self, number: int, cache: Any, shared: Mapping[str, Any], own: set[str]) -> Any:
         """One branch's prompt into a cache of B rows; of equal rows one is read for all.
 
         Its pictures are not kept.
 
         Args:
-            shared: Keywords of every branch's forward.
-            differ: Whether these tell rows apart.
+            shared: Keywords of every branch's forward; what tells of images is given only to one
+                that has any.
+            own: Those of them that tell rows apart.
 
         Returns:
             The model's outputs, of R rows; logits of the last position alone, `[R, 1, V]`.
@@ -321,7 +323,10 @@ class Ensemble:
         branch, block = self.branches[number], self.blocks[number]
         compared = self.early.keywords if number == 0 else {}
         index = torch.arange(len(branch.input_ids), device=branch.input_ids.device)
-        is_untouched = block.is_idle and not differ
+        if not branch.features:
+            processor = branch.call.processor
+            shared = {n: v for n, v in shared.items() if not is_about_images(n, processor)}
+        is_untouched = block.is_idle and own.isdisjoint(shared)
         if is_untouched:
             branch, index = branch.distinct(self.model.config)
         if is_untouched and self.asked.texts is not None and not branch.features:

@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sightline.decoders.branch import Branch
+from sightline.decoders.branch import ENCODER_INPUTS, POSITION_INPUTS, Branch
 from sightline.decoders.caches import has_windows, layers_that_keep_keys
 from sightline.decoders.checks import check_cached
 from sightline.decoders.features import (
     Features,
+    has_markers,
     is_one_of,
     picture_lengths,
     select_from,
@@ -19,7 +20,7 @@ from sightline.decoders.features import (
 )
 from sightline.pictures import listed, open_picture
 
-HARMLESS = {"mm_token_type_ids"}  # along a prompt: changes no key before its token
+TYPES = "mm_token_type_ids"  # along a prompt: which tokens are images', the only ones they change
 
 
 def given_processor(processor: Any, parts: Sequence[Any]) -> Any:
@@ -98,11 +99,34 @@ def is_row_tensor(value: Any, rows: Tensor) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(rows)
 
 
+def is_about_images(name: str, processor: Any = None) -> bool:
+    """Whether a keyword of a model's forward tells of images or videos, and so of no other prompt.
+
+    It does if transformers' encoders take it, if its name says so (`image_num_crops`), or if it is
+    made by the processor that makes the images.
+
+    Args:
+        processor: The model's own, if the caller gave it.
+    """
+    if name in (*ENCODER_INPUTS, *POSITION_INPUTS) or {"image", "video"} & set(name.split("_")):
+        return True
+    makers = (getattr(processor, f"{kind}_processor", None) for kind in ("image", "video"))
+    return any(name in getattr(maker, "model_input_names", ()) for maker in makers)
+
+
 def can_share(branch: Branch, model: Any) -> bool:
-    """Whether keys of the first columns are the same whatever follows them."""
+    """Whether keys up to each row's last image token are the same whatever follows them.
+
+    They are not where what the processor wrote behind it is read as part of the image.
+    """
     if not branch.image_mask.any(dim=1).all() or branch.image_mask[:, -1].any():
         return False
-    if set(branch.aligned) - HARMLESS:
+    if set(branch.aligned) - {TYPES}:
+        return False
+    follows = branch.image_mask.flip(1).cumsum(dim=1).flip(1) == 0
+    if TYPES in branch.aligned and branch.aligned[TYPES][follows].any():
+        return False
+    if any(has_markers(encoded) for encoded in (branch.features or {}).values()):
         return False
     if has_windows(model.config) and len(branch.input_ids) > 1:
         return False

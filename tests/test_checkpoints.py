@@ -26,8 +26,9 @@ from sightline import VDD, Reusing
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Call
 from sightline.decoders.carve import beside, instead
-from sightline.decoders.ensemble import read_pictures
+from sightline.decoders.ensemble import last_logits, read_pictures
 from sightline.decoders.image_spans import rows_of
+from sightline.decoders.prompts import forward_prompt
 from sightline.decoders.vdd import unknown_tokens
 
 QUESTIONS = ("Is there a cup in the image?", "Do you see an orange or a vase?\nSay it.", "Why?")
@@ -367,14 +368,7 @@ def test_without_a_processor_what_stays_is_warned_of(name):
     assert name not in ("llava15", "llava_ov", "qwen2vl", "qwen25vl", "qwen3vl") or not told
 
 
-OWN_KEYWORD = pytest.mark.xfail(
-    strict=True, reason="`generate` hands the count of an image's crops on to every branch"
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[OWN_KEYWORD] * (n == "molmo2")) for n in ANSWERED]
-)
+@pytest.mark.parametrize("name", ANSWERED)
 def test_an_image_free_prompt_is_read_once_for_images_of_any_size(name):
     checkpoint, read = load(name), []
 
@@ -428,13 +422,36 @@ def test_the_question_is_the_users_and_asked_again_gives_the_same_prompt(name, q
     def asked(expert, model):
         conversation = Chat(checkpoint.processor, model)
         (found,) = conversation.asked(expert)
-        return found.question, conversation.ask(expert, [0], [question]).input_ids
+        return found.question, expert, conversation.ask(expert, [0], [question])
 
     for kind, messages in chats.items():
         inputs = checkpoint.inputs(messages)
-        found, again = checkpoint.within(inputs, asked)
+        found, expert, again = checkpoint.within(inputs, asked)
         assert found == question, kind
-        assert torch.equal(again, inputs["input_ids"]), kind
+        assert torch.equal(again.input_ids, inputs["input_ids"]), kind
+        assert torch.equal(again.position_ids, expert.position_ids), kind
+        for name, values in expert.aligned.items():
+            assert torch.equal(again.aligned[name], values), (kind, name)
+
+
+# Images that are read once
+
+
+@pytest.mark.parametrize("name", [n for n in TEMPLATED if n not in REFUSED])
+def test_another_question_is_read_behind_a_shared_image_as_from_the_start(name):
+    """Markers behind the image are part of it to some models."""
+    checkpoint = load(name)
+
+    def logits(expert, model):
+        for shared in (read_pictures(expert, model), expert):
+            asked = Chat(checkpoint.processor, model).ask(shared, [0], [QUESTIONS[1]])
+            cache = asked.cache(model)
+            yield forward_prompt(model, asked, cache, last_logits(model)).logits[0, -1]
+
+    inputs = checkpoint.chat([WIDE], QUESTIONS[0])
+    with torch.no_grad():
+        behind, whole = checkpoint.within(inputs, lambda e, m: list(logits(e, m)))
+    torch.testing.assert_close(behind, whole, atol=1e-3, rtol=1e-3)  # float32, logits up to 50
 
 
 # A5: other images and texts in a prompt
