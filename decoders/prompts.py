@@ -35,6 +35,10 @@ def pictures_asked(
     """The caller's pictures by row, opened; raises `ValueError` unless they are the prompt's.
 
     They are counted in the prompt and not in the encoder's output, whose entries may be tiles.
+
+    Args:
+        images: All pictures in the order of the prompts, or an entry for each row: its picture, a
+            list of its pictures, None or [] where it has none.
     """
     if images is None:
         if is_needed:
@@ -43,19 +47,30 @@ def pictures_asked(
                 "generate(..., images=picture), or a list of all pictures of the batch in order"
             )
         return ()
-    given = [
-        open_picture(image)
-        for entry in listed(images)
-        for image in (listed(entry) if isinstance(entry, list | tuple) else [entry])
-    ]
+    entries = listed(images)
+    given = [pictures_in(entry) for entry in entries]
+    came = [len(pictures) for pictures in given]
     counts = [len(row) for row in expert.images(model, processor)]
-    if len(given) != sum(counts):
+    if sum(came) != sum(counts):
         raise ValueError(
-            f"images holds {len(given)} pictures and the prompt {sum(counts)}: pass those of the "
+            f"images holds {sum(came)} pictures and the prompt {sum(counts)}: pass those of the "
             "whole batch, in the order of the prompts"
         )
-    following = iter(given)
+    are_rows = any(entry is None or isinstance(entry, list | tuple) for entry in entries)
+    if (0 in came or (are_rows and len(came) == len(counts))) and came != counts:
+        raise ValueError(
+            f"images holds {came} pictures by row and the prompts hold {counts}: pass an entry for "
+            "each row, None or [] where it has none, or all pictures of the batch in one list"
+        )
+    following = (open_picture(image) for pictures in given for image in pictures)
     return tuple(tuple(islice(following, count)) for count in counts)
+
+
+def pictures_in(entry: Any) -> list[Any]:
+    """The pictures of one entry of `images`: one, several, or none."""
+    if isinstance(entry, list | tuple):
+        return list(entry)
+    return [] if entry is None else [entry]
 
 
 def encoded_pictures(

@@ -22,7 +22,7 @@ from prompts import PAGE, page_of
 from test_families import TABLE
 
 from checkpoints import chat, load, names, picture, template_of
-from sightline import VDD, Reusing
+from sightline import AGLA, ICD, VDD, Reusing
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Call
 from sightline.decoders.carve import beside, instead
@@ -434,7 +434,7 @@ def test_the_question_is_the_users_and_asked_again_gives_the_same_prompt(name, q
             assert torch.equal(again.aligned[name], values), (kind, name)
 
 
-# Images that are read once
+# Images that are read once, and rows without one
 
 
 @pytest.mark.parametrize("name", [n for n in TEMPLATED if n not in REFUSED])
@@ -452,6 +452,37 @@ def test_another_question_is_read_behind_a_shared_image_as_from_the_start(name):
     with torch.no_grad():
         behind, whole = checkpoint.within(inputs, lambda e, m: list(logits(e, m)))
     torch.testing.assert_close(behind, whole, atol=1e-3, rtol=1e-3)  # float32, logits up to 50
+
+
+@pytest.mark.parametrize("kind", ["icd", "agla"])
+@pytest.mark.parametrize("name", [n for n in TEMPLATED if n not in REFUSED])
+def test_a_row_without_an_image_changes_no_other_and_is_answered_as_alone(name, kind):
+    checkpoint = load(name)
+    decoder = {"icd": ICD, "agla": AGLA}[kind](checkpoint.processor, beta=0.05)
+    chats = [chat([WIDE], QUESTIONS[0]), chat([], "Hello, who are you?"), chat([TALL], "Why?")]
+
+    def answers(*rows, decoder=decoder):
+        shown = [[p["image"] for p in chats[row][0]["content"] if "image" in p] for row in rows]
+        made = checkpoint.processor(
+            text=[checkpoint.prompt(chats[row]) for row in rows],
+            images=shown if any(shown) else None,
+            add_special_tokens=False,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(checkpoint.model.dtype)
+        given = dict(images=shown) if kind == "agla" and decoder else {}
+        asked = dict(max_new_tokens=3, min_new_tokens=3, do_sample=False)
+        said = checkpoint.model.generate(**made, **given, custom_generate=decoder, **asked)
+        return said[:, -3:].tolist()
+
+    try:
+        first, last = answers(0, 2)
+    except ValueError as refusal:
+        assert kind == "agla", refusal
+        return  # as the table of families says
+    (text,) = answers(1, decoder=None)
+    assert answers(0, 1, 2) == [first, text, last]
 
 
 # A5: other images and texts in a prompt
