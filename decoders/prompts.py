@@ -20,6 +20,7 @@ from sightline.decoders.features import (
 )
 from sightline.pictures import listed, open_picture
 
+SHOWN = {"image", "images", "pixel", "pixels", "video", "videos"}  # in names of keywords
 TYPES = "mm_token_type_ids"  # along a prompt: which tokens are images', the only ones they change
 
 
@@ -123,7 +124,7 @@ def is_about_images(name: str, processor: Any = None) -> bool:
     Args:
         processor: The model's own, if the caller gave it.
     """
-    if name in (*ENCODER_INPUTS, *POSITION_INPUTS) or {"image", "video"} & set(name.split("_")):
+    if name in (*ENCODER_INPUTS, *POSITION_INPUTS) or SHOWN & set(name.split("_")):
         return True
     makers = (getattr(processor, f"{kind}_processor", None) for kind in ("image", "video"))
     return any(name in getattr(maker, "model_input_names", ()) for maker in makers)

@@ -197,6 +197,8 @@ def test_keywords_that_tell_of_images_are_told_by_name_or_by_the_processor():
         "image_num_crops",
         "image_sizes",
         "image_sizes_videos",
+        "num_images",
+        "pixel_counts",
         "pixel_attention_mask",
         "spatial_shapes",
         "video_compression_mask",
