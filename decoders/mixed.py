@@ -3,7 +3,7 @@
 A part about images is called with the rows that have one, and the other rows stay as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,8 @@ from sightline.decoders.prompts import in_as_many_parts
 def concerned(part: Any, branch: Branch, config: Any) -> Branch:
     """What a part is called with: of one about images, only the rows that have one.
 
-    A batch without any image is left whole, as is what the part need not be kept from.
+    A part about something else gets the whole batch, and so does every part of a batch in which
+    all rows have an image, or none has.
     """
     seen, unseen = rows_by_image(branch)
     if not about_images(part) or not len(seen) or not len(unseen):
@@ -44,20 +45,21 @@ def merged(whole: Branch, made: Branch, config: Any) -> Branch:
     rest = rest.gathered([[(c, None) for c in row] for row in rest.columns()], keeps_pictures=True)
     order = torch.cat([seen, unseen]).argsort()
 
-    def joined(first: Tensor, second: Tensor, dim: int = 1) -> Tensor:
-        """Rows of both in the order of `whole`, left-padded with zeros along `dim`."""
-        width = max(first.shape[dim], second.shape[dim])
-        padded = [left_padded(values, width, dim) for values in (first, second)]
+    def joined(both: Sequence[Tensor], dim: int = 1) -> Tensor:
+        """Rows of `made` and `rest` in the order of `whole`, left-padded with zeros along `dim`."""
+        width = max(values.shape[dim] for values in both)
+        padded = [left_padded(values, width, dim) for values in both]
         return torch.cat(padded, dim=dim - 1).index_select(dim - 1, order)
 
     assert made.position_ids is not None and rest.position_ids is not None, "both are completed"
+    positions = in_as_many_parts([made.position_ids, rest.position_ids])
     return replace(
         made,
-        input_ids=joined(made.input_ids, rest.input_ids),
-        attention_mask=joined(made.attention_mask, rest.attention_mask),
-        image_mask=joined(made.image_mask, rest.image_mask),
-        position_ids=joined(*in_as_many_parts([made.position_ids, rest.position_ids]), dim=-1),
-        aligned={name: joined(values, rest.aligned[name]) for name, values in made.aligned.items()},
+        input_ids=joined((made.input_ids, rest.input_ids)),
+        attention_mask=joined((made.attention_mask, rest.attention_mask)),
+        image_mask=joined((made.image_mask, rest.image_mask)),
+        position_ids=joined(positions, dim=-1),
+        aligned={name: joined((own, rest.aligned[name])) for name, own in made.aligned.items()},
         prefix=None,
         notes=joined_notes(made.notes, rest.notes, order),
         call=whole.call,
