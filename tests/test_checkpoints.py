@@ -283,6 +283,29 @@ def test_one_stand_in_for_each_image(name):
         ), kind
 
 
+@pytest.mark.parametrize("name", ["idefics2", "idefics3", "smolvlm"])
+def test_a_turn_that_begins_with_words_then_begins_as_the_template_has_it(name):
+    """After "User:" these put a space before words, and none before an image."""
+    checkpoint = load(name)
+    (plain,) = checkpoint.amateurs(
+        checkpoint.chat([WIDE, TALL], "Why?"), VDD(processor=checkpoint.processor)
+    )
+    assert ids_of(plain) == checkpoint.chat([], "Why?")["input_ids"][0].tolist()
+    decoder = VDD(variant="unk", processor=checkpoint.processor)
+    (unknown,) = checkpoint.amateurs(checkpoint.chat([WIDE], "Why?"), decoder)
+    stand_in = checkpoint.tokenizer.decode(unknown_tokens(checkpoint.processor))
+    wanted = checkpoint.prompt(chat([], f"{stand_in}Why?"))
+    assert checkpoint.text(unknown).endswith(wanted[-40:])
+    made = made_by(
+        checkpoint, chat([WIDE], "Why?"), lambda expert, c: c.put_before(expert, ["Look."])
+    )
+    again = checkpoint.inputs([user(part("Look.\n"), image(WIDE), part("Why?"))])
+    assert ids_of(made) == again["input_ids"][0].tolist()
+    between = [user(part("See: "), image(WIDE), part("Why?"))]
+    (kept,) = checkpoint.amateurs(checkpoint.inputs(between), VDD(processor=checkpoint.processor))
+    assert checkpoint.text(kept).endswith(checkpoint.prompt(without_images(between))[-40:])
+
+
 def clip(frames):
     """A video of four frames a second, as processors take it."""
     pixels = np.random.default_rng(1).integers(0, 256, (frames, 56, 84, 3), dtype=np.uint8)
