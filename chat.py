@@ -84,7 +84,7 @@ def templated(
     arguments: Mapping[str, Any],
     **processor_kwargs: Any,
 ) -> Any:
-    """The processor's output for one chat or several, through its template.
+    """The processor's output for one chat or several, through its template, on the CPU.
 
     The token that begins a sequence stands there once: the tokenizer adds none where the template
     writes it.
@@ -95,20 +95,23 @@ def templated(
         arguments: Of the template.
         processor_kwargs: Arguments of the processor.
     """
+    import torch
+
     texts = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=False, **arguments
     )
     if begins_by_itself(processor.tokenizer, texts if isinstance(texts, str) else texts[0]):
         processor_kwargs["add_special_tokens"] = False
-    return processor.apply_chat_template(
-        messages,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs=processor_kwargs,
-        **arguments,
-    )
+    with torch.device("cpu"):  # whatever the caller's default device is
+        return processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs=processor_kwargs,
+            **arguments,
+        )
 
 
 def begins_by_itself(tokenizer: Any, text: str) -> bool:
@@ -185,7 +188,7 @@ def untemplated(
     texts: Sequence[str],
     **processor_kwargs: Any,
 ) -> Any:
-    """What a processor without a chat template makes of pictures and texts by itself.
+    """What a processor without a chat template makes of pictures and texts by itself, on the CPU.
 
     Args:
         processor: Puts pictures into a prompt, or finds their tokens in the text.
@@ -193,18 +196,21 @@ def untemplated(
         texts: One for each prompt.
         processor_kwargs: Arguments of the processor.
     """
+    import torch
+
     kind = type(processor).__name__
     refusal = (
         f"{kind} has no chat template, and by itself it puts no picture into a prompt: use a "
         "checkpoint tuned for chat, or set processor.chat_template"
     )
     try:
-        inputs = processor(
-            images=[list(own) for own in pictures],
-            text=list(texts),
-            return_tensors="pt",
-            **processor_kwargs,
-        )
+        with torch.device("cpu"):  # whatever the caller's default device is
+            inputs = processor(
+                images=[list(own) for own in pictures],
+                text=list(texts),
+                return_tensors="pt",
+                **processor_kwargs,
+            )
     except (ValueError, TypeError, IndexError) as error:
         raise ValueError(refusal) from error
     image_token = getattr(processor, "image_token_id", None)

@@ -232,6 +232,11 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+def are_none(images: Any) -> bool:
+    """Whether no picture is among them: None, or a list that holds nothing else."""
+    return images is None or (isinstance(images, list | tuple) and all(map(are_none, images)))
+
+
 def listed(images: Any) -> list[Any]:
     """One picture or several, as a list with at least one."""
     one = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)

@@ -233,10 +233,16 @@ class Branch:
             texts: Token ids of each new row, none of them a picture's.
             config: The model's.
 
-        The first new token has the positions of the first that is left out, a text's too. A prefix
-        stays where the cut is not within it, and where no padding behind it takes up a window.
+        Tokens with which the old text begins as well stay as they are, with what runs along them:
+        an image's closing marker may be among them. The first new token has the positions of the
+        first that is left out, a text's too. A prefix stays where the cut is not within it, and
+        where no padding behind it takes up a window.
         """
         branch = self.rows(index, config)
+        cuts = [
+            branch._differing(row, *cut) for row, cut in enumerate(zip(starts, texts, strict=True))
+        ]
+        starts, texts = zip(*cuts, strict=True)
         shared = 0 if branch.prefix is None else branch.prefix.length
         own = [
             int(branch.attention_mask[row, shared:start].sum()) + len(text)
@@ -260,6 +266,18 @@ class Branch:
             count = torch.arange(len(text), device=made.input_ids.device)
             made.position_ids[..., row, made.length - len(text) :] = bases[row] + count
         return replace(made, prefix=branch.prefix)
+
+    def _differing(self, row: int, start: int, text: Sequence[int]) -> tuple[int, Sequence[int]]:
+        """Where a row's tokens from `start` on first differ from a text's, and the text from there.
+
+        At least the last token of each counts as different.
+        """
+        ids, mask = self.input_ids[row].tolist(), self.attention_mask[row].tolist()
+        columns = [column for column in range(start, self.length) if mask[column]]
+        same = 0
+        while same < min(len(columns), len(text)) - 1 and ids[columns[same]] == text[same]:
+            same += 1
+        return columns[same], text[same:]
 
     def inserted(self, rows: Sequence[Sequence[tuple[int, int | None]]]) -> "Branch":
         """The same rows with one run of new text in each, which may stand in the place of old text.

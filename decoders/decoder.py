@@ -94,8 +94,9 @@ class Strategy(Passed, ABC):
     ) -> Any:
         """Called by `generate`, not by users.
 
-        What looks at the picture again gets it by `generate(..., images=picture)`: one, or a list
-        of all pictures of the batch in the order of the prompts. What prepares it again does so by
+        What looks at the picture again gets it by `generate(..., images=picture)`: one, a list of
+        all pictures of the batch in the order of the prompts, or a list with an entry for each row
+        (a picture, a list, or None where it has none). What prepares it again does so by
         the processor's own call, with the arguments that the prompt was made with
         (`processor_kwargs=dict(max_pixels=...)`). `chat_template_kwargs=` are the arguments of the
         prompt's chat template, for decoders that ask in it; only those that change its words are
@@ -217,8 +218,7 @@ class Recipe(Strategy):
         missing = len(self.contrasts) - len(left.contrasts)
         if self.rule is None or not missing:
             return left
-        agreeing = Alone(self.rule, missing) if left.contrasts else self.rule.alone(missing)
-        return replace(left, rule=agreeing)
+        return replace(left, rule=Alone(self.rule, missing))
 
     def __add__(self, other: "Recipe") -> "Recipe":
         """Both recipes' parts; rules and gates must be equal, or one of them missing."""

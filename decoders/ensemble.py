@@ -57,6 +57,7 @@ from sightline.decoders.checks import (
 from sightline.decoders.features import Features, token_ids
 from sightline.decoders.head import EarlyLogits
 from sightline.decoders.memory import ReadTexts
+from sightline.decoders.mixed import concerned, merged
 from sightline.decoders.processing import around_cut
 from sightline.decoders.prompts import (
     can_share,
@@ -64,12 +65,14 @@ from sightline.decoders.prompts import (
     forward_prompt,
     given_processor,
     in_as_many_parts,
+    is_about_images,
     is_row_tensor,
     pictures_asked,
     prepare_inputs,
 )
 from sightline.decoders.streams import layers_that_look, recording, separate, stream
 from sightline.logits.rules import Plausibility, Rule, State
+from sightline.pictures import are_none
 
 PER_TOKEN = ("hidden_states", "attentions")  # of a forward, by layer
 COMPILED = Lock()  # the next replay of a recorded graph, by any thread, writes over its outputs
@@ -124,6 +127,7 @@ class Ensemble:
         self.asked = asked
         self.state = State(
             image_masks=tuple(b.image_mask for b in branches),
+            has_image=branches[0].image_mask.any(dim=1).repeat_interleave(asked.copies),
             notes={
                 name: values.repeat_interleave(asked.copies, dim=0)
                 for name, values in branches[0].notes.items()
@@ -293,10 +297,10 @@ class Ensemble:
         caches = [branch.cache(self.model) for branch in self.branches]
         # From here on a prefix is the caches' alone, and each lets go of it as it is read.
         self.branches[:] = [replace(branch, prefix=None) for branch in self.branches]
-        outputs = self._read(0, caches[0], shared, bool(own))
+        outputs = self._read(0, caches[0], shared, own)
         logits = [outputs.logits]
         for number, cache in enumerate(caches[1:], start=1):
-            logits.append(self._read(number, cache, shared, bool(own)).logits)
+            logits.append(self._read(number, cache, shared, own).logits)
         outputs.logits = torch.cat(logits)
         heads = cached_heads(caches[0])
         outputs.past_key_values = model_kwargs["past_key_values"]
@@ -306,14 +310,15 @@ class Ensemble:
             block.ledger.widen(self.width, self.asked.copies)
         return self._combine(outputs)
 
-    def _read(self, number: int, cache: Any, shared: Mapping[str, Any], differ: bool) -> Any:
+    def _read(self, number: int, cache: Any, shared: Mapping[str, Any], own: set[str]) -> Any:
         """One branch's prompt into a cache of B rows; of equal rows one is read for all.
 
         Its pictures are not kept.
 
         Args:
-            shared: Keywords of every branch's forward.
-            differ: Whether these tell rows apart.
+            shared: Keywords of every branch's forward; what tells of images is given only to one
+                that has any.
+            own: Those of them that tell rows apart.
 
         Returns:
             The model's outputs, of R rows; logits of the last position alone, `[R, 1, V]`.
@@ -321,7 +326,10 @@ class Ensemble:
         branch, block = self.branches[number], self.blocks[number]
         compared = self.early.keywords if number == 0 else {}
         index = torch.arange(len(branch.input_ids), device=branch.input_ids.device)
-        is_untouched = block.is_idle and not differ
+        if not branch.features:
+            processor = branch.call.processor
+            shared = {n: v for n, v in shared.items() if not is_about_images(n, processor)}
+        is_untouched = block.is_idle and own.isdisjoint(shared)
         if is_untouched:
             branch, index = branch.distinct(self.model.config)
         if is_untouched and self.asked.texts is not None and not branch.features:
@@ -426,7 +434,8 @@ def decode(
     Args:
         recipe: Preparations, contrasts and rule.
         input_ids: `[B * copies, T]`, expanded by `generate` for beams and returned sequences.
-        images: The prompt's pictures, one or a list: PIL images, paths, bytes or open files.
+        images: The prompts' pictures, one, a list of all, or a list with an entry for each row (see
+            `pictures_asked`): PIL images, paths, bytes or open files.
         processor_kwargs: What the processor was told when it made the prompt.
         processor: The model's own, for parts that were made without one.
         chat_template_kwargs: What the prompt's chat template was given besides the messages.
@@ -451,7 +460,7 @@ def decode(
     }
     text_only = not recipe.is_plain and is_text_only(model, input_ids, images, pixels, model_kwargs)
     if text_only:
-        recipe = recipe.without_images()
+        recipe, images = recipe.without_images(), None
     if recipe.is_plain and not looks:
         show_prompt(token_streamer, input_ids)
         return loop(model, input_ids, logits_processor=logits_processor, **calling, **model_kwargs)
@@ -472,15 +481,15 @@ def decode(
     expert = replace(expert, call=Call(pictures, generation_config, processor, *told))
     for part in parts:
         if hasattr(part, "check"):
-            part.check(expert, model)
+            part.check(concerned(part, expert, model.config), model)
     with position_offset_kept(model):
         if any(getattr(part, "shares_picture", False) for part in parts):
             expert = read_pictures(expert, model)
         for prepare in recipe.preparations:
-            expert = complete(prepare(expert, model), model, generation_config)
+            expert = applied(prepare, expert, model, generation_config)
         branches = [replace(expert, recalibrations=recipe.recalibrations)]
         for contrast in recipe.contrasts:
-            branches.append(complete(contrast(expert, model), model, generation_config))
+            branches.append(applied(contrast, expert, model, generation_config))
     # A prefix was read without edits, without a record of them, and without outputs.
     in_one = any(wants(generation_config, f"output_{name}") for name in PER_TOKEN)
     branches = [
@@ -696,6 +705,13 @@ def expert_branch(
     return complete(replace(branch, pixels=pixels, features=None), model, generation_config)
 
 
+def applied(part: Any, expert: Branch, model: Any, generation_config: Any) -> Branch:
+    """A part's branch, completed; one about images leaves rows without one as they are."""
+    given = concerned(part, expert, model.config)
+    made = complete(part(given, model), model, generation_config)
+    return made if given is expert else merged(expert, made, model.config)
+
+
 def complete(branch: Branch, model: Any, generation_config: Any) -> Branch:
     """The branch with its pictures encoded and its positions set."""
     if branch.position_ids is None:
@@ -799,10 +815,9 @@ def is_text_only(
     """Whether no prompt of a batch has an image or a video, and none came beside them."""
     check_vision_language(model)
     encoded = model_kwargs.get("mm_encoder_outputs") or {}
-    given = None if isinstance(images, list | tuple) and not images else images
-    came = [given, *(pixels.get(name) for name in PIXELS), *encoded.values()]
+    came = [*(pixels.get(name) for name in PIXELS), *encoded.values()]
     has_tokens = bool(image_mask(input_ids, model.config).any())
-    return not has_tokens and all(value is None for value in came)
+    return not has_tokens and are_none(images) and all(value is None for value in came)
 
 
 def check_vision_language(model: Any) -> None:

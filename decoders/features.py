@@ -10,7 +10,7 @@ Features = Mapping[str, Any]
 
 # Where an encoder's output holds the pictures that the language model reads: the first that is set.
 HOLDERS = ("pooler_output", "last_hidden_state", "deepstack_features")
-# What a language model reads beside them, alike for all pictures.
+# What a language model reads beside them, alike for all pictures: its markers around one.
 SHARED = ("visual_indicator_features",)
 # What describes the encoding alone; no language model reads it.
 UNREAD = (
@@ -68,6 +68,11 @@ def holder(encoded: Any) -> str:
         f"found no pictures in {type(encoded).__name__}, the output of this model's encoder: "
         f"wanted one of {', '.join(HOLDERS)}"
     )
+
+
+def has_markers(encoded: Any) -> bool:
+    """Whether an encoder's output also holds what markers around a picture are read as."""
+    return any(getattr(encoded, name, None) is not None for name in SHARED)
 
 
 def layer_and_pictures(entry: Any) -> tuple[int | None, Any]:

@@ -65,7 +65,8 @@ class ICD(Decoder):
 
     An instruction that disturbs makes a model lean on what it expects, image and all; what is
     said under it is contrasted away, among the tokens that are plausible under the prompt as
-    asked. Both branches begin with the same image, which is read once.
+    asked. Both branches begin with the same image, which is read once. The instruction is about how
+    the image is seen: a row without one is not given it.
 
     Args:
         processor: The model's own.

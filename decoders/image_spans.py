@@ -102,6 +102,8 @@ class Writing:
             more; numbers may be others.
         video: A pattern of a video, with its label and the words between frames; None: a video is
             like an image, or cannot be asked about.
+        opening: What a turn that begins with an image has before it, and the white space that a
+            turn of words alone has there besides; both "" where turns begin alike.
     """
 
     tokenizer: Any = field(repr=False)
@@ -114,6 +116,7 @@ class Writing:
     start: str
     labels: tuple[str, str] = ("", "")
     video: re.Pattern[str] | None = None
+    opening: tuple[str, str] = ("", "")
 
     @cached_property
     def special(self) -> dict[int, str]:
@@ -234,7 +237,30 @@ def _asked(processor: Any, image: set[int], arguments: Mapping[str, Any]) -> Wri
         trail + words,
         starts[0],
         labels,
+        opening=_opening(processor, unit, trail + words, arguments),
     )
+
+
+def _opening(
+    processor: Any, unit: str, behind: str, arguments: Mapping[str, Any]
+) -> tuple[str, str]:
+    """How turns begin with an image, and what those that begin with words have besides.
+
+    Args:
+        behind: What stands between an image and words: where that is the same, nothing is missing.
+    """
+    if getattr(processor, "chat_template", None) is None:
+        return "", ""
+    try:
+        shown, told = (_rendered(processor, count, arguments, "image") for count in (1, 0))
+    except Exception:  # a template may refuse a turn without an image
+        return "", ""
+    shown, told = shown.partition(unit)[0], told.partition(WORDS)[0]
+    names = [str(name) for name in processor.tokenizer.added_tokens_decoder.values()]
+    opening = re.split("|".join(["\n", *map(re.escape, names)]), shown)[-1]
+    space = told[len(shown) :] if told.startswith(shown) else ""
+    is_missing = _is_blank(space) and not behind.startswith(space)
+    return (opening, space) if opening and is_missing else ("", "")
 
 
 def _distinct(texts: Iterable[str]) -> tuple[str, ...]:
@@ -553,13 +579,22 @@ class WrittenRow:
         """
         edits = self._videos(replacement)
         edits += [
-            Edit(image.start, image.stop, replacement)
+            edit
             for image in self.images
             if not any(edit.start < image.stop and image.start < edit.stop for edit in edits)
+            for edit in (
+                Edit(image.start, image.start, self._space_at(image.start)),
+                Edit(image.start, image.stop, replacement),
+            )
         ]
         if edits:
             edits += self._named(edits)
         return self.edited(sorted(edits, key=lambda edit: edit.start))
+
+    def _space_at(self, start: int) -> str:
+        """What the template puts before words in the place of an image that begins its turn."""
+        opening, space = self.writing.opening
+        return space if opening and self.text[:start].endswith(opening) else ""
 
     def _videos(self, replacement: tuple[int, ...]) -> list[Edit]:
         video = self.writing.video
@@ -597,7 +632,7 @@ class WrittenRow:
         stop = min((*(image.start for image in self.images), *videos))
         own = unit[: len(unit) - len(unit.lstrip())]
         start = stop - len(own) if self.text[:stop].endswith(own) else stop
-        return self.edited([Edit(start, stop, text + space)])
+        return self.edited([Edit(start, stop, self._space_at(start) + text + space)])
 
     def as_asked(self, unit: str) -> str:
         """The row's text as the processor is given it, `unit` in the place of each image.

@@ -28,6 +28,7 @@ from sightline.decoders.ensemble import (
 )
 from sightline.decoders.features import picture_rows, pictures_of
 from sightline.decoders.memory import Memory
+from sightline.decoders.mixed import concerned, rows_by_image
 from sightline.decoders.noise import generator
 from sightline.decoders.prompts import pictures_asked
 from sightline.decoders.ranges import Usual
@@ -82,7 +83,8 @@ class MVP(Passed):
     with the probability of its first token times how sure the model was of the label. All paths of
     all views are rows of one batch. Captions do not depend on the question: they are kept, so that
     several questions about one picture pay for them once, as long as weights and adapters stay what
-    they are; `clear()` is for changes that `Memory` does not see.
+    they are; `clear()` is for changes that `Memory` does not see. A row without an image is
+    answered by `generate` itself.
 
     Args:
         processor: The model's own.
@@ -159,14 +161,22 @@ class MVP(Passed):
     ) -> Tensor:
         """The share of each label in the votes, `[B, C]` float32, for the processor's output.
 
-        A row in which no path reached a label has zeros.
+        A row in which no path reached a label has zeros. One without an image is refused.
         """
 
         def counted(model, input_ids, generation_config, images=None, **kwargs):
             given = {k: v for k, v in kwargs.items() if k not in LOOP_ARGUMENTS}
-            votes = self._votes(
-                model, input_ids, generation_config, images, given, chat_template_kwargs
-            )
+            with position_offset_kept(model):
+                expert = self._expert(
+                    model, input_ids, generation_config, images, given, chat_template_kwargs
+                )
+                unseen = rows_by_image(expert)[1].tolist()
+                if unseen:
+                    raise ValueError(
+                        f"votes are about an image, and rows {unseen} have none: ask for the "
+                        "probabilities of the other rows alone"
+                    )
+                votes = self._votes(model, expert)
             totals = torch.tensor([list(vote.totals.values()) for vote in votes], device="cpu")
             return totals / totals.sum(dim=1, keepdim=True).clamp_min(1e-30)
 
@@ -190,22 +200,30 @@ class MVP(Passed):
         `processor_kwargs` are taken as by decoders that prepare images again; votes do without.
         """
         check_one_answer("MVP", generation_config)
+        calling = (logits_processor, stopping_criteria, generation_config)
         if is_text_only(model, input_ids, images, {}, model_kwargs):
-            calling = (logits_processor, stopping_criteria, generation_config, token_streamer)
-            return Recipe()(model, input_ids, *calling, **model_kwargs)
-        votes = self._votes(
-            model, input_ids, generation_config, images, model_kwargs, chat_template_kwargs
-        )
+            return Recipe()(model, input_ids, *calling, token_streamer, **model_kwargs)
+        with position_offset_kept(model):
+            expert = self._expert(
+                model, input_ids, generation_config, images, model_kwargs, chat_template_kwargs
+            )
+            seen, unseen = (rows.tolist() for rows in rows_by_image(expert))
+            votes = self._votes(model, concerned(self, expert, model.config))
+            answers = dict(zip(seen, (vote.tokens for vote in votes), strict=True))
+            if unseen:  # the whole batch goes on: processors may be made for as many rows
+                said = Recipe()(model, input_ids, *calling, **model_kwargs)
+                plain = said if isinstance(said, Tensor) else said.sequences
+                answers |= {row: plain[row, input_ids.shape[1] :].tolist() for row in unseen}
         fill = generation_config._pad_token_tensor
         return as_generated(
             input_ids,
-            [vote.tokens for vote in votes],
+            [answers[row] for row in range(len(input_ids))],
             0 if fill is None else int(fill),
             generation_config,
             token_streamer,
         )
 
-    def _votes(
+    def _expert(
         self,
         model: Any,
         input_ids: Tensor,
@@ -213,26 +231,28 @@ class MVP(Passed):
         images: Any,
         given: dict,
         template: Mapping[str, Any] | None = None,
-    ) -> list["Votes"]:
+    ) -> Branch:
+        """The prompts as asked, with their pictures."""
         check_one_answer("MVP", generation_config)
         check_call(model, generation_config, generation_config.get_generation_mode(), None, given)
         check_vision_language(model)
-        with position_offset_kept(model):
-            expert = expert_branch(model, input_ids, 1, {}, given, generation_config)
-            expert = complete(expert, model, generation_config)
-            check_pictures(expert, needs_pixels=False)
-            check_audio(model, given)
-            pictures = pictures_asked(images, expert, model, self.needs_images, self.processor)
-            template = template or {}
-            call = Call(pictures, generation_config, self.processor, template)
-            expert = replace(expert, call=call)
-            chat = Chat(self.processor, model, template)
-            asked = chat.asked(expert)
-            chat.check_answered_next(asked)
-            questions = [row.question for row in asked]
-            expert = read_pictures(expert, model)
-            captions = self._captions(chat, expert)
-            return self._compare(chat, expert, questions, captions)
+        expert = expert_branch(model, input_ids, 1, {}, given, generation_config)
+        expert = complete(expert, model, generation_config)
+        check_pictures(expert, needs_pixels=False)
+        check_audio(model, given)
+        pictures = pictures_asked(images, expert, model, self.needs_images, self.processor)
+        call = Call(pictures, generation_config, self.processor, template or {})
+        return replace(expert, call=call)
+
+    def _votes(self, model: Any, expert: Branch) -> list["Votes"]:
+        """Of each row; every one has an image."""
+        chat = Chat(self.processor, model, expert.call.chat_template_kwargs)
+        asked = chat.asked(expert)
+        chat.check_answered_next(asked)
+        questions = [row.question for row in asked]
+        expert = read_pictures(expert, model)
+        captions = self._captions(chat, expert)
+        return self._compare(chat, expert, questions, captions)
 
     def _captions(self, chat: Chat, expert: Branch) -> list[list[str]]:
         """By row, the caption of each view."""

@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sightline.decoders.branch import Branch
+from sightline.decoders.branch import ENCODER_INPUTS, POSITION_INPUTS, Branch
 from sightline.decoders.caches import has_windows, layers_that_keep_keys
 from sightline.decoders.checks import check_cached
 from sightline.decoders.features import (
     Features,
+    has_markers,
     is_one_of,
     picture_lengths,
     select_from,
@@ -19,7 +20,8 @@ from sightline.decoders.features import (
 )
 from sightline.pictures import listed, open_picture
 
-HARMLESS = {"mm_token_type_ids"}  # along a prompt: changes no key before its token
+SHOWN = {"image", "images", "pixel", "pixels", "video", "videos"}  # in names of keywords
+TYPES = "mm_token_type_ids"  # along a prompt: which tokens are images', the only ones they change
 
 
 def given_processor(processor: Any, parts: Sequence[Any]) -> Any:
@@ -34,6 +36,10 @@ def pictures_asked(
     """The caller's pictures by row, opened; raises `ValueError` unless they are the prompt's.
 
     They are counted in the prompt and not in the encoder's output, whose entries may be tiles.
+
+    Args:
+        images: All pictures in the order of the prompts, or an entry for each row: its picture, a
+            list of its pictures, None or [] where it has none.
     """
     if images is None:
         if is_needed:
@@ -42,19 +48,30 @@ def pictures_asked(
                 "generate(..., images=picture), or a list of all pictures of the batch in order"
             )
         return ()
-    given = [
-        open_picture(image)
-        for entry in listed(images)
-        for image in (listed(entry) if isinstance(entry, list | tuple) else [entry])
-    ]
+    entries = listed(images)
+    given = [pictures_in(entry) for entry in entries]
+    came = [len(pictures) for pictures in given]
     counts = [len(row) for row in expert.images(model, processor)]
-    if len(given) != sum(counts):
+    if sum(came) != sum(counts):
         raise ValueError(
-            f"images holds {len(given)} pictures and the prompt {sum(counts)}: pass those of the "
+            f"images holds {sum(came)} pictures and the prompt {sum(counts)}: pass those of the "
             "whole batch, in the order of the prompts"
         )
-    following = iter(given)
+    are_rows = any(entry is None or isinstance(entry, list | tuple) for entry in entries)
+    if (0 in came or (are_rows and len(came) == len(counts))) and came != counts:
+        raise ValueError(
+            f"images holds {came} pictures by row and the prompts hold {counts}: pass an entry for "
+            "each row, None or [] where it has none, or all pictures of the batch in one list"
+        )
+    following = (open_picture(image) for pictures in given for image in pictures)
     return tuple(tuple(islice(following, count)) for count in counts)
+
+
+def pictures_in(entry: Any) -> list[Any]:
+    """The pictures of one entry of `images`: one, several, or none."""
+    if isinstance(entry, list | tuple):
+        return list(entry)
+    return [] if entry is None else [entry]
 
 
 def encoded_pictures(
@@ -98,11 +115,34 @@ def is_row_tensor(value: Any, rows: Tensor) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(rows)
 
 
+def is_about_images(name: str, processor: Any = None) -> bool:
+    """Whether a keyword of a model's forward tells of images or videos, and so of no other prompt.
+
+    It does if transformers' encoders take it, if its name says so (`image_num_crops`), or if it is
+    made by the processor that makes the images.
+
+    Args:
+        processor: The model's own, if the caller gave it.
+    """
+    if name in (*ENCODER_INPUTS, *POSITION_INPUTS) or SHOWN & set(name.split("_")):
+        return True
+    makers = (getattr(processor, f"{kind}_processor", None) for kind in ("image", "video"))
+    return any(name in getattr(maker, "model_input_names", ()) for maker in makers)
+
+
 def can_share(branch: Branch, model: Any) -> bool:
-    """Whether keys of the first columns are the same whatever follows them."""
+    """Whether keys up to each row's last image token are the same whatever follows them.
+
+    They are not where what the processor wrote behind it is read as part of the image.
+    """
     if not branch.image_mask.any(dim=1).all() or branch.image_mask[:, -1].any():
         return False
-    if set(branch.aligned) - HARMLESS:
+    if set(branch.aligned) - {TYPES}:
+        return False
+    follows = branch.image_mask.flip(1).cumsum(dim=1).flip(1) == 0
+    if TYPES in branch.aligned and branch.aligned[TYPES][follows].any():
+        return False
+    if any(has_markers(encoded) for encoded in (branch.features or {}).values()):
         return False
     if has_windows(model.config) and len(branch.input_ids) > 1:
         return False

@@ -31,7 +31,8 @@ class Grounded(Rule):
 
         s(w) = (1 - mix) * log p(w) + mix * g(w) for w in C, others -inf,   p = softmax(z)
 
-    with g = `state.notes["support"]` `[R, V]`, as `Support` makes it. g is the same at every step:
+    with g = `state.notes["support"]` `[R, V]`, as `Support` makes it; rows without an image have no
+    description, and s(w) = log p(w). g is the same at every step:
     two tokens are ranked alike throughout, function words win wherever they are candidates, and
     what must be worked out rather than seen is not favoured. With one candidate a step is greedy.
 
@@ -79,8 +80,9 @@ class Grounded(Rule):
 
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         expert = logits[0]
-        if self.mix == 0 or state.is_text_only:
-            return expert.log_softmax(dim=-1)
+        own = expert.log_softmax(dim=-1)
+        if self.mix == 0 or (SUPPORT not in state.notes and state.is_text_only):
+            return own
         if SUPPORT not in state.notes:
             raise ValueError(
                 "this rule ranks by the support that a description of the picture gives, and "
@@ -91,8 +93,8 @@ class Grounded(Rule):
         if self.official_scale:
             scores = scores / scores.shape[-1]
         if self.mix < 1:
-            scores = (1 - self.mix) * expert.log_softmax(dim=-1).float() + self.mix * scores
-        return scores
+            scores = (1 - self.mix) * own.float() + self.mix * scores
+        return state.about_images(scores, own)
 
     def cut(self, scores: Tensor, expert: Tensor) -> Tensor:
         return best_apart(super().cut(scores, expert), expert)

@@ -7,7 +7,7 @@ user's logits processors act, and sets implausible tokens to -inf after those th
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class State:
 
     Args:
         image_masks: One `[B, T]` bool per branch, true on the tokens of pictures in its prompt.
+        has_image: `[R]` bool, the rows whose prompt has an image; None: all have one.
         step: Tokens answered so far: 0 when the first one is scored.
         early: Logits of the expert's layers that the rule asked for, each `[B, V]` float32, in the
             order asked.
@@ -28,14 +29,21 @@ class State:
     """
 
     image_masks: tuple[Tensor, ...] = ()
+    has_image: Tensor | None = None
     step: int = 0
     early: tuple[Tensor, ...] = ()
     notes: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def is_text_only(self) -> bool:
-        """Whether no prompt of the expert's has an image."""
-        return bool(self.image_masks) and not bool(self.image_masks[0].any())
+        """Whether no row's prompt has an image."""
+        return self.has_image is not None and not bool(self.has_image.any())
+
+    def about_images(self, scores: Tensor, others: Tensor) -> Tensor:
+        """Scores `[R, V]`; those of `others` in rows without an image."""
+        if self.has_image is None:
+            return scores
+        return torch.where(self.has_image[:, None].to(scores.device), scores, others)
 
 
 def plausible(logits: Tensor, beta: float) -> Tensor:
@@ -87,10 +95,6 @@ class Rule(Checked, ABC):
     def keep(self, expert: Tensor) -> Tensor:
         """The tokens that are not left out: logits or log-probabilities `[B, V]` -> bool."""
         return plausible(expert, self.threshold)
-
-    def alone(self, missing: int) -> "Rule":
-        """The rule of prompts without an image, where its branches, so many, are left out."""
-        return Alone(self, missing)
 
     def early_layers(self, blocks: int, tied: bool) -> tuple[int, ...]:
         """Hidden states of the expert whose logits `state.early` is to hold.
@@ -206,6 +210,8 @@ class Contrastive(Weighted):
 class Additive(Weighted):
     """expert + alpha * mean(views), over the tokens plausible to the expert (arXiv:2406.12718).
 
+    A row without an image has no view: its scores are the expert's.
+
     Args:
         normalize: Divides by 1 + alpha, so that branches that agree give their own logits and not
             sharper ones (ours).
@@ -219,11 +225,7 @@ class Additive(Weighted):
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         if self.first_only and state.step > 0:
             logits = (logits[0], logits[0])
-        return super().combine(logits, state)
-
-    def alone(self, missing: int) -> Rule:
-        """Without a view nothing is added."""
-        return replace(self, alpha=0.0)
+        return state.about_images(super().combine(logits, state), logits[0])
 
     def weigh(self, expert: Tensor, others: Tensor) -> Tensor:
         total = torch.add(expert, others, alpha=self.alpha)

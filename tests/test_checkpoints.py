@@ -22,12 +22,13 @@ from prompts import PAGE, page_of
 from test_families import TABLE
 
 from checkpoints import chat, load, names, picture, template_of
-from sightline import VDD, Reusing
+from sightline import AGLA, ICD, VDD, Reusing
 from sightline.decoders.asking import Chat
 from sightline.decoders.branch import Call
 from sightline.decoders.carve import beside, instead
-from sightline.decoders.ensemble import read_pictures
+from sightline.decoders.ensemble import last_logits, read_pictures
 from sightline.decoders.image_spans import rows_of
+from sightline.decoders.prompts import forward_prompt
 from sightline.decoders.vdd import unknown_tokens
 
 QUESTIONS = ("Is there a cup in the image?", "Do you see an orange or a vase?\nSay it.", "Why?")
@@ -282,6 +283,29 @@ def test_one_stand_in_for_each_image(name):
         ), kind
 
 
+@pytest.mark.parametrize("name", ["idefics2", "idefics3", "smolvlm"])
+def test_a_turn_that_begins_with_words_then_begins_as_the_template_has_it(name):
+    """After "User:" these put a space before words, and none before an image."""
+    checkpoint = load(name)
+    (plain,) = checkpoint.amateurs(
+        checkpoint.chat([WIDE, TALL], "Why?"), VDD(processor=checkpoint.processor)
+    )
+    assert ids_of(plain) == checkpoint.chat([], "Why?")["input_ids"][0].tolist()
+    decoder = VDD(variant="unk", processor=checkpoint.processor)
+    (unknown,) = checkpoint.amateurs(checkpoint.chat([WIDE], "Why?"), decoder)
+    stand_in = checkpoint.tokenizer.decode(unknown_tokens(checkpoint.processor))
+    wanted = checkpoint.prompt(chat([], f"{stand_in}Why?"))
+    assert checkpoint.text(unknown).endswith(wanted[-40:])
+    made = made_by(
+        checkpoint, chat([WIDE], "Why?"), lambda expert, c: c.put_before(expert, ["Look."])
+    )
+    again = checkpoint.inputs([user(part("Look.\n"), image(WIDE), part("Why?"))])
+    assert ids_of(made) == again["input_ids"][0].tolist()
+    between = [user(part("See: "), image(WIDE), part("Why?"))]
+    (kept,) = checkpoint.amateurs(checkpoint.inputs(between), VDD(processor=checkpoint.processor))
+    assert checkpoint.text(kept).endswith(checkpoint.prompt(without_images(between))[-40:])
+
+
 def clip(frames):
     """A video of four frames a second, as processors take it."""
     pixels = np.random.default_rng(1).integers(0, 256, (frames, 56, 84, 3), dtype=np.uint8)
@@ -367,14 +391,7 @@ def test_without_a_processor_what_stays_is_warned_of(name):
     assert name not in ("llava15", "llava_ov", "qwen2vl", "qwen25vl", "qwen3vl") or not told
 
 
-OWN_KEYWORD = pytest.mark.xfail(
-    strict=True, reason="`generate` hands the count of an image's crops on to every branch"
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[OWN_KEYWORD] * (n == "molmo2")) for n in ANSWERED]
-)
+@pytest.mark.parametrize("name", ANSWERED)
 def test_an_image_free_prompt_is_read_once_for_images_of_any_size(name):
     checkpoint, read = load(name), []
 
@@ -428,13 +445,67 @@ def test_the_question_is_the_users_and_asked_again_gives_the_same_prompt(name, q
     def asked(expert, model):
         conversation = Chat(checkpoint.processor, model)
         (found,) = conversation.asked(expert)
-        return found.question, conversation.ask(expert, [0], [question]).input_ids
+        return found.question, expert, conversation.ask(expert, [0], [question])
 
     for kind, messages in chats.items():
         inputs = checkpoint.inputs(messages)
-        found, again = checkpoint.within(inputs, asked)
+        found, expert, again = checkpoint.within(inputs, asked)
         assert found == question, kind
-        assert torch.equal(again, inputs["input_ids"]), kind
+        assert torch.equal(again.input_ids, inputs["input_ids"]), kind
+        assert torch.equal(again.position_ids, expert.position_ids), kind
+        for name, values in expert.aligned.items():
+            assert torch.equal(again.aligned[name], values), (kind, name)
+
+
+# Images that are read once, and rows without one
+
+
+@pytest.mark.parametrize("name", [n for n in TEMPLATED if n not in REFUSED])
+def test_another_question_is_read_behind_a_shared_image_as_from_the_start(name):
+    """Markers behind the image are part of it to some models."""
+    checkpoint = load(name)
+
+    def logits(expert, model):
+        for shared in (read_pictures(expert, model), expert):
+            asked = Chat(checkpoint.processor, model).ask(shared, [0], [QUESTIONS[1]])
+            cache = asked.cache(model)
+            yield forward_prompt(model, asked, cache, last_logits(model)).logits[0, -1]
+
+    inputs = checkpoint.chat([WIDE], QUESTIONS[0])
+    with torch.no_grad():
+        behind, whole = checkpoint.within(inputs, lambda e, m: list(logits(e, m)))
+    torch.testing.assert_close(behind, whole, atol=1e-3, rtol=1e-3)  # float32, logits up to 50
+
+
+@pytest.mark.parametrize("kind", ["icd", "agla"])
+@pytest.mark.parametrize("name", [n for n in TEMPLATED if n not in REFUSED])
+def test_a_row_without_an_image_changes_no_other_and_is_answered_as_alone(name, kind):
+    checkpoint = load(name)
+    decoder = {"icd": ICD, "agla": AGLA}[kind](checkpoint.processor, beta=0.05)
+    chats = [chat([WIDE], QUESTIONS[0]), chat([], "Hello, who are you?"), chat([TALL], "Why?")]
+
+    def answers(*rows, decoder=decoder):
+        shown = [[p["image"] for p in chats[row][0]["content"] if "image" in p] for row in rows]
+        made = checkpoint.processor(
+            text=[checkpoint.prompt(chats[row]) for row in rows],
+            images=shown if any(shown) else None,
+            add_special_tokens=False,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(checkpoint.model.dtype)
+        given = dict(images=shown) if kind == "agla" and decoder else {}
+        asked = dict(max_new_tokens=3, min_new_tokens=3, do_sample=False)
+        said = checkpoint.model.generate(**made, **given, custom_generate=decoder, **asked)
+        return said[:, -3:].tolist()
+
+    try:
+        first, last = answers(0, 2)
+    except ValueError as refusal:
+        assert kind == "agla", refusal
+        return  # as the table of families says
+    (text,) = answers(1, decoder=None)
+    assert answers(0, 1, 2) == [first, text, last]
 
 
 # A5: other images and texts in a prompt

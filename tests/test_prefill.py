@@ -1,6 +1,7 @@
 """Prompts of a batch: what is equal in it is read once, and nothing else is changed by that."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from models import BOS, IMAGE, PAD, UNK, llava_inputs
 from models import llava as build_llava
 from transformers import LlavaForConditionalGeneration
 
-from sightline import M3ID, PAI, VCD, VDD, Gated, Recipe, Unsure
+from sightline import M3ID, PAI, VCD, VDD, Gated, Recipe, Reusing, Unsure
 from sightline.decoders.branch import Branch, Prefix
+from sightline.decoders.prompts import can_share, is_about_images
 
 SAME, OTHER, SHORTER = (
     [BOS, 8, 9, IMAGE, 20, 21, 22],
@@ -156,6 +158,79 @@ def test_a_keyword_of_each_row_tells_rows_apart():
     out = generate(model, inputs, VDD(1.5, 0.05), tone=tones)
     amateur = out.branch_logits[0][1]
     torch.testing.assert_close(amateur[0], -amateur[1], **EXACT)
+
+
+class Tiled(LlavaForConditionalGeneration):
+    """A keyword of its images, one value for each, changes what is read (Molmo2 has such a one)."""
+
+    def forward(self, pixel_values=None, mm_encoder_outputs=None, image_num_crops=None, **kwargs):
+        kwargs |= dict(pixel_values=pixel_values, mm_encoder_outputs=mm_encoder_outputs)
+        outputs = super().forward(**kwargs)
+        if image_num_crops is not None:
+            outputs.logits = outputs.logits * image_num_crops.sum()
+        return outputs
+
+
+@pytest.mark.parametrize("rows", [[SAME], [SAME, SAME], [SAME, OTHER, SHORTER]], ids=len)
+@pytest.mark.parametrize("asked", [{}, dict(num_beams=2)], ids=["greedy", "beams"])
+def test_an_image_free_prompt_is_read_without_what_tells_of_images(rows, asked):
+    model, plain = build_llava(), build_llava()
+    model.__class__ = Tiled
+    inputs = with_pictures(llava_inputs, rows)
+    crops = torch.full((len(rows),), 2)
+    ours = generate(model, inputs, VDD(1.5, 0.05), image_num_crops=crops, **asked)
+    without = generate(plain, inputs, VDD(1.5, 0.05), **asked)
+    (tiled, blind), (expert, amateur) = ours.branch_logits[0], without.branch_logits[0]
+    torch.testing.assert_close(tiled, expert * 2 * len(rows), **EXACT)
+    torch.testing.assert_close(blind, amateur, **EXACT)
+    reusing = Reusing(VDD(1.5, 0.05))
+    read = [
+        len(sizes_read(model, inputs, reusing, image_num_crops=crops, **asked)) for _ in range(2)
+    ]
+    assert read == [2, 1]
+
+
+def test_keywords_that_tell_of_images_are_told_by_name_or_by_the_processor():
+    tiler = SimpleNamespace(image_processor=SimpleNamespace(model_input_names=["tiles"]))
+    for name in (
+        "image_grid_thw",
+        "image_num_crops",
+        "image_sizes",
+        "image_sizes_videos",
+        "num_images",
+        "pixel_counts",
+        "pixel_attention_mask",
+        "spatial_shapes",
+        "video_compression_mask",
+        "second_per_grid_ts",
+    ):
+        assert is_about_images(name)
+    for name in ("tone", "tiles", "mm_token_type_ids", "logits_to_keep", "use_cache"):
+        assert not is_about_images(name)
+    assert is_about_images("tiles", tiler) and not is_about_images("tone", tiler)
+
+
+def test_keys_are_shared_only_where_nothing_behind_is_part_of_an_image():
+    """A type other than 0 says of a token that others see it as an image's, before it too."""
+    model = build_llava()
+    image = torch.tensor([[False, True, True, False, False]])
+    for types, is_shared in (([0, 1, 1, 0, 0], True), ([0, 1, 1, 1, 0], False)):
+        aligned = {"mm_token_type_ids": torch.tensor([types])}
+        branch = branch_of([[5, 6, 6, 7, 8]], image_mask=image, aligned=aligned)
+        assert can_share(branch, model) == is_shared
+    marked = SimpleNamespace(visual_indicator_features=torch.ones(2, 4))
+    branch = branch_of([[5, 6, 6, 7, 8]], image_mask=image, features={"image": marked})
+    assert not can_share(branch, model)
+
+
+def test_text_that_begins_as_before_keeps_what_runs_along_it():
+    """The closing marker 7 keeps its type; new tokens have type 0, and all count on."""
+    types = {"mm_token_type_ids": torch.tensor([[0, 1, 1, 1, 0, 0]])}
+    branch = branch_of([[5, 6, 6, 7, 8, 9]], aligned=types)
+    made = branch.continued(torch.tensor([0]), [3], [[7, 10, 11, 12]], None)
+    assert made.input_ids.tolist() == [[5, 6, 6, 7, 10, 11, 12]]
+    assert made.aligned["mm_token_type_ids"].tolist() == [[0, 1, 1, 1, 0, 0, 0]]
+    assert made.position_ids.tolist() == [list(range(7))]
 
 
 def branch_of(ids, **changes):

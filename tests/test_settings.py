@@ -40,6 +40,7 @@ from sightline import (
 )
 from sightline.attention.recalibrations import ImageGain, ImageScale
 from sightline.attention.reference import KeyWeights
+from sightline.chat import prompt_inputs
 from sightline.decoders import DECODERS
 from sightline.decoders.agla import SelfMatcher
 from sightline.settings import Limits
@@ -257,6 +258,21 @@ def test_the_default_device_is_not_where_a_call_runs(llava, method, asked):
     with default_device("meta"):
         found = model.generate(**inputs, **asked)
     assert torch.equal(found, expected)
+
+
+def test_nor_where_a_prompt_is_made(monkeypatch):
+    """With a chat template, and by a processor that finds image tokens in a text by itself."""
+    talker = TALKERS["lab"]()
+    said = []
+    for device in ("cpu", "meta"):
+        with default_device(device):
+            said.append(prompt_inputs(talker.model, talker.processor, talker.pictures[0], "What?"))
+    for name, values in said[0].items():
+        assert torch.equal(said[1][name], values)
+    monkeypatch.setattr(talker.processor, "chat_template", None)
+    with default_device("meta"):
+        made = prompt_inputs(talker.model, talker.processor, talker.pictures[0], "<image> What?")
+    assert (made["input_ids"] == talker.image).any() and made["pixel_values"].device.type == "cpu"
 
 
 ASKING = {

@@ -580,7 +580,8 @@ def mvp(talker, **settings):
 def votes_of(talker, decoder, questions=QUESTIONS, pictures=None):
     def counted(model, input_ids, generation_config, images=None, **kwargs):
         del kwargs["logits_processor"], kwargs["stopping_criteria"]
-        return decoder._votes(model, input_ids, generation_config, images, kwargs)
+        expert = decoder._expert(model, input_ids, generation_config, images, kwargs)
+        return decoder._votes(model, expert)
 
     given = list(pictures or shown(talker))
     return generate(talker, counted, questions, given, images=given)[0]
