@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from sightline.chat import (
     has_template,
@@ -31,6 +32,7 @@ from sightline.evaluation.contenders import GREEDY, Contender
 from sightline.evaluation.metrics import NO, YES
 from sightline.evaluation.processes import find_processes
 from sightline.lab import CHECKPOINT
+from sightline.logits.finite import FiniteRows
 
 LAB = "sightline.lab"
 
@@ -326,29 +328,42 @@ class Asker:
         inputs: Mapping[str, Tensor],
         **settings: Any,
     ) -> Any:
-        """One call of the model's `generate`, its samples drawn from the batch's seed."""
+        """One call of the model's `generate`, its samples drawn from the batch's seed.
+
+        Raises:
+            ValueError: Logits are not finite. Decoders look themselves.
+        """
+        finite = FiniteRows()
+        watched = {"logits_processor": LogitsProcessorList([finite])}
         looked_at = {"images": list(prepared.pictures)} if contender.needs_images else {}
         told = processor_for(contender.strategy, self.processor, self.chat_template_kwargs)
         cards = range(torch.cuda.device_count()) if input_device(self.model).type == "cuda" else ()
         with torch.random.fork_rng(devices=cards):
             torch.manual_seed(prepared.batch.seed)
-            return self.model.generate(
+            outputs = self.model.generate(
                 **inputs,
                 **contender.generation(self.temperature),
                 **looked_at,
                 **told,
+                **(watched if contender.strategy is None else {}),
                 **settings,
             )
+        finite.check()
+        return outputs
 
     def first_logits(self, logits: Tensor) -> list[tuple[float, float, float] | None]:
-        """The best "yes", the best "no" and the best of the rest: `[B, V]` -> B triples."""
+        """The best "yes", the best "no" and the best of the rest: `[B, V]` -> B triples.
+
+        None where one of them is banned: no constant turns such an answer.
+        """
         yes, no = self.yes_no
         if not yes or not no:
             return [None] * len(logits)
         rest = logits.float().clone()
         rest[:, yes + no] = -torch.inf
         best = [logits[:, yes].amax(-1), logits[:, no].amax(-1), rest.amax(-1)]
-        return [tuple(row) for row in torch.stack([b.float() for b in best], dim=-1).tolist()]
+        rows = torch.stack([b.float() for b in best], dim=-1).tolist()
+        return [tuple(row) if all(map(math.isfinite, row)) else None for row in rows]
 
 
 @dataclass(frozen=True)
