@@ -64,7 +64,7 @@ class Answer:
         return self.task, self.decoder, self.id
 
     def line(self) -> str:
-        return json.dumps(vars(self), ensure_ascii=False) + "\n"
+        return json.dumps(vars(self), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 # One file

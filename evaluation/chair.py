@@ -455,7 +455,7 @@ class Chair:
             "tables": self.tables,
             "truth": {str(image): sorted(nodes) for image, nodes in truth.items()},
         }
-        Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
 
     def load_truth(self, path: Path) -> dict[int, frozenset[str]]:
         """Reads what `save_truth` wrote.
@@ -590,7 +590,7 @@ def _by_first_word(compounds: Mapping[str, str]) -> dict[str, list[tuple[tuple[s
 
 
 def _hash(content: Any) -> str:
-    return digest(json.dumps(content, sort_keys=True).encode())
+    return digest(json.dumps(content, sort_keys=True, allow_nan=False).encode())
 
 
 # Files
