@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sightline.messages import enumerated, short
+from sightline.messages import check_characters, enumerated, short
 from sightline.pictures import listed, open_picture
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}
@@ -175,7 +175,7 @@ def written_argument(name: str, value: Any) -> str:
 def _value(text: str) -> Any:
     try:
         return WORDS[text.lower()] if text.lower() in WORDS else json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or none that can be read
         return text
 
 
@@ -290,6 +290,7 @@ def check_question(text: Any) -> None:
     """Raises `ValueError` unless there are words to answer."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"a question or instruction in words is needed, got {short(text)}")
+    check_characters(text, "the question")
 
 
 def has_template(processor: Any) -> bool:

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -143,5 +145,23 @@ def as_it_is(made: Any) -> Any:
 
 
 def begin(worker: int) -> None:
-    """Tokenizers warn of a fork unless they are told to work in one thread."""
+    """In the new process: it ends with its parent, and Ctrl+C is for the parent.
+
+    Tokenizers warn of a fork unless they are told to work in one thread.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def end_with_parent() -> None:
+    """Ends this process when its parent has ended, by a kill too: a pipe to it is closed then.
+
+    `DataLoader` looks for its parent only while it waits for work, and a process whose parent was
+    killed waits for ever for someone to take what it has made.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+    parent.join()
+    os._exit(1)

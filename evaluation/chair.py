@@ -29,6 +29,7 @@ from sightline.evaluation.files import (
     check_pictures,
     digest,
     fingerprint,
+    open_inside,
     pick,
     read_json,
     read_lines,
@@ -38,8 +39,8 @@ from sightline.evaluation.files import (
 from sightline.evaluation.metrics import Metric
 from sightline.evaluation.objects import Vocabulary
 from sightline.evaluation.statistics import HIGHER, LOWER, Ratio
-from sightline.messages import enumerated, short
-from sightline.pictures import open_picture, path_is
+from sightline.messages import check_characters, enumerated, short
+from sightline.pictures import path_is
 
 SYNONYMS_PUBLISHED = (
     "The synonym table is published as data/synonyms.txt in github.com/LisaAnne/Hallucination"
@@ -803,6 +804,7 @@ class ChairBenchmark:
             ids = read_ids(Path(image_ids))
         else:
             ids = check_listed(image_ids, "image_ids")
+        check_characters(prompt, "the prompt")
         self.images, self.prompt, self.cut = Path(images), prompt, cut
         self.metric = metric or Chair()
         annotated = {
@@ -835,7 +837,7 @@ class ChairBenchmark:
         }
 
     def picture(self, item: Item) -> Image.Image:
-        return open_picture(self.images / item.image)
+        return open_inside(self.images, item.image)
 
     def prediction(self, item: Item, text: str) -> str | None:
         """Captions say neither yes nor no."""

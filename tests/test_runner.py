@@ -119,8 +119,8 @@ def test_a_bad_line_in_the_middle_is_named(tmp_path, bad):
 
 def test_a_second_answer_for_one_question_is_named(tmp_path):
     path = tmp_path / "answers.jsonl"
-    files.append(path, [an_answer(), an_answer(decoder="vdd"), an_answer()])
-    with pytest.raises(ValueError, match=r"line 3 answers .*0-dog.* a second time"):
+    files.append(path, [an_answer(), an_answer(decoder="vdd"), an_answer(answer="No")])
+    with pytest.raises(ValueError, match=r"line 3 answers .*0-dog.* a second time, and diff"):
         files.read(path)
 
 
