@@ -15,7 +15,6 @@ NO_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
 )
-LOST = "DataLoader worker"  # how torch's messages of an ended process begin
 
 
 @contextmanager
@@ -31,10 +30,9 @@ def explained(batch_size: int) -> Iterator[None]:
                 "begin another run with a smaller --batch-size (batches decide how answers are "
                 "rounded, so a run keeps its own)"
             ) from error
-        if isinstance(error, RuntimeError) and LOST in str(error):
+        if isinstance(error, ChildProcessError):
             raise OSError(
-                "the process that prepares images has ended, by a kill or because memory was out: "
-                "what was answered before is kept, continue with --resume"
+                f"{error}: what was answered before is kept, continue with --resume"
             ) from error
         raise
 

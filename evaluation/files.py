@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from sightline.json_text import json_text
 from sightline.messages import LONGEST, check_characters, clipped, enumerated, short
 from sightline.pictures import open_picture, path_is
 
@@ -126,7 +127,7 @@ def parse_json(text: str, place: str) -> Any:
     try:
         value = json.loads(text)
         if HALF.search(text):
-            check_characters(json.dumps(value, ensure_ascii=False), place)
+            check_characters(json_text(value, ensure_ascii=False), place)
     except RecursionError:
         raise ValueError(f"{place}: the JSON is nested too deeply") from None
     except json.JSONDecodeError:
@@ -213,7 +214,7 @@ def check_pictures(folder: Path, names: Iterable[str]) -> None:
 
 
 def open_inside(folder: Path, name: str) -> Image.Image:
-    """The picture of a name below a folder, or `ValueError`: as `open_picture`, or it is outside."""
+    """The picture of a name below a folder; raises as `open_picture`, and for one outside."""
     if leads_out(folder, name):
         raise ValueError(f"{clipped(name)} is outside of {clipped(folder, 2 * LONGEST)}")
     return open_picture(folder / name)

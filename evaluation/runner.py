@@ -31,7 +31,7 @@ from sightline.evaluation import answers as files
 from sightline.evaluation import report
 from sightline.evaluation.answers import Answer, Key
 from sightline.evaluation.asking import Asker, Preparation, Prepared, Source
-from sightline.evaluation.batches import Batch, ahead, cut
+from sightline.evaluation.batches import Ahead, Batch, cut
 from sightline.evaluation.benchmark import Benchmark
 from sightline.evaluation.contenders import (
     YES_SHIFT,
@@ -161,7 +161,7 @@ def collect(
         turn for turn in plan if not all(turn.is_done(c, answers) for c in turn.contenders)
     ]
     batches = [turn.batch for turn in open_turns]
-    make = ahead(preparation, batches) if watch.forks else (preparation(b) for b in batches)
+    make = Ahead(preparation, batches) if watch.forks else (preparation(b) for b in batches)
     with closing(make) as prepared:
         for turn in open_turns[:1]:
             with watch.turn(), named(turn.contenders[0], turn.batch):
