@@ -604,3 +604,17 @@ def test_what_is_no_text_on_the_command_line_is_one_line(arguments, tmp_path, mo
 
 def test_what_a_clock_says_is_left_out_alike():
     assert set(MEASURED) == set(files.MEASURED)
+
+
+# Kills at random moments
+
+
+@needs_weights
+def test_kills_at_random_moments_change_nothing(monkeypatch):
+    """The short form; `python benchmarks/attack_runs.py` kills a hundred times."""
+    monkeypatch.syspath_prepend(HERE.parent / "benchmarks")
+    import attack_runs
+
+    found = attack_runs.attack(short=True)
+    assert found["passed"], found
+    assert sum(found["kills"].values()) == 3
