@@ -61,9 +61,12 @@ def plain(value: Any) -> Any:
 
 def attention(config: Any) -> dict[str, Any]:
     """The implementation that each part of a model uses, by the name of its config."""
-    parts = {name: getattr(config, name, None) for name in config.sub_configs}
-    parts = {"model": config, **{name: part for name, part in parts.items() if part is not None}}
-    return {name: part._attn_implementation for name, part in parts.items()}
+    found = {"model": config._attn_implementation}
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if part is not None:
+            found[name] = part._attn_implementation
+    return found
 
 
 def tokens(tokenizer: Any) -> dict[str, Any]:
@@ -114,6 +117,6 @@ def as_integers(value: Tensor) -> Tensor:
     """The same bits as whole numbers `[N]`, as wide as fits."""
     flat = value.detach().as_subclass(Tensor).contiguous().flatten().view(torch.uint8)
     for kind in INTEGERS:
-        if (flat.numel() | flat.storage_offset()) % kind.itemsize == 0:
+        if all(int(n) % kind.itemsize == 0 for n in (flat.numel(), flat.storage_offset())):
             return flat.view(kind)
     raise AssertionError("every tensor is a whole number of bytes")

@@ -20,7 +20,8 @@ class FiniteRows(LogitsProcessor):
     def __call__(self, input_ids: Tensor | None, scores: Tensor) -> Tensor:
         """Logits or log-probabilities `[R, V]` -> the same, zeros in broken rows."""
         broken = ~scores.amax(dim=-1, keepdim=True).isfinite()  # NaN where the row has a NaN
-        self.found = broken.any() if self.found is None else self.found | broken.any()
+        found = broken.any()
+        self.found = found if self.found is None else self.found | found.to(self.found.device)
         return scores.masked_fill(broken, 0.0)
 
     def check(self) -> None:
