@@ -169,12 +169,14 @@ def parse_arguments(assignments: Sequence[str]) -> dict[str, Any]:
 def written_argument(name: str, value: Any) -> str:
     """`enable_thinking=false`, which `parse_arguments` reads as the same value."""
     is_plain = isinstance(value, str) and _value(value) == value
-    return f"{name}={value if is_plain else json.dumps(value)}"
+    return f"{name}={value if is_plain else json.dumps(value, allow_nan=False)}"
 
 
 def _value(text: str) -> Any:
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
     try:
-        return WORDS[text.lower()] if text.lower() in WORDS else json.loads(text)
+        return json.loads(text, parse_constant=str)
     except (ValueError, RecursionError):  # no JSON, or none that can be read
         return text
 
