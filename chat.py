@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sightline.messages import enumerated, short
+from sightline.messages import check_characters, enumerated, short
 from sightline.pictures import listed, open_picture
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}
@@ -172,13 +172,15 @@ def parse_arguments(assignments: Sequence[str]) -> dict[str, Any]:
 def written_argument(name: str, value: Any) -> str:
     """`enable_thinking=false`, which `parse_arguments` reads as the same value."""
     is_plain = isinstance(value, str) and _value(value) == value
-    return f"{name}={value if is_plain else json.dumps(value)}"
+    return f"{name}={value if is_plain else json.dumps(value, allow_nan=False)}"
 
 
 def _value(text: str) -> Any:
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
     try:
-        return WORDS[text.lower()] if text.lower() in WORDS else json.loads(text)
-    except json.JSONDecodeError:
+        return json.loads(text, parse_constant=str)
+    except (ValueError, RecursionError):  # no JSON, or none that can be read
         return text
 
 
@@ -296,6 +298,7 @@ def check_question(text: Any) -> None:
     """Raises `ValueError` unless there are words to answer."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"a question or instruction in words is needed, got {short(text)}")
+    check_characters(text, "the question")
 
 
 def has_template(processor: Any) -> bool:

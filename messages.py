@@ -36,3 +36,17 @@ def check_list(name: str, values: Any, example: str) -> None:
     """Raises `ValueError` for a text where a list is meant: its letters would be the members."""
     if isinstance(values, str | bytes):
         raise ValueError(f"{name} must be a list such as {example}, got the text {short(values)}")
+
+
+def check_characters(text: str, what: str) -> None:
+    """Raises `ValueError` for text that UTF-8 cannot hold: half a character, or another encoding.
+
+    What a command line or a file name holds in another encoding is such text in Python.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} holds half a character at {error.start} ({text[error.start]!r}), which no "
+            "text in UTF-8 has: write it in UTF-8"
+        ) from None

@@ -24,7 +24,6 @@ with the reference; a difference is printed and ends the run with exit code 1.
 
 import argparse
 import itertools
-import json
 import math
 import statistics
 import sys
@@ -56,6 +55,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from sightline.attention import reference
 from sightline.attention.interface import attend_for
 from sightline.attention.reference import KeyWeights, Record, Recorded
+from sightline.json_text import json_text
 
 ALPHA = 0.2
 IMAGE = slice(35, 35 + 576)  # LLaVA-1.5's picture in its prompt
@@ -888,7 +888,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[Sh
 def main(arguments: Sequence[str] | None = None) -> int:
     options, shapes = parsed(arguments)
     cuda = is_cuda(options.device)
-    print(json.dumps(machine(options.device)))
+    print(json_text(machine(options.device)))
     bench = Bench(options)
     print(
         f"{options.dtype}; ours: {implementation(options.device)}; a copy moves "
@@ -903,7 +903,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             torch.cuda.empty_cache()
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(bench.result(shapes), indent=1))
+            options.out.write_text(json_text(bench.result(shapes), indent=1))
         print(f"{number + 1} of {len(shapes)}: {shape.name}", file=sys.stderr, flush=True)
 
     result = bench.result(shapes)

@@ -28,7 +28,6 @@ when a run is stopped; the plot comes last. `report.py` makes tables and a plot 
 """
 
 import argparse
-import json
 import math
 import shlex
 import sys
@@ -49,6 +48,7 @@ from timing import measure
 
 from sightline.chat import prompt_inputs
 from sightline.decoders import VDD
+from sightline.json_text import json_text
 from sightline.lab import PICTURES
 from sightline.lab.dialogue import DESCRIBE
 from sightline.logits.gates import Undecided
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "command": shlex.join(["python", "benchmarks/decoding.py", *given]),
         "runs": [],
     }
-    print(json.dumps(result["machine"]))
+    print(json_text(result["machine"]))
 
     def write(run: dict[str, Any]) -> None:
         """Also in the place of what was written of this run before."""
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n" + report.section(run), flush=True)
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(result, indent=1))
+            options.out.write_text(json_text(result, indent=1))
         if options.markdown:
             options.markdown.parent.mkdir(parents=True, exist_ok=True)
             options.markdown.write_text(report.markdown(result))

@@ -8,7 +8,6 @@ the server's resident memory after the first requests, and after twenty more.
 """
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -22,6 +21,8 @@ from typing import Any
 
 from machine import machine
 from playwright.sync_api import Page, sync_playwright
+
+from sightline.json_text import json_text
 
 WARM = 20  # comparisons before memory is taken for the first time
 MORE = 20
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--screenshot", type=Path, help="PNG of the page with answers")
     options = parser.parse_args()
     result = {"machine": machine("cpu"), "cores": os.cpu_count(), **measure(options.screenshot)}
-    text = json.dumps(result, indent=1)
+    text = json_text(result, indent=1)
     print(text)
     if options.out:
         options.out.write_text(text + "\n")

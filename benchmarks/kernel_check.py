@@ -20,6 +20,7 @@ from kernel_cases import CASES, DEVICE, compare, make, named
 from machine import is_cuda, machine
 
 from sightline.attention import kernel
+from sightline.json_text import json_text
 
 WORKERS = 12
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -72,7 +73,7 @@ def main(worker: Sequence[str], out: Path, seconds: float) -> int:
         "wrong": wrong,
         "results": found,
     }
-    out.write_text(json.dumps(result, indent=1))
+    out.write_text(json_text(result, indent=1))
     print(
         f"{len(found)} of {total} cases compared with the definition, {result['captured']} of them "
         f"captured in a graph and replayed; {len(wrong)} wrong"
@@ -88,7 +89,7 @@ def main(worker: Sequence[str], out: Path, seconds: float) -> int:
 def work(number: int, count: int, is_dry: bool) -> int:
     """Prints a JSON line for every `count`-th case, beginning with case `number`."""
     cases = chosen(is_dry)
-    print(json.dumps({"cases": len(cases)}), flush=True)
+    print(json_text({"cases": len(cases)}), flush=True)
     with kernel_cases.bf16_products():
         for case in cases[number::count]:
             began = time.monotonic()
@@ -106,7 +107,7 @@ def work(number: int, count: int, is_dry: bool) -> int:
                 "captured": not (wrong or captured) and is_cuda(DEVICE),
                 "seconds": time.monotonic() - began,
             }
-            print(json.dumps(line), flush=True)
+            print(json_text(line), flush=True)
             if is_lost(wrong):
                 return 1
     return 0

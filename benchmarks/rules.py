@@ -10,7 +10,6 @@ one after another. The floor is the logits' bytes, read once, over the bandwidth
 """
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -24,6 +23,7 @@ from machine import DTYPES, copy_bandwidth, machine, synchronise
 from report import spelled
 from timing import spread
 
+from sightline.json_text import json_text
 from sightline.logits.growing import GrowingGuidance
 from sightline.logits.rules import Additive, Contrastive, Guidance, Plausibility, State
 
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "dtype": options.dtype,
         "rows": [],
     }
-    print(json.dumps(result["machine"]))
+    print(json_text(result["machine"]))
     for vocabulary in options.vocabulary:
         for rows in options.rows:
             found = measured(vocabulary, rows, options, bytes_per_second)
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ]
             if options.out:
                 options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(result, indent=1) + "\n")
+                options.out.write_text(json_text(result, indent=1) + "\n")
     print("\n" + table(result["rows"]))
 
 

@@ -9,7 +9,6 @@ the loop's time over that of `generate` alone, in the median round.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from sightline.evaluation.batches import cut
 from sightline.evaluation.contenders import Contender, parse_contenders
 from sightline.evaluation.lab import LabBenchmark
 from sightline.evaluation.runner import Turn, collect, turns
+from sightline.json_text import json_text
 
 LISTS = (("greedy",), ("greedy", "vcd", "vdd", "pai"))
 LIMIT = 0.03
@@ -122,10 +122,10 @@ def main() -> None:
         lines.append(row(found[-1]))
     described = machine(options.device)
     print("\n".join(lines))
-    print(json.dumps(described))
+    print(json_text(described))
     if options.out:
         content = {"machine": described, "options": vars(options) | {"out": None}, "rows": found}
-        options.out.write_text(json.dumps(content, indent=2) + "\n")
+        options.out.write_text(json_text(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

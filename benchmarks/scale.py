@@ -14,7 +14,6 @@ CPU arithmetic is not free beside reading, so a batch leaves this bound there.
 """
 
 import argparse
-import json
 import shlex
 import statistics
 import sys
@@ -34,6 +33,7 @@ from timing import spread
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sightline import PAI, VDD, NoImage, Recipe, UnknownImage
+from sightline.json_text import json_text
 
 WINDOW = 16
 SETTLING = 2  # steps of an answer that are not counted
@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "run": {name: getattr(options, name) for name in ("model", "dtype", "cache", "rounds")},
         "points": [],
     }
-    print(json.dumps(result["machine"]))
+    print(json_text(result["machine"]))
     for point in points(options):
         subject = asked(point.batch, point.pictures)
         found = [described(row) for row in timed(point, subject, options, bytes_per_second)]
@@ -310,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{point.panel}: {found[-1]['x']}", file=sys.stderr, flush=True)
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(result, indent=1))
+            options.out.write_text(json_text(result, indent=1))
     print("\n" + table(result))
     if options.plot:
         print("\n" + plot(result, options.plot))

@@ -9,7 +9,6 @@ slows the host down, so its times of operators are shares of a step, not what th
 """
 
 import argparse
-import json
 import shlex
 import statistics
 import sys
@@ -27,6 +26,8 @@ from subjects import NAMES, Subject, ask, load
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import StoppingCriteria, StoppingCriteriaList
+
+from sightline.json_text import json_text
 
 # All that look at a value end in `_local_scalar_dense`, but for these others.
 WAITS = (
@@ -174,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = "\n\n".join([head, *(table(row) for row in result["rows"])]) + "\n"
     print(text)
     for path, content in (
-        (options.out, json.dumps(result, indent=1) + "\n"),
+        (options.out, json_text(result, indent=1) + "\n"),
         (options.markdown, text),
     ):
         if path:

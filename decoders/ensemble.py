@@ -71,6 +71,7 @@ from sightline.decoders.prompts import (
     prepare_inputs,
 )
 from sightline.decoders.streams import layers_that_look, recording, separate, stream
+from sightline.logits.finite import FiniteRows
 from sightline.logits.rules import Plausibility, Rule, State
 from sightline.pictures import are_none
 
@@ -148,6 +149,7 @@ class Ensemble:
             self.look_layers = layers_that_look(self.blocks[0].ledger, asked.looks)
             self.blocks[0] = recording(self.blocks[0], self.look_layers, "row")
         self.early = EarlyLogits(model, rule)
+        self.finite = FiniteRows()
         self.runs: tuple[Run, ...] = ()
 
     @property
@@ -227,7 +229,9 @@ class Ensemble:
         """One answered token of every row through the model."""
         with self._watched(self.blocks, 1, self.runs) as watching:
             outputs = call(**{**inputs, **watching, **self.early.keywords})
-        self.state.early = self.early.take(outputs, self.rows)
+        self.state.early = tuple(
+            self.finite(None, logits) for logits in self.early.take(outputs, self.rows)
+        )
         if not inputs.get("output_hidden_states"):
             outputs.hidden_states = None
         if outputs.get("attentions") is not None:
@@ -344,7 +348,7 @@ class Ensemble:
         index = index.repeat_interleave(self.asked.copies)
         if number == 0:
             early = self.early.take(outputs, len(branch.input_ids))
-            self.state.early = tuple(logits[index] for logits in early)
+            self.state.early = tuple(self.finite(None, logits)[index] for logits in early)
         if not shared.get("output_hidden_states"):
             outputs.hidden_states = None
         outputs.logits = outputs.logits[:, -1:][index]
@@ -365,7 +369,7 @@ class Ensemble:
 
     def _combine(self, outputs: Any) -> Any:
         """Replaces the logits of N*R rows by the rule's scores `[R, 1, V]`, in float32."""
-        logits = outputs.logits[:, -1].float()
+        logits = self.finite(None, outputs.logits[:, -1].float())
         self.latest = logits.chunk(len(self.branches))
         if self.image_attention is not None:
             self.image_attention.append(self._look())
@@ -381,8 +385,12 @@ class Ensemble:
         return outputs
 
     def _cut_scores(self) -> Tensor:
-        """The rule's, after bans, penalties and the cut: `[R, V]`. Beam search normalises them."""
+        """The rule's, after bans, penalties and the cut: `[R, V]`. Beam search normalises them.
+
+        A token that the model itself bans stays banned: a contrast of -inf with -inf is NaN.
+        """
         scores = self._scores()
+        scores = scores.masked_fill(self.latest[0].isneginf(), -torch.inf)
         if self.asked.processors:
             scores = self._processed(scores.log_softmax(dim=-1) if self.asked.is_beam else scores)
         return self.rule.cut(scores, self.latest[0])
@@ -463,7 +471,11 @@ def decode(
         recipe, images = recipe.without_images(), None
     if recipe.is_plain and not looks:
         show_prompt(token_streamer, input_ids)
-        return loop(model, input_ids, logits_processor=logits_processor, **calling, **model_kwargs)
+        finite = FiniteRows()
+        checked = LogitsProcessorList([finite, *logits_processor])
+        outputs = loop(model, input_ids, logits_processor=checked, **calling, **model_kwargs)
+        finite.check()
+        return outputs
 
     copies = max(generation_config.num_beams, generation_config.num_return_sequences)
     check_vision_language(model)
@@ -523,6 +535,7 @@ def decode(
     show_prompt(token_streamer, input_ids)
     with switched(model) if ensemble.watches else nullcontext():
         outputs = loop(ensemble, input_ids, logits_processor=logits_processor, **calling, **kwargs)
+    ensemble.finite.check()
     return outputs if isinstance(outputs, Tensor) else finish(outputs, ensemble)
 
 
@@ -610,6 +623,7 @@ def say(
             generation_config=config,
             **kwargs,
         )
+    ensemble.finite.check()
     return said[:, branch.length :]
 
 

@@ -38,6 +38,7 @@ class GatedEnsemble(Ensemble):
             asked, keep_logits=False, selections=(), looks=False, processors=LogitsProcessorList()
         )
         self.others = Ensemble(model, others, Plausibility(beta=0), behind)
+        self.others.finite = self.finite
         self.cache: Any = None  # the others', once they have read anything
         self.read = -1  # tokens of the answer that are in it; -1: not even the prompt
         self.starting: tuple[Any, dict[str, Any]] = (None, {})

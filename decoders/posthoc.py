@@ -30,6 +30,7 @@ from sightline.decoders.ranges import Usual
 from sightline.decoders.template import tokenizer_of
 from sightline.decoders.vdd import Variant, image_free
 from sightline.logits.calibration import Aggregate, calibrate, label_masses, reference
+from sightline.logits.finite import check_finite
 from sightline.settings import Markers, Positive, Processor, TokenId, Words, wrong
 
 Reference = Literal["none", "unk", "none_unk"]
@@ -177,6 +178,7 @@ class PostHocDebias(Passed):
         """Unnormalised label masses `[B, C]` and logits `[B, V]` at the first answer position."""
         cache = branch.cache(model)
         logits = forward_prompt(model, branch, cache, shared).logits[:, -1].float()
+        check_finite(logits)
         if all(len(forms) for forms in self._single):
             return label_masses(logits.softmax(dim=-1), self._single, self.aggregate), logits
         first = logits.log_softmax(dim=-1)
@@ -253,6 +255,7 @@ def sequence_score(
     }
     ids = torch.cat([branch.input_ids, answer[:-1].expand(rows, -1)], dim=1)
     logits = model(**prepare_inputs(model, ids, given), return_dict=True).logits[:, -follow:]
+    check_finite(logits.flatten(0, 1))
     later = logits.float().log_softmax(dim=-1)
     steps = later.gather(2, answer[1:].expand(rows, -1)[..., None]).squeeze(-1)
     return (score + steps.sum(dim=1)) / len(tokens)

@@ -33,6 +33,7 @@ from sightline.evaluation.files import (
     check_pictures,
     check_unique,
     fingerprint,
+    open_inside,
     pick,
     read_json,
     read_lines,
@@ -41,7 +42,6 @@ from sightline.evaluation.files import (
 from sightline.evaluation.metrics import NO, YES, Metric
 from sightline.evaluation.statistics import HIGHER, LOWER, Ratio
 from sightline.messages import short
-from sightline.pictures import open_picture
 
 PUBLISHED = "It is published in github.com/junyangwang0410/AMBER, under data/"
 RELATION_PUBLISHED = (
@@ -653,7 +653,7 @@ class Amber:
         return Item(task, row.key("id"), question, image, image, note["truth"])
 
     def picture(self, item: Item) -> Image.Image:
-        return open_picture(self.images / item.image)
+        return open_inside(self.images, item.image)
 
     def prediction(self, item: Item, text: str) -> str | None:
         return self._parse(text)

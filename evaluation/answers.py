@@ -8,12 +8,13 @@ import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sightline.messages import short
+from sightline.messages import LONGEST, clipped, short
 
+MEASURED = ("ms", "first_ms", "peak_mb")  # what differs between two runs of one batch
 Key = tuple[str, str, str]
 Asked = Mapping[tuple[str, str], str]
 """The question of each task and id."""
@@ -63,8 +64,12 @@ class Answer:
     def key(self) -> Key:
         return self.task, self.decoder, self.id
 
+    def is_again(self, other: "Answer") -> bool:
+        """Whether both say the same, whatever it took."""
+        return replace(self, **{name: getattr(other, name) for name in MEASURED}) == other
+
     def line(self) -> str:
-        return json.dumps(vars(self), ensure_ascii=False) + "\n"
+        return json.dumps(vars(self), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 # One file
@@ -119,14 +124,17 @@ def read(
 ) -> dict[Key, Answer]:
     """The answers of a file by key, in its order.
 
+    An answer that stands there twice, equal but for times and memory, counts once: two runs at a
+    time, as older versions let happen, leave such.
+
     Args:
         path: May not exist.
         asked: The questions of the run; None: not checked.
         decoders: The labels of the run; None: not checked.
 
     Raises:
-        ValueError: For a line that is no answer, an answer that stands there twice, and answers to
-            other questions or of other decoders.
+        ValueError: For a line that is no answer, two different answers to a question, and answers
+            to other questions or of other decoders.
     """
     answers: dict[Key, Answer] = {}
     if not path.exists():
@@ -135,13 +143,15 @@ def read(
         for number, line in enumerate(file, start=1):
             place = f"{path}, line {number}"
             try:
-                fields = json.loads(line)
+                fields = json.loads(line, parse_constant=refuse_constant)
                 fields["logits"] = fields["logits"] and tuple(fields["logits"])
                 answer = Answer(**fields)
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{place} is no answer: {error}") from None
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise ValueError(f"{place} is no answer: {clipped(error)}") from None
             if answer.key in answers:
-                raise ValueError(f"{place} answers {answer.key} a second time")
+                if answer.is_again(answers[answer.key]):
+                    continue
+                raise ValueError(f"{place} answers {answer.key} a second time, and differently")
             if asked is not None and asked.get((answer.task, answer.id)) != answer.question:
                 raise ValueError(
                     f"{place} answers {answer.id} of {answer.task}, "
@@ -165,8 +175,8 @@ def read_all(
 ) -> dict[Key, Answer]:
     """The answers of all processes by key.
 
-    An answer that stands in two files alike counts once: a run that is killed while its files are
-    merged leaves such.
+    An answer that stands in two files, equal but for times and memory, counts once: a run that is
+    killed while its files are merged leaves such.
 
     Raises:
         ValueError: As `read`, and where two files answer a question differently.
@@ -174,7 +184,7 @@ def read_all(
     answers: dict[Key, Answer] = {}
     for path in parts(out):
         for key, answer in read(path, asked, decoders).items():
-            if answers.setdefault(key, answer) != answer:
+            if not answers.setdefault(key, answer).is_again(answer):
                 raise ValueError(
                     f"{path} answers {key}, and another answers file of {out} does so differently"
                 )
@@ -185,8 +195,9 @@ def merge(out: Path, answers: Mapping[Key, Answer], order: Sequence[Key]) -> dic
     """Leaves all answers in `answers.jsonl`, in order, and no other answers file; returns them."""
     ordered = {key: answers[key] for key in order}
     first, *others = [part(out, 0), *(path for path in parts(out) if path != part(out, 0))]
-    if list(read(first)) != list(ordered):
-        write_whole(first, "".join(answer.line() for answer in ordered.values()))
+    text = "".join(answer.line() for answer in ordered.values())
+    if not first.exists() or first.read_bytes() != text.encode():
+        write_whole(first, text)
     for path in others:
         path.unlink()
     return ordered
@@ -205,8 +216,23 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+def refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """What a run's `run.json` says, or `ValueError` for another file of that name."""
+    path = out / "run.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        content = clipped(error)
+    if not isinstance(content, dict) or not isinstance(content.get("fixed"), dict):
+        raise ValueError(
+            f"{path} is not what a run has written ({clipped(content, LONGEST)}): choose another "
+            "--out"
+        )
+    return content
 
 
 # A run's folder
@@ -225,9 +251,10 @@ def check_folder(out: Path, resume: bool) -> None:
 
 def check_run(out: Path, header: Mapping[str, Any]) -> None:
     """Raises `ValueError` where the run that lies there is another one."""
-    saved = read_json(out / "run.json")["fixed"]
-    wanted = json.loads(json.dumps(header["fixed"]))
-    changed = differences(saved, wanted)
+    saved = read_run(out)
+    wanted = json.loads(json.dumps(header, allow_nan=False))
+    changed = differences(saved["fixed"], wanted["fixed"])
+    changed += [f"{name}: now, not then" for name in wanted if name not in saved]
     if changed:
         raise ValueError(
             f"{out} holds a run with other settings, choose another --out. " + "; ".join(changed)
@@ -246,7 +273,7 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], inside: str
         elif name not in saved:
             found.append(f"{inside}{name}: now, not then")
         elif then != now:
-            found.append(f"{inside}{name}: {then} then, {now} now")
+            found.append(f"{inside}{name}: {short(then)} then, {short(now)} now")
     return found
 
 
@@ -263,7 +290,6 @@ def open_run(out: Path, header: Mapping[str, Any], resume: bool) -> None:
         ValueError: Where a run lies there and `resume` is not asked for, or its fixed settings
             differ.
     """
-    out.mkdir(parents=True, exist_ok=True)
     check_folder(out, resume)
     if not (out / "run.json").exists():
         write_json(out / "run.json", header)

@@ -1,19 +1,18 @@
 """A batch put to the model: the prompt, one call of `generate`, what was said, and its cost."""
 
 import copy
-import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from sightline.chat import (
     has_template,
@@ -31,6 +30,8 @@ from sightline.evaluation.contenders import GREEDY, Contender
 from sightline.evaluation.metrics import NO, YES
 from sightline.evaluation.processes import find_processes
 from sightline.lab import CHECKPOINT
+from sightline.logits.finite import FiniteRows
+from sightline.messages import LONGEST, clipped
 
 LAB = "sightline.lab"
 
@@ -56,12 +57,10 @@ class Source:
         """One whose weights are there already; `name` is what reports call it.
 
         The processor is copied: what is set in it for batches is not set in that of others, and a
-        tokenizer must not be used by two threads at once. Weights are not told apart from others
-        of that name.
+        tokenizer must not be used by two threads at once.
         """
         source = cls(None if name == LAB else name, str(model.device))
         source.model, source.processor = model, for_batches(copy.deepcopy(processor))
-        source.fingerprint = "as loaded"
         return source
 
     @property
@@ -94,19 +93,6 @@ class Source:
                 self.place, dtype=self.dtype, device_map=self.device_map
             )
         return model.eval()
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Tells two sets of weights apart that bear one name."""
-        folder = Path(self.place)
-        if not folder.is_dir():
-            return str(getattr(self.model.config, "_commit_hash", None))
-        digest = hashlib.sha256()
-        for file in sorted(folder.glob("*.safetensors")):
-            with file.open("rb") as weights:
-                while part := weights.read(2**24):
-                    digest.update(part)
-        return digest.hexdigest()[:16]
 
 
 def for_batches(processor: Any) -> Any:
@@ -167,16 +153,54 @@ class Preparation:
             else:
                 items.append(item)
                 pictures.append(found)
-        inputs = self.encode(pictures, [item.question for item in items]) if items else {}
-        kept = pictures if self.keeps_pictures else []
-        return Prepared(batch, tuple(items), errors, kept, inputs)
+        inputs, refused = self.inputs(items, pictures) if items else ({}, {})
+        usable = [(i, p) for i, p in zip(items, pictures, strict=True) if i.id not in refused]
+        kept = [picture for _, picture in usable] if self.keeps_pictures else []
+        return Prepared(batch, tuple(i for i, _ in usable), errors | refused, kept, inputs)
 
     def open(self, item: Item) -> Image.Image | str:
         """The picture, or why it cannot be read."""
         try:
             return self.benchmark.picture(item)
-        except (OSError, ValueError) as error:
-            return " ".join(str(error).split()) or type(error).__name__
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a decoder of damaged files trips over
+            return reason(error)
+
+    def inputs(
+        self, items: Sequence[Item], pictures: Sequence[Image.Image]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """The model's inputs for the items that the processor takes, and by id why not others.
+
+        Raises:
+            ValueError: It takes none of several, so that the fault is none of theirs.
+        """
+        try:
+            return self.encode(pictures, [item.question for item in items]), {}
+        except MemoryError:
+            raise
+        except Exception as error:
+            refused = self.refused(items, pictures)
+            if not refused or len(refused) == len(items) > 1:
+                raise ValueError(
+                    f"the processor cannot prepare these questions: {reason(error)}"
+                ) from error
+            left = [
+                (p, i.question) for i, p in zip(items, pictures, strict=True) if i.id not in refused
+            ]
+            return self.encode(*zip(*left, strict=True)) if left else {}, refused
+
+    def refused(self, items: Sequence[Item], pictures: Sequence[Image.Image]) -> dict[str, str]:
+        """Items that the processor does not take by themselves, by id, with the reason."""
+        found = {}
+        for item, picture in zip(items, pictures, strict=True):
+            try:
+                self.encode([picture], [item.question])
+            except MemoryError:
+                raise
+            except Exception as error:
+                found[item.id] = reason(error)
+        return found
 
     def encode(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Any]:
         """The processor's output, through its chat template if it has one, padded on the left."""
@@ -189,6 +213,11 @@ class Preparation:
             own = [[picture] for picture in pictures]
             encoded = untemplated(self.processor, own, texts, **padding)
         return {name: value.numpy() for name, value in encoded.items()}
+
+
+def reason(error: Exception) -> str:
+    """An error in one line."""
+    return clipped(" ".join(str(error).split()) or type(error).__name__, 5 * LONGEST)
 
 
 class Clock(StoppingCriteria):
@@ -326,29 +355,42 @@ class Asker:
         inputs: Mapping[str, Tensor],
         **settings: Any,
     ) -> Any:
-        """One call of the model's `generate`, its samples drawn from the batch's seed."""
+        """One call of the model's `generate`, its samples drawn from the batch's seed.
+
+        Raises:
+            ValueError: Logits are not finite. Decoders look themselves.
+        """
+        finite = FiniteRows()
+        watched = {"logits_processor": LogitsProcessorList([finite])}
         looked_at = {"images": list(prepared.pictures)} if contender.needs_images else {}
         told = processor_for(contender.strategy, self.processor, self.chat_template_kwargs)
         cards = range(torch.cuda.device_count()) if input_device(self.model).type == "cuda" else ()
         with torch.random.fork_rng(devices=cards):
             torch.manual_seed(prepared.batch.seed)
-            return self.model.generate(
+            outputs = self.model.generate(
                 **inputs,
                 **contender.generation(self.temperature),
                 **looked_at,
                 **told,
+                **(watched if contender.strategy is None else {}),
                 **settings,
             )
+        finite.check()
+        return outputs
 
     def first_logits(self, logits: Tensor) -> list[tuple[float, float, float] | None]:
-        """The best "yes", the best "no" and the best of the rest: `[B, V]` -> B triples."""
+        """The best "yes", the best "no" and the best of the rest: `[B, V]` -> B triples.
+
+        None where one of them is banned: no constant turns such an answer.
+        """
         yes, no = self.yes_no
         if not yes or not no:
             return [None] * len(logits)
         rest = logits.float().clone()
         rest[:, yes + no] = -torch.inf
         best = [logits[:, yes].amax(-1), logits[:, no].amax(-1), rest.amax(-1)]
-        return [tuple(row) for row in torch.stack([b.float() for b in best], dim=-1).tolist()]
+        rows = torch.stack([b.float() for b in best], dim=-1).tolist()
+        return [tuple(row) if all(map(math.isfinite, row)) else None for row in rows]
 
 
 @dataclass(frozen=True)

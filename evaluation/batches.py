@@ -2,15 +2,16 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from sightline.evaluation.benchmark import Benchmark, Item, Task
 
@@ -79,69 +80,116 @@ def sample_seed(seed: int, task: str, index: int) -> int:
     return int(np.random.SeedSequence(place).generate_state(1)[0])
 
 
-@dataclass(frozen=True)
-class Work(Generic[A, B]):
-    """What a worker makes of each thing, as `DataLoader` asks for it.
-
-    Errors come as values: `DataLoader` would wrap them in the worker's traceback.
-    """
-
-    make: Callable[[A], B]
-    things: Sequence[A]
-
-    def __len__(self) -> int:
-        return len(self.things)
-
-    def __getitem__(self, place: int) -> B | Exception:
-        try:
-            return self.make(self.things[place])
-        except Exception as error:
-            return error
-
-
-def ahead(make: Callable[[A], B], things: Sequence[A]) -> Generator[B, None, None]:
+class Ahead(Generic[A, B]):
     """What `make` makes of each thing, in order, by a process that stays a little ahead.
 
     A process and not a thread: decoding and drawing pictures holds the interpreter's lock as long
-    as `generate` does in its loop. It begins at once and ends with the iterator. Results should
-    hold arrays, not tensors, which would go through shared memory.
+    as `generate` does in its loop. It begins at once, and ends with the last thing, an error,
+    `close`, or its parent. Results should hold arrays, not tensors, which would go through shared
+    memory.
+
+    Each end of the pipe is open in one process alone, so that whoever waits for another that was
+    killed is told at once, half-way through a result too.
+
+    Args:
+        make: Called in the other process; its errors are raised here.
+        things: What it is called with.
 
     Raises:
-        Exception: From the iterator, what `make` raised.
+        ChildProcessError: From the iterator, where the process was killed.
     """
-    can_fork = "fork" in multiprocessing.get_all_start_methods()
-    loader: DataLoader[Any] = DataLoader(
-        Work(make, things),  # type: ignore[arg-type]
-        batch_size=None,
-        num_workers=1 if things else 0,
-        prefetch_factor=AHEAD if things else None,
-        collate_fn=as_it_is,
-        worker_init_fn=begin,
-        multiprocessing_context="fork" if can_fork and things else None,
-        generator=torch.Generator(),  # else it draws from the global one
-    )
-    return fetched(iter(loader))
+
+    def __init__(self, make: Callable[[A], B], things: Sequence[A]):
+        self.left = len(things)  # to be handed out
+        self.process: Any = None
+        if not things:
+            return
+        can_fork = "fork" in multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("fork" if can_fork else None)
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(
+            target=serve, args=(make, things, other, self.pipe), daemon=True
+        )
+        self.process.start()
+        other.close()
+        for _ in things[:AHEAD]:
+            self.pipe.send(None)
+        self._fetch()
+
+    def __iter__(self) -> Iterator[B]:
+        return self
+
+    def __next__(self) -> B:
+        if self.process is None or not self.left:
+            self.close()
+            raise StopIteration
+        try:
+            made = self.coming.result()
+            if isinstance(made, Exception):
+                raise made
+            self.left -= 1
+            if self.left >= AHEAD:
+                self.pipe.send(None)
+            if self.left:
+                self._fetch()
+        except (EOFError, ConnectionError):
+            self.close()
+            raise ChildProcessError(
+                "the process that prepares images has ended, by a kill or because memory was out"
+            ) from None
+        except Exception:
+            self.close()
+            raise
+        return made
+
+    def _fetch(self) -> None:
+        """Begins to receive the next one, while the one before is in use."""
+        self.coming: Future[Any] = Future()
+        self.thread = threading.Thread(target=receive, args=(self.pipe, self.coming), daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        """Ends the process, whatever it does: it holds nothing that could be lost."""
+        if self.process is None:
+            return
+        self.process.kill()
+        self.process.join()
+        self.thread.join()
+        self.pipe.close()
+        self.process = None
 
 
-def fetched(made: Iterator[Any]) -> Generator[Any, None, None]:
-    """What comes, each fetched by a thread while the one before is in use; errors are raised."""
-    end = object()
+def receive(pipe: Any, coming: Future[Any]) -> None:
     try:
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            coming = thread.submit(next, made, end)
-            while (one := coming.result()) is not end:
-                if isinstance(one, Exception):
-                    raise one
-                coming = thread.submit(next, made, end)
-                yield one
-    finally:
-        del made  # ends the process, though a traceback may keep this frame
+        coming.set_result(pipe.recv())
+    except Exception as error:
+        coming.set_exception(error)
 
 
-def as_it_is(made: Any) -> Any:
-    return made
+def serve(make: Callable[[A], Any], things: Sequence[A], pipe: Any, other: Any) -> None:
+    """In the new process: makes one thing each time that it is asked to.
 
-
-def begin(worker: int) -> None:
-    """Tokenizers warn of a fork unless they are told to work in one thread."""
+    Ctrl+C is for the parent. Tokenizers warn of a fork unless they are told to work in one thread,
+    and torch's threads are not there after it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    other.close()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+    for thing in things:
+        pipe.recv()
+        try:
+            made = make(thing)
+        except Exception as error:
+            made = error
+        pipe.send(made)
+
+
+def end_with_parent() -> None:
+    """Ends this process when its parent has ended, by a kill too: a pipe to it is closed then."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this process was started by another"
+    parent.join()
+    os._exit(1)

@@ -29,6 +29,7 @@ from sightline.evaluation.files import (
     check_pictures,
     digest,
     fingerprint,
+    open_inside,
     pick,
     read_json,
     read_lines,
@@ -38,8 +39,8 @@ from sightline.evaluation.files import (
 from sightline.evaluation.metrics import Metric
 from sightline.evaluation.objects import Vocabulary
 from sightline.evaluation.statistics import HIGHER, LOWER, Ratio
-from sightline.messages import enumerated, short
-from sightline.pictures import open_picture, path_is
+from sightline.messages import check_characters, enumerated, short
+from sightline.pictures import path_is
 
 SYNONYMS_PUBLISHED = (
     "The synonym table is published as data/synonyms.txt in github.com/LisaAnne/Hallucination"
@@ -455,7 +456,7 @@ class Chair:
             "tables": self.tables,
             "truth": {str(image): sorted(nodes) for image, nodes in truth.items()},
         }
-        Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
 
     def load_truth(self, path: Path) -> dict[int, frozenset[str]]:
         """Reads what `save_truth` wrote.
@@ -590,7 +591,7 @@ def _by_first_word(compounds: Mapping[str, str]) -> dict[str, list[tuple[tuple[s
 
 
 def _hash(content: Any) -> str:
-    return digest(json.dumps(content, sort_keys=True).encode())
+    return digest(json.dumps(content, sort_keys=True, allow_nan=False).encode())
 
 
 # Files
@@ -803,6 +804,7 @@ class ChairBenchmark:
             ids = read_ids(Path(image_ids))
         else:
             ids = check_listed(image_ids, "image_ids")
+        check_characters(prompt, "the prompt")
         self.images, self.prompt, self.cut = Path(images), prompt, cut
         self.metric = metric or Chair()
         annotated = {
@@ -835,7 +837,7 @@ class ChairBenchmark:
         }
 
     def picture(self, item: Item) -> Image.Image:
-        return open_picture(self.images / item.image)
+        return open_inside(self.images, item.image)
 
     def prediction(self, item: Item, text: str) -> str | None:
         """Captions say neither yes nor no."""

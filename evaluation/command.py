@@ -11,6 +11,7 @@ without GPUs:
 import inspect
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
+
+from sightline.messages import check_characters
 
 if TYPE_CHECKING:
     from sightline.evaluation.benchmark import Benchmark
@@ -134,6 +137,7 @@ def benchmark_command(name: str) -> Callable[[Callable[..., Any]], Callable[...,
             shared = Common(**{f.name: given.pop(f.name) for f in fields(Common)})
             typed = sys.argv[sys.argv.index(name) :] if name in sys.argv else [name]
             command = shlex.join(["sightline", "evaluate", *typed])
+            command = command.encode(errors="backslashreplace").decode()  # it is written down
             make, wordings = function(**given)
             raise typer.Exit(perform(make, shared, command, wordings))
 
@@ -412,18 +416,21 @@ def perform(
     from rich.console import Console
 
     from sightline.checkpoints import quiet
+    from sightline.evaluation.processes import Terminated, end_with_launcher, handled, terminate
 
     rank, several = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1")) > 1
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
     out = options.out
+    if several:
+        end_with_launcher()
     try:
-        with quiet():
+        with handled(terminate, signal.SIGTERM), quiet():
             import torch
 
             from sightline.chat import parse_arguments
-            from sightline.evaluation import report, runner
+            from sightline.evaluation import record, report, runner
             from sightline.evaluation.asking import Source
 
             if options.threads:
@@ -432,7 +439,7 @@ def perform(
             arguments = parse_arguments(options.template or ())
             run = runner.Run(options.seed, options.batch_size, options.temperature, arguments)
             benchmark = make()
-            out = out or runner.next_folder(benchmark.name)
+            out = out or record.next_folder(benchmark.name)
             summary = runner.evaluate(
                 benchmark,
                 options.decoder or (),
@@ -452,11 +459,11 @@ def perform(
             f"error: {who}{message}", style="red", markup=False, highlight=False
         )
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         Console(stderr=True, soft_wrap=True).print(
             f"stopped; continue with --out {out} --resume", markup=False
         )
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
     if summary is not None:
         report.show(summary, console)
         names = ", ".join(sorted(path.name for path in out.iterdir()))
@@ -465,7 +472,12 @@ def perform(
 
 
 def check(options: Common, several: bool) -> None:
-    """Raises `ValueError` for options that do not go together."""
+    """Raises `ValueError` for options that do not go together, and for those that are no text."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str | Path):
+                check_characters(str(text), f"--{field.name.replace('_', '-')}")
     if options.resume and options.out is None:
         raise ValueError("--resume needs the --out of the run to continue")
     if several and options.out is None:

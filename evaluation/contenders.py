@@ -151,7 +151,7 @@ class Contender:
     @cached_property
     def plain_settings(self) -> dict[str, Any]:
         """The settings as a file of JSON gives them back."""
-        return json.loads(json.dumps(self.settings()))
+        return json.loads(json.dumps(self.settings(), allow_nan=False))
 
 
 MODES = ("greedy", "sample", "beam")

@@ -6,17 +6,22 @@ Everything is checked while it is read, so that a mistake is found before a mode
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sightline.messages import LONGEST, clipped, enumerated, short
-from sightline.pictures import path_is
+from PIL import Image
+
+from sightline.json_text import json_text
+from sightline.messages import LONGEST, check_characters, clipped, enumerated, short
+from sightline.pictures import open_picture, path_is
 
 T = TypeVar("T")
 GZIP = b"\x1f\x8b"  # the first two bytes
 SHOWN = 3  # missing pictures named in a message
+HALF = re.compile(r"\\ud[89a-f]|[\ud800-\udfff]", re.IGNORECASE)  # of a surrogate pair, maybe alone
 
 
 class Row(dict[str, Any]):
@@ -101,12 +106,35 @@ def read_lines(path: Path, published: str = "") -> list[tuple[str, str]]:
 def read_json(path: Path, published: str = "") -> Any:
     """The value of a JSON file."""
     try:
-        return json.loads(read_text(path, published))
+        return parse_json(read_text(path, published), Path(path).name)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{Path(path).name}, line {error.lineno}: not JSON ({error.msg}): the file is cut off "
             "or of another kind"
         ) from None
+
+
+def parse_json(text: str, place: str) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        place: Where it stands, for messages.
+
+    Raises:
+        JSONDecodeError: It is no JSON.
+        ValueError: It is nested too deeply, or has a number of too many digits or half a character.
+    """
+    try:
+        value = json.loads(text)
+        if HALF.search(text):
+            check_characters(json_text(value, ensure_ascii=False), place)
+    except RecursionError:
+        raise ValueError(f"{place}: the JSON is nested too deeply") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{place}: {clipped(error, 3 * LONGEST)}") from None
+    return value
 
 
 def read_rows(path: Path, published: str = "") -> list[Row]:
@@ -163,11 +191,19 @@ def digest(content: bytes) -> str:
 
 
 def check_pictures(folder: Path, names: Iterable[str]) -> None:
-    """Raises `ValueError` unless every named picture is a file below the folder."""
+    """Raises `ValueError` unless every named picture is a file below the folder, and not by a way
+    out of it."""
     folder = Path(folder)
     if not path_is(folder, Path.is_dir):
         raise ValueError(f"{clipped(folder)} is no folder: pass the one that holds the pictures")
     wanted = list(dict.fromkeys(names))
+    outside = [name for name in wanted if leads_out(folder, name)]
+    if outside:
+        raise ValueError(
+            f"{len(outside)} of {len(wanted)} pictures are outside of "
+            f"{clipped(folder, 2 * LONGEST)}: {enumerated(outside, SHOWN)}. A picture is named by "
+            "its path below the folder; no absolute path, .. or link may lead out of it"
+        )
     missing = [name for name in wanted if not path_is(folder / name, Path.is_file)]
     if missing:
         raise ValueError(
@@ -175,6 +211,23 @@ def check_pictures(folder: Path, names: Iterable[str]) -> None:
             f"{enumerated(missing, SHOWN)}. Pass the "
             "folder that holds them"
         )
+
+
+def open_inside(folder: Path, name: str) -> Image.Image:
+    """The picture of a name below a folder; raises as `open_picture`, and for one outside."""
+    if leads_out(folder, name):
+        raise ValueError(f"{clipped(name)} is outside of {clipped(folder, 2 * LONGEST)}")
+    return open_picture(folder / name)
+
+
+def leads_out(folder: Path, name: str) -> bool:
+    """Whether a name does not lead to a place below the folder, links followed."""
+    try:
+        return not (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a ring of links
+        return True
+    except ValueError:  # no name of a file
+        return False
 
 
 def check_name(what: str, name: str, names: Collection[str]) -> None:
@@ -202,12 +255,14 @@ def _is_json(text: str) -> bool:
         json.loads(text)
     except json.JSONDecodeError:
         return False
+    except (RecursionError, ValueError):  # told where it is read
+        return True
     return True
 
 
 def _object(place: str, line: str) -> Any:
     try:
-        return json.loads(line)
+        return parse_json(line, place)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{place}: not JSON ({error.msg} at character {error.pos + 1}): one JSON object per "

@@ -21,6 +21,7 @@ from sightline.evaluation.files import (
     check_pictures,
     check_unique,
     fingerprint,
+    open_inside,
     pick,
     read_rows,
 )
@@ -28,7 +29,6 @@ from sightline.evaluation.metrics import NO, YES, Metric
 from sightline.evaluation.pope import SUFFIXES, UNPARSED, YES_RATE, all_right, yes_no_ratios
 from sightline.evaluation.statistics import HIGHER, Ratio
 from sightline.messages import short
-from sightline.pictures import open_picture
 
 PUBLISHED = (
     "HallusionBench.json and its pictures are published at github.com/tianyi-lab/HallusionBench."
@@ -307,7 +307,7 @@ class HallusionBench:
         )
 
     def picture(self, item: Item) -> Image.Image:
-        return open_picture(self.images / item.image)
+        return open_inside(self.images, item.image)
 
     def prediction(self, item: Item, text: str) -> str | None:
         return parse(text, self.parser)

@@ -21,6 +21,7 @@ from sightline.evaluation.files import (
     check_name,
     check_pictures,
     digest,
+    open_inside,
     pick,
     read_lines,
     read_text,
@@ -37,7 +38,7 @@ from sightline.evaluation.pope import (
 from sightline.evaluation.pope import SUFFIXES as POPE_SUFFIXES
 from sightline.evaluation.statistics import HIGHER, Ratio
 from sightline.messages import clipped, short
-from sightline.pictures import open_picture, path_is
+from sightline.pictures import path_is
 
 PUBLISHED = (
     "MME's pictures and questions are given out by its authors, see "
@@ -410,7 +411,7 @@ class MME:
         )
 
     def picture(self, item: Item) -> Image.Image:
-        return open_picture(self.folder / item.image)
+        return open_inside(self.folder, item.image)
 
     def prediction(self, item: Item, text: str) -> str | None:
         prediction = parse(text, self.parser)

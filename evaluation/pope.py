@@ -23,13 +23,13 @@ from sightline.evaluation.files import (
     check_pictures,
     check_unique,
     fingerprint,
+    open_inside,
     pick,
     read_rows,
 )
 from sightline.evaluation.metrics import NO, YES, Metric
 from sightline.evaluation.statistics import HIGHER, LOWER, Ratio
 from sightline.messages import short
-from sightline.pictures import open_picture
 
 PUBLISHED = (
     "The question files of POPE are published at github.com/AoiDragon/POPE, below output/; those "
@@ -314,7 +314,7 @@ class Pope:
         check_pictures(self.images, (item.image for item in self.items))
 
     def picture(self, item: Item) -> Image.Image:
-        return open_picture(self.images / item.image)
+        return open_inside(self.images, item.image)
 
     def prediction(self, item: Item, text: str) -> str | None:
         return parse(text, self.parser, item.label)

@@ -9,11 +9,18 @@ one folder, which all machines must see.
 """
 
 import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 LONGEST_WAIT = timedelta(days=30)  # of a process that has done its share for the others
+LOOK_EVERY = 1.0  # seconds between two looks for the launcher
 STARTED_ONE = (
     "accelerate was asked for several processes and started one: add --multi_gpu, on a machine "
     "without GPUs too"
@@ -42,9 +49,14 @@ class Processes:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Returns when all processes have come here."""
+        """Returns when all processes have come here.
+
+        Whoever waits has nothing to save, and Python sees no signal until the wait is over: one
+        that ends a run ends the process at once.
+        """
         if self.state is not None:
-            self.state.wait_for_everyone()
+            with handled(signal.SIG_DFL, signal.SIGTERM, signal.SIGINT):
+                self.state.wait_for_everyone()
 
     def device(self, name: str) -> str:
         """The device of this process: "cuda" is another GPU for each of a machine."""
@@ -53,6 +65,44 @@ class Processes:
         if name != "cuda" or self.count == 1:
             return name
         return f"cuda:{self.local % max(torch.cuda.device_count(), 1)}"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: the run ends as it does by Ctrl+C."""
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one is not waited for
+    raise Terminated
+
+
+@contextmanager
+def handled(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
+    """Signals have another handler meanwhile, where this thread is the one that gets them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def end_with_launcher() -> None:
+    """Ends this process soon after the one that started it has ended, by a kill too.
+
+    Lines that are half written are cut off when the run is continued.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(LOOK_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
 
 
 def find_processes() -> Processes:

@@ -30,7 +30,7 @@ from rich.console import Console
 from sightline.chat import check_arguments, parse_arguments
 from sightline.decoders.parse import choose, split_decoders, unknown
 from sightline.evaluation import plots, report
-from sightline.evaluation.answers import read_json, write_json
+from sightline.evaluation.answers import write_json
 from sightline.evaluation.asking import Asker, Preparation, Source
 from sightline.evaluation.batches import cut
 from sightline.evaluation.benchmark import Benchmark
@@ -44,6 +44,7 @@ from sightline.evaluation.contenders import (
     own_control,
     parse_contender,
 )
+from sightline.evaluation.files import read_json
 from sightline.evaluation.pope import PARSERS, SPLITS, SUFFIXES, Pope
 from sightline.evaluation.processes import find_processes
 from sightline.evaluation.report import Table

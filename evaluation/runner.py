@@ -7,17 +7,13 @@ load of the machine.
 """
 
 import copy
-import datetime
-import importlib.metadata
-import os
-import platform
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -30,13 +26,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from sightline import __version__
-from sightline.chat import check_arguments, input_device
+from sightline.chat import check_arguments
 from sightline.evaluation import answers as files
 from sightline.evaluation import report
 from sightline.evaluation.answers import Answer, Key
 from sightline.evaluation.asking import Asker, Preparation, Prepared, Source
-from sightline.evaluation.batches import Batch, ahead, cut
+from sightline.evaluation.batches import Ahead, Batch, cut
 from sightline.evaluation.benchmark import Benchmark
 from sightline.evaluation.contenders import (
     YES_SHIFT,
@@ -45,10 +40,12 @@ from sightline.evaluation.contenders import (
     parse_contenders,
     with_controls,
 )
+from sightline.evaluation.failures import explained, named
+from sightline.evaluation.lock import Lock
 from sightline.evaluation.processes import STARTED_ONE, Processes, find_processes, started_one
+from sightline.evaluation.record import header, versions
 from sightline.evaluation.summary import summarise
 
-PACKAGES = ("torch", "transformers", "numpy")
 RATE_OVER = 300.0  # seconds that the progress bar's rate is taken over
 
 
@@ -73,8 +70,10 @@ class Run:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(
+                f"temperature must be above 0, and a finite number, got {self.temperature}"
+            )
 
 
 @dataclass(frozen=True)
@@ -162,10 +161,10 @@ def collect(
         turn for turn in plan if not all(turn.is_done(c, answers) for c in turn.contenders)
     ]
     batches = [turn.batch for turn in open_turns]
-    make = ahead(preparation, batches) if watch.forks else (preparation(b) for b in batches)
+    make = Ahead(preparation, batches) if watch.forks else (preparation(b) for b in batches)
     with closing(make) as prepared:
         for turn in open_turns[:1]:
-            with watch.turn():
+            with watch.turn(), named(turn.contenders[0], turn.batch):
                 warm_up(asker, preparation, turn)
         for turn in open_turns:
             if watch.stopped():
@@ -175,7 +174,7 @@ def collect(
             for contender in turn.rotated:
                 if turn.is_done(contender, answers):
                     continue
-                with watch.turn():
+                with watch.turn(), named(contender, turn.batch):
                     said = asker.answer(contender, batch, inputs)
                 new = [answer for answer in said if answer.key not in answers]
                 files.append(path, new)
@@ -245,36 +244,68 @@ def evaluate(
         say(STARTED_ONE, style="yellow")
     decoders = [decoders] if isinstance(decoders, str) else decoders
     contenders, yes_shift = choose(benchmark, decoders, source.processor, wordings, controls)
-    if processes.is_first:
-        files.check_folder(out, resume)
-    plan = turns(cut(benchmark, source.processor.tokenizer, run.batch_size, run.seed), contenders)
-    versions = {"sightline": __version__}
-    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    arguments = check_arguments(source.processor, run.chat_template_kwargs)
-    asker = Asker(source.model, source.processor, run.temperature, versions, watch.clock, arguments)
-    if yes_shift and not all(asker.yes_no):
-        if not controls:
-            raise ValueError(
-                f"{YES_SHIFT} adds to the logit of one token, and this tokenizer has no single "
-                f"token for yes and for no: leave {YES_SHIFT} out"
-            )
-        yes_shift = False
-        say(f"{YES_SHIFT} is left out: this tokenizer has no single token for yes and for no")
-    head = header(benchmark, run, source, contenders, versions, command)
-    known = open_answers(out, head, resume, benchmark, contenders, processes)
-    broken = {(a.task, a.id): a.error for a in known.values() if a.error is not None}
-    preparation = Preparation(
-        benchmark, source.processor, broken, any(c.needs_images for c in contenders), arguments
-    )
-    mine = share(plan, processes)
-    with progress(notes, mine, known, watch.told) as advance:
-        path = files.part(out, processes.rank)
-        answers = collect(asker, preparation, mine, path, known, advance, watch)
-    processes.wait()
-    if not processes.is_first:
-        return None
-    if processes.count > 1:
-        answers = read_answers(out, benchmark, contenders)
+    with closing(Lock(out)) as lock:
+        if processes.is_first:
+            files.check_folder(out, resume)
+            if out.is_dir():
+                lock.take()  # before weights are loaded in vain
+        batches = cut(benchmark, source.processor.tokenizer, run.batch_size, run.seed)
+        plan = turns(batches, contenders)
+        packages = versions()
+        arguments = check_arguments(source.processor, run.chat_template_kwargs)
+        asker = Asker(
+            source.model, source.processor, run.temperature, packages, watch.clock, arguments
+        )
+        yes_shift = yes_shift and can_shift(asker, controls, say)
+        head = header(benchmark, run, source, contenders, packages, command)
+        known = open_answers(out, head, resume, benchmark, contenders, processes, lock, say)
+        broken = {(a.task, a.id): a.error for a in known.values() if a.error is not None}
+        looks = any(c.needs_images for c in contenders)
+        preparation = Preparation(benchmark, source.processor, broken, looks, arguments)
+        mine = share(plan, processes)
+        with explained(run.batch_size), progress(notes, mine, known, watch.told) as advance:
+            path = files.part(out, processes.rank)
+            answers = collect(asker, preparation, mine, path, known, advance, watch)
+        processes.wait()
+        if not processes.is_first:
+            return None
+        if processes.count > 1:
+            answers = read_answers(out, benchmark, contenders)
+        asked, whole = finished(out, benchmark, plan, answers, watch)
+        if plan and not asked.items:
+            return None
+        return write_summary(asked, contenders, whole, out, yes_shift, run.seed, say)
+
+
+def can_shift(asker: Asker, controls: bool, say: Callable[..., None]) -> bool:
+    """Whether the tokenizer has tokens for the constant on "yes".
+
+    Raises:
+        ValueError: It has none, and the user asked for the constant by its name.
+    """
+    if all(asker.yes_no):
+        return True
+    reason = "this tokenizer has no single token for yes and for no"
+    if not controls:
+        raise ValueError(
+            f"{YES_SHIFT} adds to the logit of one token, and {reason}: leave {YES_SHIFT} out"
+        )
+    say(f"{YES_SHIFT} is left out: {reason}")
+    return False
+
+
+def finished(
+    out: Path,
+    benchmark: Benchmark,
+    plan: Sequence[Turn],
+    answers: Mapping[Key, Answer],
+    watch: Watch,
+) -> tuple[Benchmark, Mapping[Key, Answer]]:
+    """Merges the answers into one file, in order; returns the part that all have answered.
+
+    Raises:
+        ValueError: Answers are missing, and nobody has stopped the run.
+    """
     keys = order(plan)
     there = [key for key in keys if key in answers]
     if len(there) < len(keys) and not watch.stopped():
@@ -282,11 +313,7 @@ def evaluate(
             f"{len(keys) - len(there)} answers of other processes are missing: continue the run "
             "with --resume"
         )
-    answers = files.merge(out, answers, there)
-    asked, whole = answered_part(benchmark, plan, answers)
-    if plan and not asked.items:
-        return None
-    return write_summary(asked, contenders, whole, out, yes_shift, run.seed, say)
+    return answered_part(benchmark, plan, files.merge(out, answers, there))
 
 
 def choose(
@@ -321,14 +348,22 @@ def open_answers(
     benchmark: Benchmark,
     contenders: Sequence[Contender],
     processes: Processes,
+    lock: Lock,
+    say: Callable[..., None],
 ) -> dict[Key, Answer]:
     """Opens the run's folder and reads what all processes have answered before.
 
-    The first process repairs the files before any is read, and none writes before all have read.
+    The first process locks the folder and repairs the files before any is read, and none writes
+    before all have read.
     """
     if processes.is_first:
+        out.mkdir(parents=True, exist_ok=True)
+        if unlocked := lock.take():
+            say(unlocked, style="yellow", markup=False)
         files.open_run(out, head, resume)
-    processes.wait()
+    if processes.count > 1:
+        processes.wait()
+        lock.take(shared=True)
     files.check_run(out, head)
     known = read_answers(out, benchmark, contenders)
     processes.wait()
@@ -366,7 +401,7 @@ def write_summary(
     say: Callable[..., None],
 ) -> dict[str, Any]:
     figures = summarise(benchmark, answers.values(), contenders, yes_shift, seed)
-    summary = {"run": files.read_json(out / "run.json"), **figures}
+    summary = {"run": files.read_run(out), **figures}
     files.write_json(out / "summary.json", summary)
     files.write_whole(out / "table.md", report.markdown(summary))
     try:
@@ -376,69 +411,6 @@ def write_summary(
     except ImportError as error:
         say(f"no plots: {error}", style="yellow", markup=False)
     return summary
-
-
-# What is written down
-
-
-def header(
-    benchmark: Benchmark,
-    run: Run,
-    source: Source,
-    contenders: Sequence[Contender],
-    versions: Mapping[str, str],
-    command: str,
-) -> dict[str, Any]:
-    """What is written to `run.json`; answers of one file agree in all that is "fixed"."""
-    template = run.chat_template_kwargs
-    return {
-        "command": command,
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(input_device(source.model)),
-        "fixed": {
-            "benchmark": benchmark.name,
-            "model": source.name,
-            "weights": source.fingerprint,
-            "device": input_device(source.model).type,
-            "dtype": str(source.model.dtype).removeprefix("torch."),
-            "batch_size": run.batch_size,
-            "seed": run.seed,
-            "temperature": run.temperature,
-            **({"chat_template": dict(template)} if template else {}),
-            "decoders": {c.label: c.plain_settings for c in contenders},
-            "versions": dict(versions),
-            "benchmark_settings": benchmark.fixed(),
-        },
-    }
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Where the run began."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-    return {
-        "device": name,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-def processor_name() -> str:
-    """The processor's model, where the system tells it, else its kind."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def next_folder(name: str, parent: Path = Path("runs")) -> Path:
-    """`runs/<name>-<n>` with the first n that is free."""
-    taken = {path.name for path in parent.glob(f"{name}-*")}
-    numbered = (f"{name}-{n}" for n in range(1, len(taken) + 2))
-    return next(parent / folder for folder in numbered if folder not in taken)
 
 
 # Progress

@@ -7,7 +7,6 @@ Presence is asked as in POPE (arXiv:2305.10355), captions are scored as in CHAIR
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from sightline.json_text import json_text
 from sightline.lab.dialogue import DESCRIBE, YES, question
 from sightline.lab.scenes import (
     CONTEXTS,
@@ -161,7 +161,7 @@ def main() -> None:
     model = AutoModelForImageTextToText.from_pretrained(options.checkpoint).float().eval()
     processor = AutoProcessor.from_pretrained(options.checkpoint)
     result = figures(model, processor, held_out(options.scenes, options.seed))
-    print(json.dumps({name: round(value, 3) for name, value in result.items()}))
+    print(json_text({name: round(value, 3) for name, value in result.items()}))
 
 
 if __name__ == "__main__":

@@ -243,7 +243,7 @@ def draw(scene: Scene, size: int = 256) -> Image.Image:
 def save(scene: Scene, path: str | Path) -> None:
     """Writes the drawn scene as a PNG file that carries the names of its objects."""
     notes = PngInfo()
-    notes.add_text(CHUNK, json.dumps(scene.present))
+    notes.add_text(CHUNK, json.dumps(scene.present, allow_nan=False))
     draw(scene).save(path, format="PNG", pnginfo=notes, optimize=True)
 
 

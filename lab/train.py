@@ -15,7 +15,6 @@ The seed is of the first weights and of the order of the rows.
 
 import argparse
 import copy
-import json
 import math
 import multiprocessing
 import time
@@ -30,6 +29,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from sightline.json_text import json_text
 from sightline.lab import measure
 from sightline.lab.dialogue import conversation, described, description, follow_up, presence
 from sightline.lab.model import IMAGE, PATCH, SIDE, build_model, build_processor
@@ -393,7 +393,7 @@ def train(seed: int, out: Path, device: str = "cpu", plan: Plan | None = None) -
         model.train()
         write(model, processor, out)
         shown = {name: round(value, 3) for name, value in result.items()}
-        print(f"probe {step} {json.dumps(shown)} {time.time() - started:.0f} s", flush=True)
+        print(f"probe {step} {json_text(shown)} {time.time() - started:.0f} s", flush=True)
 
     join(model, processor, scenes, features, plan, rng_of(seed, 4), probe)
     return result

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from sightline.logits.finite import check_finite
 from sightline.logits.layers import stacked
 from sightline.logits.rules import Rule, State
 from sightline.settings import Strength, UnitInterval, wrong
@@ -164,6 +165,7 @@ class Head:
         """
         projection = projection_of(model)
         raw, logits = projection(hidden).float(), logits.float()
+        check_finite(logits.flatten(0, -2))
         usable = logits.abs() < 1e4  # some models ban tokens in their forward
         raw, logits = raw[usable], logits[usable]
         config = model.config.get_text_config(decoder=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 from sightline import AGLA, CARVE, VDD, VDGD, PrefixOnly
 from sightline.decoders.parse import STAND_IN
 from sightline.evaluation import answers as files
-from sightline.evaluation import asking, lab, metrics, report, runner, statistics, summary
+from sightline.evaluation import asking, lab, metrics, record, report, runner, statistics, summary
 from sightline.evaluation.asking import Asker, Preparation, Source
 from sightline.evaluation.batches import cut
 from sightline.evaluation.benchmark import Item, Said
@@ -509,10 +509,10 @@ def test_a_run_checks_its_settings(changes):
 
 
 def test_folders_are_numbered(tmp_path):
-    assert runner.next_folder("lab", tmp_path).name == "lab-1"
+    assert record.next_folder("lab", tmp_path).name == "lab-1"
     for name in ("lab-1", "lab-3"):
         (tmp_path / name).mkdir()
-    assert runner.next_folder("lab", tmp_path).name == "lab-2"
+    assert record.next_folder("lab", tmp_path).name == "lab-2"
 
 
 # On the lab's model
@@ -773,6 +773,7 @@ def test_the_summary_is_as_it_is_promised(whole):
     assert set(found["run"]["fixed"]) == {
         *("benchmark", "model", "weights", "device", "dtype", "batch_size", "seed"),
         *("temperature", "decoders", "versions", "benchmark_settings"),
+        *("config", "generation_config", "attention", "processor", "tokenizer", "chat_template"),
     }
     for name, task in found["tasks"].items():
         assert set(task) == {

@@ -26,7 +26,7 @@ from sightline.evaluation import answers as files
 from sightline.evaluation import command, report, runner, summary
 from sightline.evaluation.answers import Answer
 from sightline.evaluation.asking import Preparation, Source
-from sightline.evaluation.batches import ahead, cut, sample_seed, text_lengths
+from sightline.evaluation.batches import Ahead, cut, sample_seed, text_lengths
 from sightline.evaluation.benchmark import Item, Said, Task, by_unit
 from sightline.evaluation.contenders import parse_contenders
 from sightline.evaluation.lab import WORDINGS, LabBenchmark
@@ -41,7 +41,7 @@ needs_weights = pytest.mark.skipif(not WEIGHTS.exists(), reason="the lab's weigh
 
 DECODERS = ("vdd", "vdd+sample")  # a contrast and a sampled one, beside greedy
 SCENES, RUN = 8, Run(seed=1, batch_size=4)
-CLOCK = ("ms", "first_ms", "peak_mb")
+MEASURED = ("ms", "first_ms", "peak_mb")
 
 
 def whole_lines(content: bytes) -> set[bytes]:
@@ -51,7 +51,7 @@ def whole_lines(content: bytes) -> set[bytes]:
 def timeless(path: Path) -> bytes:
     """An answers file without what a clock and a memory gauge say."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    kept = [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
+    kept = [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
     return "\n".join(json.dumps(line) for line in kept).encode()
 
 
@@ -119,8 +119,8 @@ def test_a_bad_line_in_the_middle_is_named(tmp_path, bad):
 
 def test_a_second_answer_for_one_question_is_named(tmp_path):
     path = tmp_path / "answers.jsonl"
-    files.append(path, [an_answer(), an_answer(decoder="vdd"), an_answer()])
-    with pytest.raises(ValueError, match=r"line 3 answers .*0-dog.* a second time"):
+    files.append(path, [an_answer(), an_answer(decoder="vdd"), an_answer(answer="No")])
+    with pytest.raises(ValueError, match=r"line 3 answers .*0-dog.* a second time, and diff"):
         files.read(path)
 
 
@@ -284,10 +284,10 @@ def children() -> list:
 
 
 def test_things_come_in_order_from_another_process():
-    made = list(ahead(lambda n: (n, os.getpid()), range(7)))
+    made = list(Ahead(lambda n: (n, os.getpid()), range(7)))
     assert [n for n, _ in made] == list(range(7))
     assert {pid for _, pid in made}.isdisjoint({os.getpid()})
-    assert list(ahead(str, [])) == []
+    assert list(Ahead(str, [])) == []
     assert children() == []
 
 
@@ -297,7 +297,7 @@ def test_errors_reach_the_caller_and_end_the_process():
             raise OSError("the third is broken")
         return n
 
-    made = ahead(make, range(9))
+    made = Ahead(make, range(9))
     assert [next(made), next(made)] == [0, 1]
     with pytest.raises(OSError, match=r"^the third is broken$"):
         next(made)
@@ -305,14 +305,14 @@ def test_errors_reach_the_caller_and_end_the_process():
 
 
 def test_the_process_ends_where_the_run_fails():
-    made = ahead(lambda n: n, range(99))
+    made = Ahead(lambda n: n, range(99))
     assert next(made) == 0 and len(children()) == 1
     made.close()
     assert children() == []
 
 
 def test_it_stays_a_little_ahead_only(tmp_path):
-    made = ahead(lambda n: (tmp_path / str(n)).touch(), range(99))  # which gives None
+    made = Ahead(lambda n: (tmp_path / str(n)).touch(), range(99))  # which gives None
     next(made)
     time.sleep(0.5)
     assert 2 <= len(list(tmp_path.iterdir())) <= 4
@@ -322,7 +322,7 @@ def test_it_stays_a_little_ahead_only(tmp_path):
 def test_preparing_leaves_the_random_state_alone():
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    assert list(ahead(lambda n: n, range(3))) == [0, 1, 2]
+    assert list(Ahead(lambda n: n, range(3))) == [0, 1, 2]
     assert torch.equal(torch.get_rng_state(), state)
 
 
