@@ -9,7 +9,6 @@ from PIL import Image
 
 from sightline.choices import PLAIN
 
-PREVIEW = 768  # longest side of a picture on the page, in pixels
 ROW = 1_000  # bytes of a `Row`, about
 State = Literal["waiting", "answering", "done", "stopped", "failed"]
 

@@ -25,6 +25,7 @@ from sightline.pictures import open_picture
 Kind = Literal["image", "comparison"]
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Files of visitors that are opened: Pillow reads them itself, without another program."""
+PREVIEW = 768  # longest side of an image on the page, in pixels
 SECONDS = 20.0  # the longest that a file may take
 BYTES = 1_000_000_000  # of memory, the program's own included
 LONGEST_TEXT = 10_000  # characters of one text that an image carries
@@ -46,14 +47,24 @@ class Bounds:
 
     Args:
         pixels: Of an image, at most.
-        side: Shortest side of an image that is kept, at most. It has no more pixels than four
-            squares of this side.
+        side: Shortest side of an image that the model needs. One that is kept has this or, where
+            that is more, the longest side that the page shows; and no more than `kept_pixels`.
         seconds: For one file.
     """
 
     pixels: int
     side: int
     seconds: float = SECONDS
+
+    @property
+    def kept_pixels(self) -> int:
+        """Of an image that is kept, at most."""
+        return max(4 * self.side**2, PREVIEW**2)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the largest image that is kept: Pillow takes four for a pixel."""
+        return 4 * self.kept_pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +116,14 @@ def decode(data: bytes, kind: Kind, bounds: Bounds) -> Decoded:
     return Decoded(image, original, said["document"])
 
 
-def kept_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+def kept_size(size: tuple[int, int], bounds: Bounds) -> tuple[int, int]:
     """The size of an image that is kept, in its proportions; the same where it is small."""
-    most = 4 * side**2
-    scale = min(1.0, side / min(size), math.sqrt(most / (size[0] * size[1])))
+    most = bounds.kept_pixels
+    scale = min(
+        1.0,
+        max(PREVIEW / max(size), bounds.side / min(size)),
+        math.sqrt(most / (size[0] * size[1])),
+    )
     width, height = (max(1, round(scale * length)) for length in size)
     return min(width, most), min(height, most)  # of one that is hardly a pixel thin
 
@@ -161,7 +176,7 @@ def restrict(seconds: float) -> None:
 def open_image(data: bytes, bounds: Bounds, formats: tuple[str, ...] = FORMATS) -> Decoded:
     """A file's image, scaled; `ValueError` for what is none."""
     image = open_picture(data, bounds.pixels, formats)
-    size = kept_size(image.size, bounds.side)
+    size = kept_size(image.size, bounds)
     if size == image.size:
         return Decoded(image)
     scaled = image.resize(size)

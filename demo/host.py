@@ -21,7 +21,6 @@ from sightline.checkpoints import Dtype, check_device, load_model, load_processo
 from sightline.choices import Choice, parse_choice
 from sightline.decoders.parse import settable, written
 from sightline.demo.comparison import (
-    PREVIEW,
     Answer,
     Comparison,
     Complaint,
@@ -126,8 +125,7 @@ class Host:
     @cached_property
     def bounds(self) -> Bounds:
         """Of files that visitors send. Larger images are scaled to what model and page need."""
-        seen = pixels_seen(self.model, self.processor)
-        side = min(max(2 * math.isqrt(seen), PREVIEW), LARGEST_SIDE)
+        side = min(2 * math.isqrt(pixels_seen(self.model, self.processor)), LARGEST_SIDE)
         return Bounds(self.limits.pixels, side, min(self.limits.seconds, SECONDS))
 
     def own(self, found: Decoded, name: str) -> Picture:

@@ -22,7 +22,7 @@ from sightline.demo.forms import (
 from sightline.demo.gate import Gate
 from sightline.demo.host import FIRST_WAYS, Host
 from sightline.demo.rendering import blank_card, code, error, shown_picture, thumbnail
-from sightline.demo.sessions import MOST, Full, Sessions
+from sightline.demo.sessions import BYTES, MOST, Full, Sessions
 from sightline.demo.uploads import COMPARISON_MEGABYTES, PICTURE_MEGABYTES, client_of
 
 TITLE = "sightline"
@@ -103,7 +103,7 @@ logger = logging.getLogger(__name__)
 
 def build(events: Events, sessions: Sessions | None = None) -> gr.Blocks:
     """The page, ready to be launched. All of its sessions share the host and nothing else."""
-    sessions = sessions or Sessions()
+    sessions = sessions or Sessions(bytes=max(BYTES, 4 * events.host.bounds.kept_bytes))
     with gr.Blocks(
         title=f"{TITLE}: answers side by side",
         analytics_enabled=False,

@@ -10,7 +10,6 @@ from PIL import Image
 
 from sightline.choices import PLAIN
 from sightline.demo.comparison import (
-    PREVIEW,
     Answer,
     Comparison,
     Explained,
@@ -19,6 +18,7 @@ from sightline.demo.comparison import (
     Way,
     slow_down,
 )
+from sightline.demo.decoding import PREVIEW
 from sightline.lab import mentioned
 from sightline.marks import Span, listed, missed, spans
 

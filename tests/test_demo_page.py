@@ -444,7 +444,7 @@ class FakeHost:
     name, device = "sightline.lab", "cpu"
     dtype = SimpleNamespace(value="float32")
     limits = SimpleNamespace(ways=4, pixels=1000, max_new_tokens=256)
-    bounds = Bounds(1000, 768)
+    bounds = Bounds(1000, 128)
     crew = Crew(SimpleNamespace(device=None, register_forward_pre_hook=lambda hook: None))
 
     def __init__(self):

@@ -21,7 +21,7 @@ from sightline.demo.uploads import Uploads
 from sightline.lab import PICTURES, truth
 from sightline.pictures import open_picture
 
-BOUNDS = Bounds(50_000_000, 768)
+BOUNDS = Bounds(50_000_000, 128)
 
 
 def encoded(image, format="PNG", **options):
@@ -59,25 +59,29 @@ def test_an_image_comes_back_as_it_is_or_smaller():
     assert small.original is None and np.array_equal(np.asarray(small.image), noise)
     large = Image.fromarray(noise).resize((1800, 1600))
     found = decode(encoded(large), "image", BOUNDS)
-    assert found.original == (1800, 1600) and found.image.size == (864, 768)
-    assert found.image.tobytes() == large.resize((864, 768)).tobytes()
+    assert found.original == (1800, 1600) and found.image.size == (768, 683)
+    assert found.image.tobytes() == large.resize((768, 683)).tobytes()
     shipped = decode((PICTURES / "yard.png").read_bytes(), "image", BOUNDS)
     assert truth(shipped.image) == truth(PICTURES / "yard.png") is not None
 
 
 @pytest.mark.parametrize(
-    ("size", "kept"),
+    ("size", "side", "kept"),
     [
-        ((700, 900), (700, 900)),
-        ((7000, 7000), (768, 768)),
-        ((3072, 1536), (1536, 768)),
-        ((50_000, 1000), (10_861, 217)),  # sqrt(4 * 768^2 / 50) = 217.2
-        ((1, 50_000_000), (1, 4 * 768**2)),
+        ((700, 500), 128, (700, 500)),
+        ((7000, 7000), 128, (768, 768)),
+        ((4000, 3000), 128, (768, 576)),
+        ((7000, 7000), 1000, (1000, 1000)),
+        ((6000, 3000), 1000, (2000, 1000)),
+        ((50_000, 1000), 128, (5431, 109)),  # sqrt(50 * 768^2) = 5430.6
+        ((50_000, 1000), 1000, (14_142, 283)),  # sqrt(50 * 4 * 1000^2) = 14142.1
+        ((1, 50_000_000), 128, (1, 768**2)),
     ],
 )
-def test_no_kept_image_has_more_pixels_than_four_squares(size, kept):
-    assert kept_size(size, 768) == kept
-    assert kept[0] * kept[1] <= 4 * 768**2 * 1.01
+def test_images_are_kept_as_large_as_the_model_or_the_page_needs(size, side, kept):
+    bounds = Bounds(50_000_000, side)
+    assert kept_size(size, bounds) == kept
+    assert kept[0] * kept[1] <= bounds.kept_pixels * 1.01
 
 
 def test_whether_there_is_a_second_page_is_all_that_is_asked():
@@ -101,7 +105,7 @@ def test_a_file_that_needs_too_much_memory_is_refused():
 def test_a_file_that_takes_too_long_is_refused():
     start = time.monotonic()
     with pytest.raises(ValueError, match="the picture takes too long to open"):
-        decode(encoded(Image.new("RGB", (6000, 6000))), "image", Bounds(50_000_000, 768, 0.3))
+        decode(encoded(Image.new("RGB", (6000, 6000))), "image", Bounds(50_000_000, 128, 0.3))
     assert time.monotonic() - start < 3.0
 
 
@@ -268,7 +272,8 @@ def test_too_many_files_at_once_are_told_to_wait(monkeypatch):
 def test_files_whose_events_never_come_are_bounded(monkeypatch):
     image = Image.new("RGB", (100, 100))
     monkeypatch.setattr(uploads, "BYTES", 5 * 40_000)
-    taken = Uploads(BOUNDS, lambda *_: Decoded(image))
+    bounds = SimpleNamespace(kept_bytes=0)
+    taken = Uploads(bounds, lambda *_: Decoded(image))
     for client in range(9):
         last = token_of(asyncio.run(post(taken, client=str(client))))
     assert len(taken._arrived) == 5
