@@ -196,7 +196,9 @@ window.sightline = (() => {
     const sent = { name: file.name, size: file.size };
     try {
       if (file.size && file.size <= largest) {
-        const reply = await fetch(`sightline/files?kind=${kind}`, { method: "POST", body: file });
+        const headers = { "content-type": "application/octet-stream" };
+        const reply = await fetch(`sightline/files?kind=${kind}`,
+          { method: "POST", body: file, headers });
         sent.status = reply.status;
         if (reply.ok) sent.token = (await reply.json()).token;
       }

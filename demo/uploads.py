@@ -28,6 +28,7 @@ MOST_WAITING = 64  # files that wait until they are decoded, one after the other
 MOST_OF_CLIENT = 32  # files of one client that wait, or whose event has not come yet
 SECONDS = 60.0  # until its event has come
 BYTES = 32_000_000  # of all files whose events have not come yet, or two of the largest
+BINARY = "application/octet-stream"
 UNNAMED = "the picture"  # what a file is called whose name is not known
 BUSY = "too many files arrive at once: try again in a minute"
 KINDS: dict[str, tuple[Kind, int, str]] = {
@@ -93,6 +94,8 @@ class Uploads:
         """
         if request.query_params.get("kind") not in KINDS:
             return PlainTextResponse("kind is picture or comparison", 400)
+        if request.headers.get("content-type") != BINARY:  # which no foreign page can send
+            return PlainTextResponse(f"a file is sent as {BINARY}", 415)
         kind, _, _ = KINDS[request.query_params["kind"]]
         client = client_of(request)
         if self._line.total() >= MOST_WAITING or self._line[client] >= MOST_OF_CLIENT:

@@ -179,12 +179,15 @@ def test_a_script_scales_its_picture_as_the_page_did():
 # Arrival
 
 
-def post(taken, kind="picture", client="192.0.2.1", data=b"x"):
+def post(taken, kind="picture", client="192.0.2.1", data=b"x", content=uploads.BINARY):
     async def body():
         return data
 
     request = SimpleNamespace(
-        query_params={"kind": kind}, client=SimpleNamespace(host=client), body=body
+        query_params={"kind": kind},
+        headers={"content-type": content},
+        client=SimpleNamespace(host=client),
+        body=body,
     )
     return taken.receive(request)
 
@@ -282,5 +285,7 @@ def test_files_whose_events_never_come_are_bounded(monkeypatch):
     assert len(taken._arrived) == 0 and last
 
 
-def test_other_kinds_are_not_taken():
+def test_other_kinds_and_what_a_foreign_page_can_send_are_not_taken():
     assert asyncio.run(post(Uploads(BOUNDS), kind="program")).status_code == 400
+    for content in (None, "text/plain", "multipart/form-data", "application/x-www-form-urlencoded"):
+        assert asyncio.run(post(Uploads(BOUNDS), content=content)).status_code == 415
