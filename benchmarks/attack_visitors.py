@@ -1,6 +1,7 @@
 """Visitors of the page at once, without and with hostile ones among them: times and memory."""
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -25,6 +26,7 @@ FEW_VISITORS, FEW_TOKENS = 3, 8
 SLACK = 10.0  # seconds more in the short form, whose few seconds are not telling
 SLOWER = 3.0  # times the slowest of the run without hostile ones
 MOST_MB, LEFT_MB = 1000.0, 100.0  # above the memory before
+PAUSE = 0.1  # seconds between two tries: what the hostile ones compute here is not the server's
 CALM = 60.0  # seconds until memory is back
 PATIENCE = 600.0  # seconds for one run
 NETWORK = sys.platform == "linux"  # where 127.0.0.2 is this machine too
@@ -111,30 +113,39 @@ class Visit:
     """How one visitor fared."""
 
     seconds: float
-    waits: int
+    waits: Counter[str]
     failed: str = ""
 
 
 def visit(port: int, number: int, tokens: int) -> Visit:
     """Logs in, chooses an image, presses Compare, and reads the answers; waits where told to."""
-    start, waits = time.monotonic(), 0
+    start, waits = time.monotonic(), Counter[str]()
     client = Client(port, f"127.0.1.{number + 1}" if NETWORK else "127.0.0.1")
     try:
         client.log_in()
         page = client.page()
         drawing = {"max_new_tokens": str(tokens), "temperature": "0.0", "seed": "0"}
         while time.monotonic() - start < PATIENCE:
-            with suppress(Turned):
-                client.choose(page, encoded(noise(), "PNG"))
-                client.compare(page, **{"drawing": drawing})
+            try:
+                shown = client.choose(page, encoded(noise(), "PNG"))
+                said = client.compare(page, drawing=drawing) if "figcaption" in shown else shown
                 answers = client.answers(page)
-                if len(answers) == 3 and all(one["state"] == "done" for one in answers):
-                    return Visit(time.monotonic() - start, waits)
-            waits += 1
+            except Turned as turned:
+                said, answers = str(turned), []
+            if len(answers) == 3 and all(one["state"] == "done" for one in answers):
+                return Visit(time.monotonic() - start, waits)
+            waits[reason(said, answers)] += 1
             time.sleep(1.0)
         return Visit(time.monotonic() - start, waits, "no answers")
     except Exception as error:
         return Visit(time.monotonic() - start, waits, f"{type(error).__name__}: {error}")
+
+
+def reason(said: str, answers: list[dict[str, Any]]) -> str:
+    """Why a visitor has to try again."""
+    told = re.findall(r'role="alert">([^<]+)<', said)
+    states = sorted({one["state"] + " " + one["note"] for one in answers})
+    return "; ".join(told or states or [said[:100]])
 
 
 def visits(port: int, count: int, tokens: int) -> list[Visit]:
@@ -177,10 +188,9 @@ class Attacker:
                 self.seen["answered"] += 1
             except Turned as turned:
                 self.seen[str(turned.status)] += 1
-                time.sleep(0.02)
             except Exception as error:
                 self.seen[type(error).__name__] += 1
-                time.sleep(0.02)
+            time.sleep(PAUSE)
 
 
 def large_bodies(attacker: Attacker) -> None:
@@ -320,8 +330,8 @@ def figures(server: Server, count: int, tokens: int, short: bool) -> dict[str, A
         "failed": failed[:5],
         "slowest alone s": round(before, 1),
         "slowest among hostile s": round(slowest, 1),
-        "told to wait alone": sum(one.waits for one in alone),
-        "told to wait among hostile": sum(one.waits for one in among),
+        "told to wait alone": dict(sum((one.waits for one in alone), Counter[str]())),
+        "told to wait among hostile": dict(sum((one.waits for one in among), Counter[str]())),
         "MB before": round(base),
         "MB at most": round(most[0]),
         "MB after": round(after),

@@ -25,7 +25,7 @@ from sightline.pictures import open_picture
 Kind = Literal["image", "comparison"]
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Files of visitors that are opened: Pillow reads them itself, without another program."""
-PREVIEW = 768  # longest side of an image on the page, in pixels
+PREVIEW = 640  # longest side of an image on the page, in pixels
 SECONDS = 20.0  # the longest that a file may take
 BYTES = 1_000_000_000  # of memory, the program's own included
 LONGEST_TEXT = 10_000  # characters of one text that an image carries

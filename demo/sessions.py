@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 MOST = 64  # visitors whose images and answers are kept
 SHARE = 8  # of them that one client has for certain
-BYTES = 96_000_000  # of all that is kept
+BYTES = 48_000_000  # of all that is kept
 IDLE = 300.0  # seconds without an event after which a visitor gives way to another
 FORGET = 3600.0  # seconds after which nothing is kept
 

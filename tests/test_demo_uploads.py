@@ -59,8 +59,8 @@ def test_an_image_comes_back_as_it_is_or_smaller():
     assert small.original is None and np.array_equal(np.asarray(small.image), noise)
     large = Image.fromarray(noise).resize((1800, 1600))
     found = decode(encoded(large), "image", BOUNDS)
-    assert found.original == (1800, 1600) and found.image.size == (768, 683)
-    assert found.image.tobytes() == large.resize((768, 683)).tobytes()
+    assert found.original == (1800, 1600) and found.image.size == (640, 569)
+    assert found.image.tobytes() == large.resize((640, 569)).tobytes()
     shipped = decode((PICTURES / "yard.png").read_bytes(), "image", BOUNDS)
     assert truth(shipped.image) == truth(PICTURES / "yard.png") is not None
 
@@ -69,13 +69,13 @@ def test_an_image_comes_back_as_it_is_or_smaller():
     ("size", "side", "kept"),
     [
         ((700, 500), 128, (700, 500)),
-        ((7000, 7000), 128, (768, 768)),
-        ((4000, 3000), 128, (768, 576)),
+        ((7000, 7000), 128, (640, 640)),
+        ((4000, 3000), 128, (640, 480)),
         ((7000, 7000), 1000, (1000, 1000)),
         ((6000, 3000), 1000, (2000, 1000)),
-        ((50_000, 1000), 128, (5431, 109)),  # sqrt(50 * 768^2) = 5430.6
+        ((50_000, 1000), 128, (4525, 91)),  # sqrt(50 * 640^2) = 4525.5
         ((50_000, 1000), 1000, (14_142, 283)),  # sqrt(50 * 4 * 1000^2) = 14142.1
-        ((1, 50_000_000), 128, (1, 768**2)),
+        ((1, 50_000_000), 128, (1, 640**2)),
     ],
 )
 def test_images_are_kept_as_large_as_the_model_or_the_page_needs(size, side, kept):
@@ -142,7 +142,7 @@ def a_comparison(image):
 def test_a_comparison_comes_back_without_its_image_in_the_text():
     text = to_json(a_comparison(Image.new("RGB", (1600, 1600), "red")), (Answer(),), "m").encode()
     found = decode(text, "comparison", BOUNDS)
-    assert found.image.size == (768, 768) and len(found.document) < 1000
+    assert found.image.size == (640, 640) and len(found.document) < 1000
     picture = from_decoded(found).comparison.picture
     assert picture.image.getpixel((9, 9)) == (255, 0, 0) and picture.original == (1600, 1600)
     again = from_decoded(decode(to_json(a_comparison(picture.image), (Answer(),), "m").encode(),
@@ -172,8 +172,8 @@ def test_a_script_scales_its_picture_as_the_page_did():
     found = open_image(data, BOUNDS)
     picture = Picture(found.image, "file:a.png", None, found.original)
     script = to_python(Comparison(picture, "why", (Way("greedy"),)), "m")
-    assert "open_picture(PICTURE).resize((768, 768))" in script
-    assert open_picture(data).resize((768, 768)).tobytes() == picture.image.tobytes()
+    assert "open_picture(PICTURE).resize((640, 640))" in script
+    assert open_picture(data).resize((640, 640)).tobytes() == picture.image.tobytes()
 
 
 # Arrival
