@@ -21,6 +21,10 @@ class Page:
         self._ids = {name_of(part["props"]): part["id"] for part in config["components"]}
         self._events = config["dependencies"]
 
+    def value(self, part: str) -> Any:
+        """What a control holds at first."""
+        return self.values[self._ids[part]]
+
     def event(self, part: str, name: str) -> dict[str, Any]:
         """The event of a part: `event("compare", "click")`."""
         wanted = (self._ids[part], name)

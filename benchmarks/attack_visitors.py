@@ -117,7 +117,7 @@ class Visit:
     failed: str = ""
 
 
-def visit(port: int, number: int, tokens: int) -> Visit:
+def visit(port: int, number: int, tokens: int, columns: int) -> Visit:
     """Logs in, chooses an image, presses Compare, and reads the answers; waits where told to."""
     start, waits = time.monotonic(), Counter[str]()
     client = Client(port, f"127.0.1.{number + 1}" if NETWORK else "127.0.0.1")
@@ -125,14 +125,19 @@ def visit(port: int, number: int, tokens: int) -> Visit:
         client.log_in()
         page = client.page()
         drawing = {"max_new_tokens": str(tokens), "temperature": "0.0", "seed": "0"}
+        ways = {f"way-{i}": {**page.value(f"way-{i}"), "is_shown": True} for i in range(columns)}
         while time.monotonic() - start < PATIENCE:
             try:
                 shown = client.choose(page, encoded(noise(), "PNG"))
-                said = client.compare(page, drawing=drawing) if "figcaption" in shown else shown
+                said = (
+                    client.compare(page, drawing=drawing, **ways)
+                    if "figcaption" in shown
+                    else shown
+                )
                 answers = client.answers(page)
             except Turned as turned:
                 said, answers = str(turned), []
-            if len(answers) == 3 and all(one["state"] == "done" for one in answers):
+            if len(answers) == columns and all(one["state"] == "done" for one in answers):
                 return Visit(time.monotonic() - start, waits)
             waits[reason(said, answers)] += 1
             time.sleep(1.0)
@@ -148,10 +153,10 @@ def reason(said: str, answers: list[dict[str, Any]]) -> str:
     return "; ".join(told or states or [said[:100]])
 
 
-def visits(port: int, count: int, tokens: int) -> list[Visit]:
+def visits(port: int, count: int, tokens: int, columns: int = 3) -> list[Visit]:
     """Of all at once."""
     with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(lambda number: visit(port, number, tokens), range(count)))
+        return list(pool.map(lambda one: visit(port, one, tokens, columns), range(count)))
 
 
 # Hostile ones: each tries one thing over and over
@@ -304,7 +309,8 @@ def figures(server: Server, count: int, tokens: int, short: bool) -> dict[str, A
     client = Client(server.port)
     client.log_in()
     page = client.page()
-    visits(server.port, 2, tokens)  # the first ones pay for what is loaded late
+    # The first ones pay for what is loaded late, and for the memory of as many threads as answer.
+    visits(server.port, 2 if short else 4, tokens if short else 256, columns=4)
     alone = visits(server.port, count, tokens)
     base = server.megabytes()
     with watched(server) as most, attacked(server.port, page, short) as seen:
