@@ -27,7 +27,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Files of visitors that are opened: Pillow reads them itself, without another program."""
 PREVIEW = 640  # longest side of an image on the page, in pixels
 SECONDS = 20.0  # the longest that a file may take
-BYTES = 1_000_000_000  # of memory, the program's own included
+BYTES = 1_000_000_000
 LONGEST_TEXT = 10_000  # characters of one text that an image carries
 MOST_ENTRIES = 250_000  # of all lists and objects of a comparison together
 DEEPEST = 12
@@ -50,11 +50,13 @@ class Bounds:
         side: Shortest side of an image that the model needs. One that is kept has this or, where
             that is more, the longest side that the page shows; and no more than `kept_pixels`.
         seconds: For one file.
+        bytes: Of memory, the program's own included; on Linux alone.
     """
 
     pixels: int
     side: int
     seconds: float = SECONDS
+    bytes: int = BYTES
 
     @property
     def kept_pixels(self) -> int:
@@ -133,7 +135,7 @@ def kept_size(size: tuple[int, int], bounds: Bounds) -> tuple[int, int]:
 
 def main() -> None:
     kind, bounds = sys.argv[1], Bounds(**json.loads(sys.argv[2]))
-    restrict(bounds.seconds)
+    restrict(bounds)
     said: dict[str, Any] = {
         "refused": "",
         "size": None,
@@ -158,15 +160,15 @@ def main() -> None:
     sys.stdout.buffer.write(pixels)
 
 
-def restrict(seconds: float) -> None:
+def restrict(bounds: Bounds) -> None:
     """Bounds this process: it ends itself where the server has ended and cannot."""
     try:
         import resource
     except ImportError:  # on Windows the time alone is bounded, by the server
         return
-    limits = {resource.RLIMIT_CPU: math.ceil(seconds), resource.RLIMIT_CORE: 0}
+    limits = {resource.RLIMIT_CPU: math.ceil(bounds.seconds), resource.RLIMIT_CORE: 0}
     if sys.platform == "linux":  # others do not keep to it
-        limits[resource.RLIMIT_AS] = BYTES
+        limits[resource.RLIMIT_AS] = bounds.bytes
     for name, most in limits.items():
         with suppress(ValueError):  # a lower one holds already
             resource.setrlimit(name, (most, most))

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import struct
+import sys
 import time
 from io import BytesIO
 from types import SimpleNamespace
@@ -68,7 +69,7 @@ def test_an_image_comes_back_as_it_is_or_smaller():
 @pytest.mark.parametrize(
     ("size", "side", "kept"),
     [
-        ((700, 500), 128, (700, 500)),
+        ((600, 500), 128, (600, 500)),
         ((7000, 7000), 128, (640, 640)),
         ((4000, 3000), 128, (640, 480)),
         ((7000, 7000), 1000, (1000, 1000)),
@@ -85,28 +86,29 @@ def test_images_are_kept_as_large_as_the_model_or_the_page_needs(size, side, kep
 
 
 def test_whether_there_is_a_second_page_is_all_that_is_asked():
-    many = tiff(pages=50_000)
+    few, many = tiff(pages=2), tiff(pages=50_000)
     assert len(many) > 5_000_000
-    start = time.monotonic()
-    for pages in (2, 50_000):
+    start = time.process_time()
+    for data in (few, many):
         with pytest.raises(ValueError, match="holds several frames or pages"):
-            open_picture(tiff(pages))
-    assert time.monotonic() - start < 1.0  # counting them takes tens of seconds
+            open_picture(data)
+    assert time.process_time() - start < 1.0  # counting them takes tens of seconds
     assert open_picture(tiff()).size == (1, 1)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not bound a process so")
 def test_a_file_that_needs_too_much_memory_is_refused():
-    """Two million strips of one row each, which Pillow lists one by one."""
-    strips = 3_700_000
-    with pytest.raises(ValueError, match=r"the picture (needs too much memory|cannot be read)"):
-        decode(tiff(height=strips, strips=strips), "image", BOUNDS)
+    data = encoded(Image.new("RGB", (7000, 7000)))
+    with pytest.raises(ValueError, match="the picture needs too much memory"):
+        decode(data, "image", Bounds(50_000_000, 128, bytes=250_000_000))
 
 
 def test_a_file_that_takes_too_long_is_refused():
+    data = tiff(height=500_000, strips=500_000)  # each of which Pillow reads by itself
     start = time.monotonic()
     with pytest.raises(ValueError, match="the picture takes too long to open"):
-        decode(encoded(Image.new("RGB", (6000, 6000))), "image", Bounds(50_000_000, 128, 0.3))
-    assert time.monotonic() - start < 3.0
+        decode(data, "image", Bounds(50_000_000, 128, 1.0))
+    assert time.monotonic() - start < 5.0
 
 
 WRONG = {
