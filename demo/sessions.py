@@ -61,13 +61,14 @@ class Sessions:
     """Keeps values of visitors, by the name that their page gave itself.
 
     Who comes new where all places are taken gets that of somebody idle: closed pages first, then
-    the longest without an event. With nobody idle, the client with most visitors, if these are more
-    than its share and more than the newcomer's client has, loses the one that came last. Else the
-    newcomer is told to wait. So a flood of new visitors takes the places of its own alone.
+    the longest without an event. With nobody idle, the client with most visitors, or bytes where
+    these are short, if it has more than its share and than the newcomer's client, loses the one
+    that came last. Else the newcomer is told to wait. So a flood takes the places of its own alone.
 
     Args:
         most: Visitors.
-        share: Of one client, that are safe while they are not idle.
+        share: Of one client, that are safe while they are not idle, with as large a part of the
+            bytes; its only one is safe in any case.
         bytes: Of all values together.
         clock: Seconds.
     """
@@ -109,8 +110,15 @@ class Sessions:
             after = Session(client, since, now, {**kept, **values})
             others = {key: one for key, one in self._sessions.items() if key != name}
             gone = []
-            while len(others) >= self.most or self._weight(others) + after.bytes > self.bytes:
-                gone.append(leaver := self._leaver(others, client))
+            while True:
+                if len(others) >= self.most:
+                    leaver = self._leaver(others, client, 1, self.share, lambda one: 1)
+                elif sum(one.bytes for one in others.values()) + after.bytes > self.bytes:
+                    share = self.bytes * self.share // self.most
+                    leaver = self._leaver(others, client, after.bytes, share, lambda one: one.bytes)
+                else:
+                    break
+                gone.append(leaver)
                 del others[leaver]
             for leaver in gone:
                 del self._sessions[leaver]
@@ -122,20 +130,33 @@ class Sessions:
             if name in self._sessions:
                 self._sessions[name].is_closed = True
 
-    def _weight(self, sessions: Mapping[str, Session]) -> int:
-        return sum(session.bytes for session in sessions.values())
+    def _leaver(
+        self,
+        others: Mapping[str, Session],
+        client: str,
+        wanted: int,
+        share: int,
+        amount: Callable[[Session], int],
+    ) -> str:
+        """Who gives way to a client's visitor, or `Full`.
 
-    def _leaver(self, others: Mapping[str, Session], client: str) -> str:
-        """Who gives way to a client's visitor, or `Full`."""
-        quiet = sorted(others, key=lambda name: (not others[name].is_closed, others[name].used))
-        for name in quiet:
+        Args:
+            wanted: Places or bytes of the visitor.
+            share: Of them, which a client has for certain.
+            amount: Places or bytes that a session has.
+        """
+        for name in sorted(others, key=lambda one: (not others[one].is_closed, others[one].used)):
             if others[name].is_closed or self._clock() - others[name].used > IDLE:
                 return name
-        counts = Counter(session.client for session in others.values())
-        largest, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
-        if count <= max(self.share, counts[client] + 1):
+        amounts: Counter[str] = Counter()
+        for session in others.values():
+            amounts[session.client] += amount(session)
+        several = Counter(session.client for session in others.values())
+        crowds = [(name, count) for name, count in amounts.items() if several[name] > 1]
+        largest, most = max(crowds, key=lambda crowd: crowd[1], default=("", 0))
+        if most <= max(share, amounts[client] + wanted):
             raise Full(FULL)
-        own = [name for name in others if others[name].client == largest]
+        own = [name for name in others if others[name].client == largest and amount(others[name])]
         return max(own, key=lambda name: others[name].since)
 
     def _forget(self) -> None:

@@ -118,6 +118,25 @@ def test_bytes_of_all_are_bounded_and_shared_ones_count_once(clock):
         sessions.keep("c", "z", {"chosen": image(1001)})
 
 
+def test_bytes_are_shared_as_places_are(clock):
+    """One client with large images leaves room for those of others."""
+
+    def image(width):
+        return {"chosen": Picture(SimpleNamespace(width=width, height=1), "file:a.png")}
+
+    sessions = Sessions(most=8, share=1, bytes=8000, clock=clock)  # a share is 1000 bytes
+    for number in range(4):
+        clock.now += 1
+        sessions.keep(f"large-{number}", "x", image(500))
+    for number in range(3):
+        sessions.keep(f"small-{number}", "y", image(10))  # the last large one has gone
+    assert len(sessions) == 6 and sessions.values("large-3") == {}
+    with pytest.raises(Full):
+        sessions.keep("large-4", "x", image(500))
+    sessions.keep("ada", "z", image(450))
+    assert sessions.values("large-0") and sessions.values("small-0") and sessions.values("ada")
+
+
 def test_explanations_have_a_weight():
     import torch
 
