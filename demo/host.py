@@ -125,7 +125,9 @@ class Host:
     @cached_property
     def bounds(self) -> Bounds:
         """Of files that visitors send. Larger images are scaled to what model and page need."""
-        side = min(2 * math.isqrt(pixels_seen(self.model, self.processor)), LARGEST_SIDE)
+        side = min(
+            2 * math.isqrt(pixels_seen(self.model, self.processor, self.template)), LARGEST_SIDE
+        )
         return Bounds(self.limits.pixels, side, min(self.limits.seconds, SECONDS))
 
     def own(self, found: Decoded, name: str) -> Picture:
@@ -312,11 +314,12 @@ def check_cost(choice: Choice, limits: Limits) -> None:
             )
 
 
-def pixels_seen(model: Any, processor: Any) -> int:
+def pixels_seen(model: Any, processor: Any, template: Mapping[str, Any] | None = None) -> int:
     """How many pixels a model gets of a large square image; as many as it has where it is not cut
     down to fewer."""
     image = Image.new("RGB", (PROBE, PROBE))
-    inputs = prompt_inputs(model, processor, image, lab.dialogue.DESCRIBE[0])
+    question = lab.dialogue.DESCRIBE[0]
+    inputs = prompt_inputs(model, processor, image, question, chat_template_kwargs=template)
     floats = [one for one in inputs.values() if torch.is_tensor(one) and one.is_floating_point()]
     return max((one.numel() // 3 for one in floats), default=PROBE**2)
 

@@ -445,6 +445,7 @@ class FakeHost:
     dtype = SimpleNamespace(value="float32")
     limits = SimpleNamespace(ways=4, pixels=1000, max_new_tokens=256)
     bounds = Bounds(1000, 128)
+    template = None
     crew = Crew(SimpleNamespace(device=None, register_forward_pre_hook=lambda hook: None))
 
     def __init__(self):
