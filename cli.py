@@ -177,7 +177,13 @@ def serve(
         int, typer.Option(min=1, help="The longest answer that a visitor may ask for.")
     ] = 256,
     max_seconds: Annotated[
-        float, typer.Option(help="The longest time that an answer may take, waiting included.")
+        float,
+        typer.Option(
+            help="The longest time of an answer, or of the explanation of its tokens, from its "
+            "start: the model's work on it and the turns of others in between, but not the wait in "
+            "the queue before it starts. A visitor's file may take as long to open, and 20 s at "
+            "most. An evaluation on the lab's scenes has 900 s of its own."
+        ),
     ] = 120.0,
     template: TemplateOption = None,
     browser: Annotated[

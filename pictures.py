@@ -20,6 +20,7 @@ URL = re.compile(r"(data|[A-Za-z][A-Za-z0-9+.-]+(?=://)):", re.IGNORECASE)
 BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}\s*")
 FEWEST_LETTERS = 64  # of a picture in base64; no file of one is as small
 MAX_PIXELS = 100_000_000
+BAND = 4_000_000  # pixels
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -85,7 +86,7 @@ def _opened(file: Any, name: str, max_pixels: int) -> Image.Image:
     except Exception as error:  # of a header or chunk that is cut off, or unpacks to too much
         raise ValueError(f"{name} cannot be read: {clipped(error)}") from error
     with opened:
-        return _checked_rgb(opened, name, max_pixels)
+        return _checked_rgb(opened, name, max_pixels, is_ours=True)
 
 
 def _regular(path: Path, name: str) -> BinaryIO:
@@ -179,8 +180,10 @@ def _decoded(text: str) -> bytes:
         return b""
 
 
-def _checked_rgb(picture: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    """A new picture in RGB, or `ValueError`."""
+def _checked_rgb(
+    picture: Image.Image, name: str, max_pixels: int, is_ours: bool = False
+) -> Image.Image:
+    """A new picture in RGB, or `ValueError`. One of ours is turned itself, without a copy."""
     width, height = picture.size
     if width * height == 0:
         raise ValueError(f"{name} is empty: {width} x {height} pixels")
@@ -189,19 +192,33 @@ def _checked_rgb(picture: Image.Image, name: str, max_pixels: int) -> Image.Imag
             f"{name} has {width * height / 1e6:.3g} megapixels, and at most "
             f"{max_pixels / 1e6:.3g} are allowed: make it smaller"
         )
-    with _readable(name):
-        frames = getattr(picture, "n_frames", 1)
-    if frames > 1 and picture.format not in PHOTOGRAPH_FIRST:
+    if picture.format not in PHOTOGRAPH_FIRST and _has_second_frame(picture, name):
         raise ValueError(
-            f"{name} holds {frames} frames or pages, and one picture is wanted: pass one of them, "
+            f"{name} holds several frames or pages, and one picture is wanted: pass one of them, "
             "as image.seek(0); image.copy() gives it"
         )
     with _readable(name):
         # Also takes the orientation out of `info`, so that nobody turns the picture again.
-        upright = ImageOps.exif_transpose(picture)
+        upright = picture if is_ours else ImageOps.exif_transpose(picture)
+        if is_ours:
+            ImageOps.exif_transpose(picture, in_place=True)
         rgb = _to_rgb(upright)
     rgb.info = {key: text for key, text in upright.info.items() if isinstance(text, str)}
     return rgb
+
+
+def _has_second_frame(picture: Image.Image, name: str) -> bool:
+    """Whether there is one; they are not counted, which takes long for many."""
+    here = picture.tell()
+    if here > 0:
+        return True
+    with _readable(name):
+        try:
+            picture.seek(1)
+        except EOFError:
+            return False
+        picture.seek(here)
+    return True
 
 
 @contextmanager
@@ -227,9 +244,19 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
             levels[values == picture.info["transparency"]] = 255
         return Image.fromarray(levels).convert("RGB")
     if picture.mode in TRANSPARENT or "transparency" in picture.info:
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+        return _on_white(picture)
     return picture.convert("RGB")
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """In bands, so that a large picture is not held five times."""
+    width, height = picture.size
+    rgb, rows = Image.new("RGB", picture.size), max(1, BAND // width)
+    for top in range(0, height, rows):
+        band = picture.crop((0, top, width, min(top + rows, height))).convert("RGBA")
+        white = Image.new("RGBA", band.size, "white")
+        rgb.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return rgb
 
 
 def are_none(images: Any) -> bool:

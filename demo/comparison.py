@@ -9,7 +9,17 @@ from PIL import Image
 
 from sightline.choices import PLAIN
 
+ROW = 1_000  # bytes of a `Row`, about
 State = Literal["waiting", "answering", "done", "stopped", "failed"]
+
+
+def is_whole(text: str) -> bool:
+    """Whether it has no halves of characters, which JSON can write and nothing can show."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +31,18 @@ class Picture:
         source: Where it comes from: "shipped:corner.png", "scene:17" (of the lab, by its seed) or
             "file:holiday.jpg" (somebody's own, by its bare name).
         truth: The objects that are in it, where that is known.
+        original: Width and height of the file, where the image is a smaller one made of it.
     """
 
     image: Image.Image
     source: str
     truth: frozenset[str] | None = None
+    original: tuple[int, int] | None = None
+
+    @property
+    def weights(self) -> dict[int, int]:
+        """Bytes of the image, by its identity; Pillow takes four for a pixel."""
+        return {id(self.image): 4 * self.image.width * self.image.height}
 
 
 @dataclass(frozen=True)
@@ -187,3 +204,9 @@ class Explained:
     looks: Sequence[Image.Image] | None = None
     shares: tuple[float, ...] | None = None
     note: str = ""
+
+    @property
+    def weights(self) -> dict[int, int]:
+        """Bytes of the tables and looks, by its identity."""
+        rows = sum(map(len, self.tables))
+        return {id(self): ROW * rows + getattr(self.looks, "nbytes", 0)}

@@ -31,9 +31,9 @@ from sightline.demo.rendering import (
     shown_picture,
 )
 from sightline.demo.round import Round
-from sightline.demo.saved import Saved, from_json, to_json
-from sightline.demo.script import to_python
-from sightline.demo.uploads import read_comparison, read_picture
+from sightline.demo.saved import Saved, from_decoded, to_json
+from sightline.demo.script import is_seed, to_python
+from sightline.demo.uploads import Uploads
 
 Parts = dict[str, Any]
 """New values of parts of the page, by name; the others stay as they are."""
@@ -45,7 +45,6 @@ SHORT = 300  # tokens on the page that a browser draws within a frame; more take
 GLANCE = 0.25  # seconds between two looks at an evaluation
 PATIENCE = 1.0  # seconds to wait for news of them, at most
 SEEDS = 1_000_000
-UNNAMED = "the picture"  # what a file is called whose name is not known
 NO_PICTURE = "there is no picture: choose one, or draw a new scene"
 FORGOTTEN = "this answer is no longer kept here: press Compare again"
 NO_ANSWER = "there is nothing to take yet: press Compare first"
@@ -63,16 +62,23 @@ class Opened:
     length: int
     explained: Explained
 
+    @property
+    def weights(self) -> dict[int, int]:
+        """Bytes of what it holds, by identity."""
+        return self.round.weights | self.explained.weights
+
 
 class Events:
     """What each event of the page changes.
 
     Args:
         host: Shared by all sessions. All that belongs to one session is passed in and out.
+        uploads: Where the files of all sessions arrive; None: as large as the host allows.
     """
 
-    def __init__(self, host: Host):
+    def __init__(self, host: Host, uploads: Uploads | None = None):
         self.host = host
+        self.uploads = uploads or Uploads(host.bounds)
         self.places = range(host.limits.ways)
 
     # The picture
@@ -81,28 +87,23 @@ class Events:
         """What is asked about until another one is chosen."""
         return self.host.open_shipped(self.host.shipped()[0])
 
-    def again(self, source: str) -> Picture | None:
+    def again(self, source: Any) -> Picture | None:
         """The picture that a page shows, where this session has none yet, or no longer.
 
         None for a file of somebody's own, which is kept nowhere else.
         """
-        kind, _, name = source.partition(":")
+        kind, _, name = source.partition(":") if isinstance(source, str) else ("", "", "")
         if kind == "shipped" and name in self.host.shipped():
             return self.host.open_shipped(name)
-        return self.host.scene(int(name)) if kind == "scene" and name.isdecimal() else None
+        return self.host.scene(int(name)) if kind == "scene" and is_seed(name) else None
 
     def choose_file(self, sent: Mapping[str, Any]) -> Parts:
         """A file of somebody's own."""
-        name = UNNAMED
         try:
-            upload = read_picture(sent)
-            name = upload.name
-            picture = self.host.open(upload.data, name)
+            upload = self.uploads.read_picture(sent)
         except ValueError as refused:
-            text = str(refused)
-            named = name + text.removeprefix(UNNAMED) if text.startswith(UNNAMED) else text
-            return {"error-picture": error("picture", named)}
-        return self.show_picture(picture)
+            return {"error-picture": error("picture", str(refused))}
+        return self.show_picture(self.host.own(upload.found, upload.name))
 
     def choose_shipped(self, sent: Mapping[str, Any]) -> Parts:
         """A picture that ships with the package."""
@@ -141,7 +142,7 @@ class Events:
         if round is not None:
             round.leave()
         comparison, places, complaints = self.read(
-            chosen or self.again(source or ""), question, drawing, forms
+            chosen or self.again(source), question, drawing, forms
         )
         told = self.errors(complaints)
         if complaints:
@@ -314,7 +315,7 @@ class Events:
     def load(self, sent: Mapping[str, Any], round: Round | None) -> Parts:
         """A comparison that was saved, with its answers."""
         try:
-            saved = from_json(read_comparison(sent), self.host.limits.pixels)
+            saved = from_decoded(self.uploads.read_comparison(sent))
             comparison = saved.comparison
             if len(comparison.ways) > len(self.places):
                 raise ValueError(

@@ -165,6 +165,10 @@ class Looks(Sequence[Image.Image]):
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
     @overload
     def __getitem__(self, index: int) -> Image.Image: ...
     @overload

@@ -9,7 +9,7 @@ from typing import Any
 
 from sightline.choices import PLAIN
 from sightline.decoders.parse import find, paper
-from sightline.demo.comparison import Drawing, Way
+from sightline.demo.comparison import Drawing, Way, is_whole
 from sightline.demo.controls import Control, choices_of_decoders, controls_of, settings_text
 from sightline.messages import short
 
@@ -69,6 +69,8 @@ def read_way(value: Any) -> Way:
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise ValueError("a decoder's name is needed: choose one from the list")
     name = value["name"]
+    if not is_whole(name):
+        raise ValueError("a decoder's name holds half a character: choose one from the list")
     assignments = settings_text(name, texts(value.get("settings")))
     return Way(name, tuple((key, text) for key, _, text in (a.partition("=") for a in assignments)))
 
@@ -80,6 +82,8 @@ def texts(value: Any) -> dict[str, str]:
     for key, text in value.items():
         if not isinstance(key, str) or not isinstance(text, str):
             raise ValueError("a setting's text is needed: load the page again")
+        if not is_whole(key + text):
+            raise ValueError("a setting's text holds half a character: write it again")
         if len(text) > LONGEST_TEXT:
             raise ValueError(
                 f"{key[:100]} has {len(text)} characters, and at most {LONGEST_TEXT} are allowed"

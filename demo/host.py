@@ -6,11 +6,13 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers.generation import BaseStreamer
 
 from sightline import lab
@@ -26,6 +28,7 @@ from sightline.demo.comparison import (
     Picture,
     Way,
 )
+from sightline.demo.decoding import SECONDS, Bounds, Decoded
 from sightline.demo.explanation import explain
 from sightline.demo.turns import Crew, Stopped, Work
 from sightline.evaluation.lab import WORDINGS
@@ -38,6 +41,10 @@ SEEDS = 2**32
 UNEXPECTED = "this failed; whoever runs this page finds the reason in its log"
 NO_MEMORY = "there is not enough memory: ask for fewer tokens, or show a smaller picture"
 
+FIRST_WAYS = ("greedy", "vcd", "vdd", "pai")
+"""What the columns of a page begin with."""
+PROBE = 2048  # side of the image that a processor is asked about
+LARGEST_SIDE = 2 * PROBE
 MOST_PARTS = 8  # of a setting that has several
 
 logger = logging.getLogger(__name__)
@@ -49,11 +56,12 @@ class Limits:
 
     Args:
         max_new_tokens: Longest answer.
-        seconds: Longest time of an answer from its start, others' turns included.
+        seconds: Longest time of an answer from its start, others' turns included; of a file that is
+            opened too, where that is less than `sightline.demo.decoding.SECONDS`.
         question: Longest question, in characters.
         pixels: Largest picture.
         ways: Most answers side by side.
-        waiting: Most requests that wait their turn.
+        waiting: Most requests that wait their turn: one of each visitor who may be here.
     """
 
     max_new_tokens: int = 256
@@ -61,7 +69,7 @@ class Limits:
     question: int = 2000
     pixels: int = 50_000_000
     ways: int = 4
-    waiting: int = 20
+    waiting: int = 64
 
     def __post_init__(self):
         for name in ("max_new_tokens", "seconds", "question", "pixels", "ways", "waiting"):
@@ -114,19 +122,23 @@ class Host:
 
     # Pictures
 
-    def open(self, source: Any, name: str | None = None) -> Picture:
+    @cached_property
+    def bounds(self) -> Bounds:
+        """Of files that visitors send. Larger images are scaled to what model and page need."""
+        side = min(
+            2 * math.isqrt(pixels_seen(self.model, self.processor, self.template)), LARGEST_SIDE
+        )
+        return Bounds(self.limits.pixels, side, min(self.limits.seconds, SECONDS))
+
+    def own(self, found: Decoded, name: str) -> Picture:
         """Somebody's picture.
 
         Args:
-            source: A path, bytes or a PIL image.
-            name: Of the file.
-
-        Raises:
-            ValueError: For what is no picture, or one with too many pixels.
+            found: The file, decoded.
+            name: Of the file, without folders.
         """
-        image = open_picture(source, self.limits.pixels)
-        bare = Path(name or "picture").name
-        return Picture(image, f"file:{bare}", lab.truth(image))
+        assert found.image is not None
+        return Picture(found.image, f"file:{name}", lab.truth(found.image), found.original)
 
     def scene(self, seed: int) -> Picture:
         """A scene of the lab, drawn from its seed."""
@@ -230,15 +242,15 @@ class Host:
         return self.crew.work(self.limits.seconds, drawing.seed if draws else None)
 
     def warm_up(self) -> None:
-        """Answers once, so that start-up is not charged to the first user.
+        """Answers once in every column, so that start-up is in no visitor's times.
 
         Raises:
             ValueError: Where the model cannot answer.
         """
         picture = self.open_shipped(self.shipped()[0])
-        ways = (Way("greedy"), Way("vdd"))  # one branch, and two
+        ways = tuple(self.way(name) for name in FIRST_WAYS[: self.limits.ways])
         asked = Comparison(picture, lab.dialogue.DESCRIBE[0], ways)
-        short = replace(asked.drawing, max_new_tokens=min(2, self.limits.max_new_tokens))
+        short = replace(asked.drawing, max_new_tokens=min(8, self.limits.max_new_tokens))
         running = self.start(replace(asked, drawing=short))
         while not running.is_over:
             running.wait(1.0)
@@ -300,6 +312,16 @@ def check_cost(choice: Choice, limits: Limits) -> None:
                 f"{name} of {choice.request.kind.__name__} has at most {MOST_PARTS} parts of "
                 f"{limits.question} characters on this page"
             )
+
+
+def pixels_seen(model: Any, processor: Any, template: Mapping[str, Any] | None = None) -> int:
+    """How many pixels a model gets of a large square image; as many as it has where it is not cut
+    down to fewer."""
+    image = Image.new("RGB", (PROBE, PROBE))
+    question = lab.dialogue.DESCRIBE[0]
+    inputs = prompt_inputs(model, processor, image, question, chat_template_kwargs=template)
+    floats = [one for one in inputs.values() if torch.is_tensor(one) and one.is_floating_point()]
+    return max((one.numel() // 3 for one in floats), default=PROBE**2)
 
 
 def whole(value: Any) -> bool:

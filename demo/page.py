@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
-from sightline.demo.body_limit import BodyLimit
 from sightline.demo.events import IDLE, Events, Parts
 from sightline.demo.forms import (
     drawing_controls,
@@ -19,24 +19,24 @@ from sightline.demo.forms import (
     offer,
     scene_controls,
 )
-from sightline.demo.host import Host
+from sightline.demo.gate import Gate
+from sightline.demo.host import FIRST_WAYS, Host
 from sightline.demo.rendering import blank_card, code, error, shown_picture, thumbnail
-from sightline.demo.uploads import COMPARISON_MEGABYTES, PICTURE_MEGABYTES, REQUEST_MEGABYTES
+from sightline.demo.sessions import BYTES, MOST, Full, Sessions
+from sightline.demo.uploads import COMPARISON_MEGABYTES, PICTURE_MEGABYTES, client_of
 
 TITLE = "sightline"
 LEAD = (
     "One picture, one question, several decoders: their answers side by side, "
     "what each of them changed, and why."
 )
-FIRST_WAYS = ("greedy", "vcd", "vdd", "pai")
 FIRST_SHOWN = 3
 LAB_QUESTIONS = ("Describe the image.", "Is there a dog in the image?")
 QUESTIONS = ("Describe the image.", "What is unusual about this picture?")
 UNEXPECTED = "something went wrong here; try again, or load the page again"
 ANSWERING = 4  # rounds that answer at the same time; the others wait
-SESSIONS = 64  # whose pictures and answers are kept
-FORGET = 3600  # seconds after which they are not
-SMALL_FILE = 1  # bytes of an upload by Gradio's own way, which nothing here uses
+KEPT = ("chosen", "round", "opened", "job")
+"""What is kept for a visitor between events and is no part that can be seen."""
 
 READY = {**IDLE, "lab-run": True, "lab-stop": False}
 """Which buttons can be pressed while nothing runs."""
@@ -101,9 +101,9 @@ COLOURS = {
 logger = logging.getLogger(__name__)
 
 
-def build(host: Host) -> gr.Blocks:
+def build(events: Events, sessions: Sessions | None = None) -> gr.Blocks:
     """The page, ready to be launched. All of its sessions share the host and nothing else."""
-    events = Events(host)
+    sessions = sessions or Sessions(bytes=max(BYTES, 4 * events.host.bounds.kept_bytes))
     with gr.Blocks(
         title=f"{TITLE}: answers side by side",
         analytics_enabled=False,
@@ -111,7 +111,8 @@ def build(host: Host) -> gr.Blocks:
         fill_width=True,
     ) as page:
         parts = lay_out(events)
-        wire(parts, events)
+        wire(parts, events, sessions)
+        page.unload(leaving(sessions))
     return page
 
 
@@ -137,7 +138,8 @@ def launch(
     Returns:
         The address; of the tunnel where there is one.
     """
-    page = build(host)
+    events = Events(host)
+    page = build(events)
     page.queue(max_size=host.limits.waiting, default_concurrency_limit=ANSWERING, api_open=False)
     _, local, shared = page.launch(
         server_port=port,
@@ -153,15 +155,25 @@ def launch(
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
-        max_file_size=SMALL_FILE,
-        state_session_capacity=SESSIONS,
-        app_kwargs=BodyLimit.app_arguments(REQUEST_MEGABYTES * 10**6),
+        state_session_capacity=MOST,
+        app_kwargs=app_arguments(events, is_local=not share),
         theme=theme(),
         head=head(),
     )
     if block:
         page.block_thread()
     return shared or local
+
+
+def app_arguments(events: Events, is_local: bool) -> dict[str, Any]:
+    """For `FastAPI`: the gate, the route of files, and no pages that list the routes."""
+    return {
+        "middleware": [Middleware(Gate, is_local=is_local)],
+        "routes": [events.uploads.route],
+        "docs_url": None,
+        "redoc_url": None,
+        "openapi_url": None,
+    }
 
 
 def head() -> str:
@@ -219,7 +231,6 @@ def lay_out_picture(events: Events) -> dict[str, Any]:
     first = events.first_picture()
     gallery = "".join(thumbnail(name, host.open_shipped(name)) for name in host.shipped())
     return {
-        "chosen": gr.State(None, time_to_live=FORGET),
         "source": gr.Textbox(first.source, visible=False),
         "picture": html(
             shown_picture(first),
@@ -296,8 +307,6 @@ def lay_out_columns(host: Host) -> dict[str, Any]:
         '<button type="button" class="minor" id="add-way">Add a decoder</button>',
         js_on_load="sightline.add(element)",
     )
-    parts["round"] = gr.State(None, time_to_live=FORGET)
-    parts["opened"] = gr.State(None, time_to_live=FORGET)
     return parts
 
 
@@ -323,7 +332,6 @@ def lay_out_taking() -> dict[str, Any]:
         parts["lab-progress"] = html(elem_id="lab-progress")
         parts["lab-table"] = gr.Markdown(elem_id="lab-table")
         parts["lab-plots"] = html(elem_id="lab-plots")
-    parts["job"] = gr.State(None, time_to_live=FORGET)
     return parts
 
 
@@ -351,7 +359,7 @@ def told(place: str, control: str = "") -> gr.HTML:
 # Wires
 
 
-def wire(parts: Mapping[str, Any], events: Events) -> None:
+def wire(parts: Mapping[str, Any], events: Events, sessions: Sessions) -> None:
     """What each control does."""
     columns = range(events.host.limits.ways)
     answers = [f"answer-{place}" for place in columns]
@@ -361,7 +369,7 @@ def wire(parts: Mapping[str, Any], events: Events) -> None:
     buttons = ["compare", "stop"]
     picture = ["chosen", "source", "picture", "error-picture"]
     quick: dict[str, Any] = {"queue": False}
-    on = partial(connect, parts)
+    on = partial(connect, parts, sessions)
 
     on(parts["picture"].chosen, events.choose_file, [], picture, **quick)
     on(parts["picture"].shipped, events.choose_shipped, [], picture, **quick)
@@ -406,8 +414,18 @@ def open_token(
     return events.open_token({**sent, "place": place}, round, opened)
 
 
+def leaving(sessions: Sessions) -> Callable[..., None]:
+    """What happens when a page is closed."""
+
+    def leave(request: gr.Request) -> None:
+        sessions.close(name_of(request))
+
+    return leave
+
+
 def connect(
     parts: Mapping[str, Any],
+    sessions: Sessions,
     trigger: Callable[..., Any],
     handler: Callable[..., Any],
     inputs: Sequence[str],
@@ -418,15 +436,16 @@ def connect(
 
     Args:
         parts: All, by name.
+        sessions: Where that is kept which is no part.
         trigger: Such as `button.click`.
         handler: What the event sends, then the inputs' values -> new values of outputs, by name.
-        inputs: Names.
-        outputs: Names; where mistakes are told is added.
+        inputs: Names of parts and of what is kept.
+        outputs: Such names; where mistakes are told is added.
     """
-    named = list(dict.fromkeys([*outputs, "error-page"]))
+    named = list(dict.fromkeys([*(name for name in outputs if name not in KEPT), "error-page"]))
     return trigger(
-        guarded(handler, named),
-        [parts[name] for name in inputs],
+        guarded(handler, inputs, named, sessions),
+        [parts[name] for name in inputs if name not in KEPT],
         [parts[name] for name in named],
         api_visibility="private",
         show_progress="hidden",
@@ -434,26 +453,51 @@ def connect(
     )
 
 
-def guarded(handler: Callable[..., Any], outputs: Sequence[str]) -> Callable[..., Any]:
+def guarded(
+    handler: Callable[..., Any],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    sessions: Sessions,
+) -> Callable[..., Any]:
     """The handler as Gradio calls it; what it raises is logged here, and said in one sentence."""
-    calm = {"error-page": error("page", UNEXPECTED), **READY}
 
-    def once(event: gr.EventData, *values: Any) -> list[Any]:
-        try:
-            return updates(handler(sent(event), *values), outputs)
-        except Exception:
-            logger.exception("an event of the page failed")
-            return updates(calm, outputs)
+    def begin(event: gr.EventData, request: gr.Request, values: Sequence[Any]) -> Any:
+        kept, given = sessions.values(name_of(request)), iter(values)
+        return handler(
+            sent(event), *(kept.get(name) if name in KEPT else next(given) for name in inputs)
+        )
 
-    def often(event: gr.EventData, *values: Any) -> Iterator[list[Any]]:
-        try:
-            for changed in handler(sent(event), *values):
-                yield updates(changed, outputs)
-        except Exception:
+    def keep(request: gr.Request, changed: Parts) -> list[Any]:
+        if kept := {name: value for name, value in changed.items() if name in KEPT}:
+            sessions.keep(name_of(request), client_of(request), kept)
+        return updates(changed, outputs)
+
+    def told(error_: Exception) -> list[Any]:
+        if not isinstance(error_, Full):
             logger.exception("an event of the page failed")
-            yield updates(calm, outputs)
+        text = str(error_) if isinstance(error_, Full) else UNEXPECTED
+        return updates({"error-page": error("page", text), **READY}, outputs)
+
+    def once(event: gr.EventData, request: gr.Request, *values: Any) -> list[Any]:
+        try:
+            return keep(request, begin(event, request, values))
+        except Exception as failed:
+            return told(failed)
+
+    def often(event: gr.EventData, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
+        try:
+            for changed in begin(event, request, values):
+                sessions.values(name_of(request))  # whoever looks on is not idle
+                yield keep(request, changed)
+        except Exception as failed:
+            yield told(failed)
 
     return often if inspect.isgeneratorfunction(handler) else once
+
+
+def name_of(request: gr.Request | None) -> str:
+    """What a page calls itself, which no other visitor knows."""
+    return (request.session_hash if request else None) or ""
 
 
 def sent(event: gr.EventData | None) -> dict[str, Any]:

@@ -9,11 +9,19 @@ import numpy as np
 from PIL import Image
 
 from sightline.choices import PLAIN
-from sightline.demo.comparison import Answer, Comparison, Explained, Picture, Row, Way, slow_down
+from sightline.demo.comparison import (
+    Answer,
+    Comparison,
+    Explained,
+    Picture,
+    Row,
+    Way,
+    slow_down,
+)
+from sightline.demo.decoding import PREVIEW
 from sightline.lab import mentioned
 from sightline.marks import Span, listed, missed, spans
 
-PREVIEW = 768  # longest side of a picture on the page, in pixels
 SAYS = {
     "new": "not in the first answer",
     "invented": "not in the picture",
@@ -198,7 +206,9 @@ def legend(comparison: Comparison) -> str:
     return (
         f'<div class="legend">{inside}<ul>{marks}</ul><p>Click a token, or choose it with the '
         "arrow keys and Enter, to see why it came. Answers take turns on one model, token by "
-        "token: times are those in which it worked for that answer alone.</p></div>"
+        "token: times are those in which it worked for that answer alone. The first answer of a "
+        "decoder that the page did not begin with takes longer: press Compare again before you "
+        "compare times.</p></div>"
     )
 
 
@@ -339,11 +349,17 @@ def shown_picture(picture: Picture) -> str:
     """The picture that is asked about, with where it comes from and its size in pixels."""
     kind, _, name = picture.source.partition(":")
     caption = f"scene {name} of the lab" if kind == "scene" else name
-    width, height = picture.image.size
+    size = dimensions(picture.image.size)
+    if picture.original is not None:
+        size = f"{dimensions(picture.original)}, made smaller: {size}"
     return (
         f'<img src="{data_url(smaller(picture.image))}" alt="The picture asked about">'
-        f"<figcaption>{escape(caption)}, {width} \N{MULTIPLICATION SIGN} {height}</figcaption>"
+        f"<figcaption>{escape(caption)}, {size}</figcaption>"
     )
+
+
+def dimensions(size: tuple[int, int]) -> str:
+    return f"{size[0]} \N{MULTIPLICATION SIGN} {size[1]}"
 
 
 def thumbnail(name: str, picture: Picture) -> str:

@@ -34,6 +34,11 @@ class Round:
         self._lock = Lock()
 
     @property
+    def weights(self) -> dict[int, int]:
+        """Bytes of what it holds, by identity."""
+        return self.comparison.picture.weights
+
+    @property
     def answers(self) -> tuple[Answer, ...]:
         """What has been said so far."""
         running = self._running

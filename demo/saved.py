@@ -11,17 +11,24 @@ from typing import Any, get_args
 from PIL import Image
 
 from sightline import __version__
-from sightline.demo.comparison import Answer, Comparison, Drawing, Picture, State, Way
+from sightline.demo.comparison import (
+    Answer,
+    Comparison,
+    Drawing,
+    Picture,
+    State,
+    Way,
+    is_whole,
+)
+from sightline.demo.decoding import AS_SAVED, Bounds, Decoded, open_comparison
 from sightline.demo.script import find_origin
-from sightline.pictures import MAX_PIXELS, open_picture
+from sightline.pictures import MAX_PIXELS
 
 FORMAT = "sightline comparison"
 VERSION = 1
 PACKAGES = ("torch", "transformers")
 UNFINISHED = "It was still being answered when the comparison was saved."
-AS_SAVED = "load a file as the demo saved it"
-PIXEL = 5  # characters of a document for a pixel at most: three bytes in base64, hardly packed
-REST = 2**24  # characters of a document besides its picture, at most
+UNSCALED = 10**9  # as a side: no image is scaled to it
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ def to_json(comparison: Comparison, answers: Sequence[Answer], model: str) -> st
         "picture": {
             "source": picture.source,
             "truth": None if picture.truth is None else sorted(picture.truth),
+            "original": picture.original,
             "png": base64.b64encode(png(picture.image)).decode(),
         },
     }
@@ -92,38 +100,28 @@ def from_json(text: str | bytes, max_pixels: int = MAX_PIXELS) -> Saved:
     Raises:
         ValueError: It is no such document, of a newer version, or holds what cannot be.
     """
-    content = parse(text, max_pixels)
+    return from_decoded(open_comparison(text, Bounds(max_pixels, UNSCALED)))
+
+
+def from_decoded(found: Decoded) -> Saved:
+    """What a document holds whose image has been opened; raises as `from_json`."""
+    content = json.loads(found.document)
     check_version(content)
+    if isinstance(content.get("picture"), dict):
+        content["picture"].setdefault("original", None)  # older ones have none
     document = DOCUMENT(content, "the file")
     picture, drawing = document["picture"], document["drawing"]
     ways = tuple(Way(w["name"], tuple(w["settings"].items())) for w in document["ways"])
     answers = tuple(map(finished, document["answers"]))
     if len(answers) != len(ways):
         raise refused("answers", f"as many as ways, which are {len(ways)}", document["answers"])
-    image = open_png(picture["png"], max_pixels)
+    if found.image is None:
+        raise ValueError(f"picture has no png: {AS_SAVED}")
     truth = None if picture["truth"] is None else frozenset(picture["truth"])
-    shown = Picture(image, picture["source"], truth)
+    shown = Picture(found.image, picture["source"], truth, picture["original"] or found.original)
     find_origin(shown)
     comparison = Comparison(shown, document["question"], ways, Drawing(**drawing))
     return Saved(comparison, answers, document["model"], document["versions"])
-
-
-def parse(text: str | bytes, max_pixels: int) -> Any:
-    """JSON of a bearable length, read; the `ValueError` of what is none says so."""
-    longest = max_pixels * PIXEL + REST
-    if len(text) > longest:
-        raise ValueError(
-            f"a saved comparison has at most {longest:,} characters here, got {len(text):,}: "
-            "save one with a smaller picture"
-        )
-    try:
-        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        return json.loads(decoded, parse_constant=float)
-    except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
-        raise ValueError(
-            f"a saved comparison is JSON, and this cannot be read as such ({reason}): {AS_SAVED}"
-        ) from None
 
 
 def check_version(content: Any) -> None:
@@ -146,18 +144,6 @@ def finished(entry: Mapping[str, Any]) -> Answer:
     if answer.state != "answering":
         return answer
     return replace(answer, state="stopped", note=answer.note or UNFINISHED)
-
-
-def open_png(content: bytes, max_pixels: int) -> Image.Image:
-    """The picture; whatever is wrong with it is a `ValueError`, and its size before its pixels."""
-    try:
-        opened = Image.open(BytesIO(content), formats=["PNG"])
-    except Exception:
-        raise ValueError(f"picture.png is no PNG picture: {AS_SAVED}") from None
-    with opened:
-        picture = open_picture(opened, max_pixels)
-    picture.info = {}
-    return picture
 
 
 # What a field may be
@@ -185,23 +171,6 @@ def words(longest: int) -> Reader:
         return value
 
     return read
-
-
-def is_whole(text: str) -> bool:
-    """Whether it has no halves of characters, which JSON can write and nothing can show."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def coded(value: Any, place: str) -> bytes:
-    """What stands in base64."""
-    try:
-        return base64.b64decode(value, validate=True)
-    except (TypeError, ValueError):
-        raise refused(place, "a picture in base64", value) from None
 
 
 def whole(low: int, high: int) -> Reader:
@@ -290,5 +259,9 @@ DOCUMENT = record(
         1,
         4,
     ),
-    picture=record(source=NAME, truth=optional(several(NAME, 0, 1_000)), png=coded),
+    picture=record(
+        source=NAME,
+        truth=optional(several(NAME, 0, 1_000)),
+        original=optional(several(whole(1, 10**6), 2, 2)),
+    ),
 )

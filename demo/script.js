@@ -190,23 +190,20 @@ window.sightline = (() => {
 
   // Files
 
-  function toBase64(file) {
-    return new Promise((resolve, reject) => {
-      const reader = new FileReader();
-      reader.onload = () => resolve(reader.result.split(",", 2)[1] ?? "");
-      reader.onerror = () => reject(reader.error);
-      reader.readAsDataURL(file);
-    });
-  }
-
-  // A file in an event: {name, size, data}. What is too large or unreadable comes without data,
-  // and the server says so.
-  async function send(file, read, largest, event, trigger) {
-    let data = "";
+  // A file goes to the server, which opens it, and an event says which: {name, size, token}. What is
+  // too large, or did not arrive, has no token, and the server says so.
+  async function send(file, kind, largest, event, trigger) {
+    const sent = { name: file.name, size: file.size };
     try {
-      data = file.size > largest ? "" : await read(file);
-    } catch { /* without data */ }
-    trigger(event, { name: file.name, size: file.size, data });
+      if (file.size && file.size <= largest) {
+        const headers = { "content-type": "application/octet-stream" };
+        const reply = await fetch(`sightline/files?kind=${kind}`,
+          { method: "POST", body: file, headers });
+        sent.status = reply.status;
+        if (reply.ok) sent.token = (await reply.json()).token;
+      }
+    } catch { /* without a token */ }
+    trigger(event, sent);
   }
 
   function onFile(input, take) {
@@ -228,7 +225,7 @@ window.sightline = (() => {
 
   function files(element, trigger, props, watch, largest) {
     onFile(element.querySelector("#load"),
-      (file) => send(file, (one) => one.text(), largest, "loaded", trigger));
+      (file) => send(file, "comparison", largest, "loaded", trigger));
     element.querySelector("#save").addEventListener("click", () => trigger("saved", {}));
     element.querySelector("#copy").addEventListener("click", async () => {
       const script = document.querySelector("#script").textContent;
@@ -247,7 +244,7 @@ window.sightline = (() => {
 
   // The picture: chosen, dropped, pasted, taken, or one of the lab's.
   function picture(element, trigger, largest) {
-    const take = (file) => send(file, toBase64, largest, "chosen", trigger);
+    const take = (file) => send(file, "picture", largest, "chosen", trigger);
     onFile(element.querySelector("input[type=file]"), take);
     element.addEventListener("click", (event) => {
       const shipped = event.target.closest("[data-name]");

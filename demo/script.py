@@ -140,7 +140,7 @@ def find_origin(picture: Picture) -> Origin:
         return Origin(
             f"open_picture(PICTURES / {literal(name)})", lab=("PICTURES",), own=("open_picture",)
         )
-    if kind == "scene" and name.isascii() and name.isdecimal() and len(name) <= LONGEST_SEED:
+    if kind == "scene" and is_seed(name):
         return Origin(
             f"draw(decorrelated(np.random.default_rng({int(name)})))",
             lab=("decorrelated", "draw"),
@@ -148,11 +148,17 @@ def find_origin(picture: Picture) -> Origin:
         )
     if kind == "file" and name:
         head = (OWN_FILE, *assigned("PICTURE", Text(name)))
-        return Origin("open_picture(PICTURE)", own=("open_picture",), head=head)
+        scaled = "" if picture.original is None else f".resize({picture.image.size})"
+        return Origin(f"open_picture(PICTURE){scaled}", own=("open_picture",), head=head)
     raise ValueError(
         "a picture's source is shipped:NAME (of the lab's pictures), scene:SEED or file:NAME, got "
         f"{short(picture.source[:80])}"
     )
+
+
+def is_seed(text: str) -> bool:
+    """Whether a text is a scene's seed, of a bearable length."""
+    return text.isascii() and text.isdecimal() and len(text) <= LONGEST_SEED
 
 
 def construction(request: Request | None) -> Piece:

@@ -1,69 +1,181 @@
-"""Files that come from a browser: inside an event, so that none is ever written to disk."""
+"""Files that come from a browser: decoded as they arrive, and never written to disk.
 
-import base64
-import binascii
-from collections.abc import Mapping
+The browser posts a file to a route of its own and gets a token, which the page's event then sends.
+"""
+
+import asyncio
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from sightline.demo.decoding import Bounds, Decoded, Kind, decode
+from sightline.demo.routes import FILES
+
 PICTURE_MEGABYTES = 30
 COMPARISON_MEGABYTES = 60
-REQUEST_MEGABYTES = 64
-"""A request with one of them, a picture in base64."""
 LONGEST_NAME = 100
+MOST_WAITING = 64  # files that wait until they are decoded, one after the other
+MOST_OF_CLIENT = 32  # files of one client that wait, or whose event has not come yet
+SECONDS = 60.0  # until its event has come
+BYTES = 32_000_000  # of all files whose events have not come yet, or two of the largest
+BINARY = "application/octet-stream"
+UNNAMED = "the picture"  # what a file is called whose name is not known
+BUSY = "too many files arrive at once: try again in a minute"
+KINDS: dict[str, tuple[Kind, int, str]] = {
+    "picture": ("image", PICTURE_MEGABYTES, "choose a smaller file, such as a JPEG"),
+    "comparison": ("comparison", COMPARISON_MEGABYTES, "compare on a smaller picture"),
+}
+"""What a page sends -> how it is decoded, its megabytes at most, and the way out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Arrived:
+    """A file that waits for its event: what it holds, or why it is refused."""
+
+    client: str
+    kind: Kind
+    since: float
+    found: Decoded | None = None
+    refused: str = ""
+
+    @property
+    def bytes(self) -> int:
+        image, document = (self.found.image, self.found.document) if self.found else (None, "")
+        return len(document) + (4 * image.width * image.height if image else 0)
+
+
+@dataclass(frozen=True, eq=False)
 class Upload:
-    """A file's bare name and bytes."""
+    """A file's bare name and what it holds."""
 
     name: str
-    data: bytes
+    found: Decoded
 
 
-def read_picture(sent: Any) -> Upload:
-    """What a page sends of a picture's file: `{"name": ..., "size": bytes, "data": base64}`.
+class Uploads:
+    """Takes files, one after the other, and keeps each until its event asks for it.
 
-    Anything may come.
-
-    Raises:
-        ValueError: For a file that is empty, too large, or did not arrive as it was sent.
+    Args:
+        bounds: Of what is decoded.
+        decoder: Opens a file; it takes its time, and raises `ValueError`.
     """
-    name, text = read(sent)
-    for size in (sent.get("size"), len(text) * 3 // 4):
-        check_size(name, size, PICTURE_MEGABYTES, "choose a smaller file, such as a JPEG")
-    if not text:
-        raise ValueError(f"{name} is empty: choose another file")
-    try:
-        return Upload(name, base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError):
-        raise ValueError(f"{name} did not arrive whole: choose it again") from None
+
+    def __init__(
+        self,
+        bounds: Bounds,
+        decoder: Callable[[bytes, Kind, Bounds], Decoded] = decode,
+    ):
+        self.bounds = bounds
+        self._decode = decoder
+        self._one: CapacityLimiter | None = None
+        self._line: Counter[str] = Counter()  # files that wait, by client
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._arrived: dict[str, Arrived] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def route(self) -> Route:
+        return Route(FILES, self.receive, methods=["POST"])
+
+    async def receive(self, request: Request) -> Response:
+        """Answers with a token for the file in the body: `?kind=picture` or `comparison`.
+
+        The body has been bounded by `sightline.demo.gate`.
+        """
+        if request.query_params.get("kind") not in KINDS:
+            return PlainTextResponse("kind is picture or comparison", 400)
+        if request.headers.get("content-type") != BINARY:  # which no foreign page can send
+            return PlainTextResponse(f"a file is sent as {BINARY}", 415)
+        kind, _, _ = KINDS[request.query_params["kind"]]
+        client = client_of(request)
+        if self._line.total() >= MOST_WAITING or self._line[client] >= MOST_OF_CLIENT:
+            return PlainTextResponse(BUSY, 503)
+        self._line[client] += 1
+        try:
+            data = await request.body()
+            async with self._turns.setdefault(client, asyncio.Lock()):
+                found = await self._decoded(data, kind)
+            arrived = Arrived(client, kind, time.monotonic(), found)
+        except ValueError as error:
+            arrived = Arrived(client, kind, time.monotonic(), refused=str(error))
+        finally:
+            self._line[client] -= 1
+            if not self._line[client]:
+                del self._line[client]
+                self._turns.pop(client, None)
+        return JSONResponse({"token": self._put(arrived)})
+
+    async def _decoded(self, data: bytes, kind: Kind) -> Decoded:
+        """One after the other; of each client one waits here, so that all clients take turns."""
+        self._one = self._one or CapacityLimiter(1)
+        return await to_thread.run_sync(self._decode, data, kind, self.bounds, limiter=self._one)
+
+    def read_picture(self, sent: Any) -> Upload:
+        """What a page sends of an image's file: `{"name": ..., "size": bytes, "token": ...}`.
+
+        Anything may come.
+
+        Raises:
+            ValueError: For a file that is empty, too large, no image, or did not arrive.
+        """
+        return self._read(sent, "picture")
+
+    def read_comparison(self, sent: Any) -> Decoded:
+        """What a page sends of a comparison's file; raises as `read_picture`."""
+        return self._read(sent, "comparison").found
+
+    def _read(self, sent: Any, wanted: str) -> Upload:
+        kind, megabytes, way_out = KINDS[wanted]
+        name = sent.get("name") if isinstance(sent, Mapping) else None
+        if not isinstance(name, str):
+            raise ValueError("no file arrived: choose it again")
+        name, size, token = bare(name), sent.get("size"), sent.get("token")
+        if isinstance(size, int | float) and size > megabytes * 10**6:
+            raise ValueError(f"{name} has more than {megabytes} MB: {way_out}")
+        if size == 0:
+            raise ValueError(f"{name} is empty: choose another file")
+        if sent.get("status") == 503:
+            raise ValueError(BUSY)
+        with self._lock:
+            arrived = self._arrived.pop(token, None) if isinstance(token, str) else None
+        if arrived is None or arrived.kind != kind:
+            raise ValueError(f"{name} did not arrive: choose it again")
+        if arrived.found is None:
+            text = arrived.refused
+            raise ValueError(
+                name + text.removeprefix(UNNAMED) if text.startswith(UNNAMED) else text
+            )
+        return Upload(name, arrived.found)
+
+    def _put(self, arrived: Arrived) -> str:
+        """Keeps a file under a new token; of too many, a client's own oldest goes first."""
+        token = secrets.token_urlsafe(16)
+        with self._lock:
+            self._arrived[token] = arrived
+            first = time.monotonic() - SECONDS
+            own = [key for key, one in self._arrived.items() if one.client == arrived.client]
+            late = [key for key, one in self._arrived.items() if one.since < first]
+            for key in {*late, *own[:-MOST_OF_CLIENT]}:
+                del self._arrived[key]
+            most = max(BYTES, 2 * self.bounds.kept_bytes)
+            while sum(one.bytes for one in self._arrived.values()) > most:
+                del self._arrived[next(iter(self._arrived))]
+        return token
 
 
-def read_comparison(sent: Any) -> str:
-    """What a page sends of a comparison's file: `{"name": ..., "size": bytes, "data": text}`.
-
-    Raises `ValueError` for a file that is too large or did not arrive.
-    """
-    name, text = read(sent)
-    for size in (sent.get("size"), len(text)):
-        check_size(name, size, COMPARISON_MEGABYTES, "compare on a smaller picture")
-    return text
-
-
-def read(sent: Any) -> tuple[str, str]:
-    """A file's bare name and its content as text, or `ValueError`."""
-    name, text = (sent.get("name"), sent.get("data")) if isinstance(sent, Mapping) else (None, None)
-    if not isinstance(name, str) or not isinstance(text, str):
-        raise ValueError("no file arrived: choose it again")
-    return bare(name), text
-
-
-def check_size(name: str, size: Any, megabytes: int, way_out: str) -> None:
-    """What is too large comes with its size alone."""
-    if isinstance(size, int | float) and size > megabytes * 10**6:
-        raise ValueError(f"{name} has more than {megabytes} MB: {way_out}")
+def client_of(request: Any) -> str:
+    """Where a request comes from."""
+    return request.client.host if request.client else ""
 
 
 def bare(name: str) -> str:

@@ -25,6 +25,9 @@ COSTS = {
 }
 """Names in `summary.json` -> titles and forms."""
 
+MARKS = re.compile(r"[\\`*\[\]<>|!&$~#]|(?<!\w)_|_(?!\w)")
+"""What Markdown, with HTML and formulas in it, does not take for itself."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -47,7 +50,10 @@ class Table:
 
     def markdown(self) -> str:
         lines = [f"### {self.title}", "", _row(self.columns), _row(["---"] * len(self.columns))]
-        lines += [_row([" ".join(cell) for cell in row]) for row in self.rows]
+        lines += [
+            _row([escaped(" ".join(first)), *(" ".join(cell) for cell in others)])
+            for first, *others in self.rows
+        ]
         return "\n".join([*lines, "", *self.notes, ""] if self.notes else [*lines, ""])
 
     def drawn(self, places: Sequence[int] | None = None, title: str | None = None) -> Drawn:
@@ -140,7 +146,7 @@ def task_notes(summary: Mapping[str, Any], name: str) -> list[str]:
             "decoding the best token is always plausible, so it would be `greedy`."
         )
     if task["shifts"]:
-        constants = ", ".join(f"{k} {v:+.2f}" for k, v in task["shifts"].items())
+        constants = ", ".join(f"{escaped(k)} {v:+.2f}" for k, v in task["shifts"].items())
         notes.append(
             "`yes-shift(x)` is greedy with a constant on the logit of yes, so that it says yes as "
             f"often as x; fitted on these questions and held fixed in the bootstrap: {constants}."
@@ -180,7 +186,7 @@ def heading(summary: Mapping[str, Any]) -> list[str]:
         f"{name} {_said(value)}" for name, value in fixed["benchmark_settings"].items()
     )
     return [
-        f"`{run['command']}`, {run['started'][:10]}: {fixed['benchmark']} ({settings}), "
+        f"{as_code(run['command'])}, {run['started'][:10]}: {fixed['benchmark']} ({settings}), "
         f"{fixed['model']}, {fixed['dtype']} on {run['machine']['device']} "
         f"(torch threads: {run['machine']['threads']}), seed {fixed['seed']}, batches of "
         f"{fixed['batch_size']}, "
@@ -203,6 +209,19 @@ def _said(value: Any) -> str:
 def markdown(summary: Mapping[str, Any]) -> str:
     parts = ["\n".join(heading(summary)) + "\n", *(t.markdown() for t in tables(summary))]
     return "\n".join(parts)
+
+
+def escaped(text: str) -> str:
+    """A text as Markdown that shows it letter by letter: the labels of rows hold settings."""
+    return MARKS.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def as_code(text: str) -> str:
+    """A text as a code span, whatever it holds."""
+    line = " ".join(text.split())
+    runs = re.findall("`+", line)
+    fence = "`" * (max(map(len, runs), default=0) + 1)
+    return f"{fence} {line} {fence}" if runs else f"`{line}`"
 
 
 def show(summary: Mapping[str, Any], console: Console) -> None:

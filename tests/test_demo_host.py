@@ -18,8 +18,9 @@ from sightline import VCD, VDD, Contrastive, answer
 from sightline.chat import prompt_inputs
 from sightline.demo import host as hosts
 from sightline.demo.comparison import Answer, Comparison, Drawing, Way, slow_down
+from sightline.demo.decoding import Bounds, Decoded
 from sightline.demo.events import Events
-from sightline.demo.host import Host, Limits, Listener
+from sightline.demo.host import Host, Limits, Listener, pixels_seen
 from sightline.demo.lab_job import LabJob
 from sightline.demo.turns import Crew, Stopped, Turns, Work
 from sightline.lab import CHECKPOINT, PICTURES
@@ -310,18 +311,22 @@ def test_too_many_answers_are_refused(host):
     assert complaint.where == "page" and "1 to 4 answers, got 5" in complaint.text
 
 
-def test_pictures_are_checked(host, tmp_path):
-    text = tmp_path / "notes.png"
-    text.write_text("no picture")
-    with pytest.raises(ValueError, match="not a picture that can be read"):
-        host.open(text)
-    small = Host(limits=Limits(pixels=100))
-    with pytest.raises(ValueError, match=r"at most 0\.0001 are allowed"):
-        small.open(PICTURES / "yard.png")
-    assert host.open(PICTURES / "yard.png", "../../etc/yard.png").source == "file:yard.png"
-    assert host.open(PICTURES / "yard.png").truth == host.open_shipped("yard.png").truth
+def test_pictures_of_visitors_carry_what_is_known_of_them(host):
+    with Image.open(PICTURES / "yard.png") as opened:
+        opened.load()
+    own = host.own(Decoded(opened, (600, 400)), "yard.png")
+    assert (own.source, own.original) == ("file:yard.png", (600, 400))
+    assert own.truth == host.open_shipped("yard.png").truth
     with pytest.raises(ValueError, match=r"corner\.png"):
         host.open_shipped("../model.png")
+
+
+def test_images_are_kept_as_large_as_model_and_page_need(host):
+    """The lab's model sees a square of 64 pixels a side; the page shows 768 in a row."""
+    assert host.model.config.vision_config.image_size == 64
+    assert pixels_seen(host.model, host.processor) == 64 * 64
+    assert host.bounds == Bounds(50_000_000, 128, 20.0)
+    assert Host(limits=Limits(seconds=3)).bounds.seconds == 3
 
 
 def test_scenes_come_from_their_seeds(host):
@@ -458,7 +463,7 @@ def test_tables_hold_the_ten_best_and_what_came(host):
 
 def test_looks_are_pictures_of_the_pictures_shape(host):
     wide = host.open_shipped("yard.png").image.resize((900, 300))
-    comparison = replace(compared(host, "vcd"), picture=host.open(wide))
+    comparison = replace(compared(host, "vcd"), picture=host.own(Decoded(wide), "wide.png"))
     [said] = finished(host.start(comparison))
     why = host.explain(comparison, 0, said)
     assert all(look.size == (448, 149) and look.mode == "L" for look in why.looks)
@@ -552,16 +557,6 @@ def test_a_page_on_which_nothing_can_answer_does_not_start(monkeypatch):
     monkeypatch.setattr(hosts, "reply", fail)
     with pytest.raises(ValueError, match=r"sightline\.lab cannot answer"):
         host.warm_up()
-
-
-def test_only_files_that_are_read_without_other_programs_are_opened(host, tmp_path):
-    file = tmp_path / "drawing.png"
-    Image.new("RGB", (8, 8)).save(file, format="EPS")
-    with pytest.raises(ValueError, match="not a picture that can be read"):
-        host.open(file.read_bytes(), "drawing.png")
-    camera = tmp_path / "camera.jpg"
-    Image.new("RGB", (8, 8), "red").save(camera, format="MPO")
-    assert host.open(camera).image.size == (8, 8)
 
 
 def test_samples_of_an_evaluation_are_its_own(host):

@@ -2,15 +2,19 @@
 
 import json
 import multiprocessing
+import re
+import shlex
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html import unescape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import MVP
@@ -97,6 +101,24 @@ def test_a_run_has_tables_and_plots_and_leaves_nothing(host, temporary):
     assert [plot.format for plot in found.plots] == ["PNG"] * 4
     assert all(min(plot.size) > 200 and plot.getcolors(2) is None for plot in found.plots)
     assert list(temporary.iterdir()) == []
+
+
+HOSTILE = "a|b <img src=x onerror=y> ![c](http://x/y) `d` *e* _f_ $g$ &lt; [h](i)"
+
+
+def test_settings_in_tables_are_shown_and_never_rendered(host):
+    way = Way("icd", (("instruction", HOSTILE),))
+    found = run((Way("greedy"), way), 1, host, batch_size=BATCH)
+    html = MarkdownIt("commonmark").enable("table").render(found.table)
+    assert not re.search("<(img|a|em|strong)\\b", html)
+    label = f"icd:instruction={HOSTILE}"
+    cells = [unescape(cell) for cell in re.findall("<td>(.*?)</td>", html)]
+    assert label in cells and f"{label} - greedy" in cells
+    for table in html.split("<table>")[1:]:
+        head, *rows = table.split("</tr>")[:-1]
+        assert {row.count("<td>") for row in rows} == {head.count("<th>")}
+    [command] = re.findall("<code>(sightline evaluate lab .*?)</code>", html, re.DOTALL)
+    assert label in shlex.split(unescape(command))
 
 
 def test_answers_are_those_of_the_command(host, kept, tmp_path):

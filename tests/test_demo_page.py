@@ -1,7 +1,7 @@
 """The page without a browser: what its forms hold, what it shows, and what its events do."""
 
-import asyncio
 import base64
+import json
 import re
 from dataclasses import replace
 from html import unescape
@@ -14,7 +14,6 @@ from PIL import Image
 from torch import OutOfMemoryError
 
 from sightline.demo import page as demo_page
-from sightline.demo.body_limit import BodyLimit
 from sightline.demo.comparison import (
     Answer,
     Comparison,
@@ -25,6 +24,7 @@ from sightline.demo.comparison import (
     Row,
     Way,
 )
+from sightline.demo.decoding import Bounds, Decoded, open_comparison
 from sightline.demo.events import Events, frame
 from sightline.demo.forms import (
     form_of_drawing,
@@ -35,6 +35,7 @@ from sightline.demo.forms import (
     read_scenes,
     read_way,
 )
+from sightline.demo.host import Host
 from sightline.demo.lab_job import LabJob
 from sightline.demo.lab_run import LabRun
 from sightline.demo.rendering import (
@@ -51,8 +52,9 @@ from sightline.demo.rendering import (
     table,
 )
 from sightline.demo.round import Round
+from sightline.demo.sessions import Sessions
 from sightline.demo.turns import Crew
-from sightline.demo.uploads import bare, read_comparison, read_picture
+from sightline.demo.uploads import Upload, bare
 
 STYLE = demo_page.STYLE.read_text(encoding="utf-8")
 TRUTH = frozenset({"cup", "chair"})
@@ -170,12 +172,6 @@ def test_the_number_of_scenes_has_a_range():
 # Files
 
 
-def test_a_file_arrives_with_its_bare_name():
-    sent = {"name": "C:\\photos\\a/b.png", "data": base64.b64encode(b"bytes").decode()}
-    upload = read_picture(sent)
-    assert (upload.name, upload.data) == ("b.png", b"bytes")
-
-
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -188,34 +184,6 @@ def test_a_file_arrives_with_its_bare_name():
 )
 def test_names_are_made_harmless(name, expected):
     assert bare(name) == expected
-
-
-@pytest.mark.parametrize(
-    ("sent", "message"),
-    [
-        ({}, "no file arrived"),
-        ({"name": "a.png", "data": 3}, "no file arrived"),
-        ({"name": "a.png", "data": ""}, "a.png is empty"),
-        ({"name": "a.png", "data": "", "size": 31_000_000}, "a.png has more than 30 MB"),
-        ({"name": "a.png", "data": "A" * 40_000_008}, "a.png has more than 30 MB"),
-        ({"name": "a.png", "data": "YWJj*ZGVm"}, "a.png did not arrive whole"),
-    ],
-)
-def test_files_that_cannot_be_used_are_refused(sent, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        read_picture(sent)
-
-
-def test_comparisons_arrive_as_text():
-    assert read_comparison({"name": "a.json", "data": "{}"}) == "{}"
-    for sent in (
-        {"name": "a.json", "data": "", "size": 61_000_000},
-        {"name": "a.json", "data": " " * 60_000_001},
-    ):
-        with pytest.raises(ValueError, match=re.escape("a.json has more than 60 MB")):
-            read_comparison(sent)
-    with pytest.raises(ValueError, match="no file arrived"):
-        read_comparison({"name": "a.json"})
 
 
 # Answers
@@ -432,8 +400,8 @@ def test_places_that_were_looked_at_are_coloured():
 
 
 def test_large_pictures_are_shown_smaller():
-    assert smaller(Image.new("RGB", (2000, 1000))).size == (768, 384)
-    assert smaller(Image.new("RGB", (3000, 1))).size == (768, 1)
+    assert smaller(Image.new("RGB", (2000, 1000))).size == (640, 320)
+    assert smaller(Image.new("RGB", (3000, 1))).size == (640, 1)
     small = Image.new("RGB", (20, 10))
     assert smaller(small) is small
 
@@ -476,6 +444,8 @@ class FakeHost:
     name, device = "sightline.lab", "cpu"
     dtype = SimpleNamespace(value="float32")
     limits = SimpleNamespace(ways=4, pixels=1000, max_new_tokens=256)
+    bounds = Bounds(1000, 128)
+    template = None
     crew = Crew(SimpleNamespace(device=None, register_forward_pre_hook=lambda hook: None))
 
     def __init__(self):
@@ -483,10 +453,8 @@ class FakeHost:
         self.started = []
         self.explained = []
 
-    def open(self, source, name=None):
-        if source == b"refused":
-            raise ValueError("the picture is not a picture")
-        return picture(source=f"file:{name}")
+    def own(self, found, name):
+        return Picture(found.image, f"file:{name}", None, found.original)
 
     def shipped(self):
         return ["corner.png"]
@@ -531,11 +499,42 @@ GREEDY, VDD, GONE = (
 )
 
 
-def test_a_refused_file_is_called_by_its_name(events):
-    data = base64.b64encode(b"refused").decode()
-    changed = events.choose_file({"name": "a.png", "data": data})
+class Sent:
+    """Uploads of which one has arrived."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def read_picture(self, sent):
+        return Upload(sent["name"], self.found)
+
+    def read_comparison(self, sent):
+        return self.found
+
+
+def loaded(events, text, round=None):
+    """What a page shows that is given a file with this text."""
+    try:
+        events.uploads = Sent(open_comparison(text, events.host.bounds))
+    except ValueError as refused:  # as the upload says it
+        return events.complain("load", str(refused))
+    return events.load({"name": "a.json"}, round)
+
+
+def test_a_file_that_has_arrived_is_shown_with_its_name(host):
+    found = Decoded(Image.new("RGB", (8, 6)), original=(800, 600))
+    changed = Events(host, Sent(found)).choose_file({"name": "a.png"})
+    assert changed["source"] == "file:a.png" and changed["chosen"].image is found.image
+    said = text_of(changed["picture"])
+    assert (
+        said == "a.png, 800 \N{MULTIPLICATION SIGN} 600, made smaller: 8 \N{MULTIPLICATION SIGN} 6"
+    )
+
+
+def test_a_file_that_did_not_arrive_is_refused(events):
+    changed = events.choose_file({"name": "a.png", "size": 3})
     assert list(changed) == ["error-picture"]
-    assert "a.png is not a picture" in changed["error-picture"]
+    assert "a.png did not arrive" in changed["error-picture"]
 
 
 def test_columns_that_are_hidden_are_not_asked(events):
@@ -680,7 +679,7 @@ def test_a_comparison_is_saved_and_comes_back(events):
     round = Round(asked(), (0, 2), (said("A", " bus"), said("A", " cup", ".")))
     file = events.save({}, round)["files"]
     old = Round(asked(), (0, 1))
-    changed = events.load({"name": file["name"], "data": file["text"]}, old)
+    changed = loaded(events, file["text"], old)
     assert old.is_left and old.is_over
     assert changed["round"].answers == round.answers
     assert changed["question"] == "Describe the image."
@@ -692,8 +691,8 @@ def test_a_comparison_is_saved_and_comes_back(events):
 def test_answers_that_were_saved_half_way_are_over_when_they_come_back(events):
     round = Round(asked(), (0, 1), (said("A", state="answering"), Answer()))
     file = events.save({}, round)["files"]
-    loaded = events.load({"name": "saved.json", "data": file["text"]}, None)["round"]
-    assert loaded.is_over and loaded.answers[0].pieces == ("A",)
+    back = loaded(events, file["text"])["round"]
+    assert back.is_over and back.answers[0].pieces == ("A",)
 
 
 def test_answers_that_this_page_could_not_have_given_are_refused(events, host):
@@ -703,12 +702,12 @@ def test_answers_that_this_page_could_not_have_given_are_refused(events, host):
         ("name", "other/model", "those of sightline.lab, and other/model answers here"),
     ):
         setattr(host, name, value)
-        changed = events.load({"name": "a.json", "data": file["text"]}, None)
+        changed = loaded(events, file["text"])
         assert list(changed) == ["error-load"] and message in text_of(changed["error-load"])
 
 
 def test_files_that_are_no_comparison_change_nothing(events):
-    changed = events.load({"name": "a.json", "data": "{"}, None)
+    changed = loaded(events, "{")
     assert list(changed) == ["error-load"] and text_of(changed["error-load"])
     assert list(events.save({}, None)) == ["error-load"]
 
@@ -831,7 +830,7 @@ def built(host):
     host.is_lab = True
     host.way = Way
     host.limits = SimpleNamespace(ways=4, pixels=1000, max_new_tokens=256)
-    return demo_page.build(host)
+    return demo_page.build(Events(host))
 
 
 def test_nothing_can_be_called_by_name(built):
@@ -855,13 +854,80 @@ def test_mistakes_are_logged_and_not_shown(caplog):
         raise RuntimeError("secret /path")
 
     names = ["legend", "compare", "error-page"]
-    once = demo_page.guarded(fail, names)(None)
-    first, last = demo_page.guarded(fail_late, names)(None)
+    once = demo_page.guarded(fail, [], names, Sessions())(None, None)
+    first, last = demo_page.guarded(fail_late, [], names, Sessions())(None, None)
     assert first[0] == "fine"
     for told in (once, last):
         assert "something went wrong" in told[2] and "secret" not in str(told)
         assert told[1]["interactive"] is True
     assert caplog.text.count("RuntimeError: secret /path") == 2
+
+
+def visitor(name, host="192.0.2.1"):
+    return SimpleNamespace(session_hash=name, client=SimpleNamespace(host=host))
+
+
+def test_what_is_kept_goes_to_its_own_visitor_alone():
+    sessions = Sessions()
+    choose = demo_page.guarded(
+        lambda sent, text: {"chosen": f"of {text}", "legend": "seen"}, ["question"], ["legend"],
+        sessions,
+    )  # fmt: skip
+    ask = demo_page.guarded(
+        lambda sent, chosen, text: {"legend": f"{text} {chosen}"}, ["chosen", "question"],
+        ["legend"], sessions,
+    )  # fmt: skip
+    assert choose(None, visitor("a"), "ada") == ["seen"]
+    assert ask(None, visitor("a"), "image") == ["image of ada"]
+    assert ask(None, visitor("b"), "image") == ["image None"]
+
+
+def test_a_visitor_without_a_place_is_told_to_wait(caplog):
+    sessions = Sessions(most=1)
+    keep = demo_page.guarded(
+        lambda sent: {"round": 1, "compare": False}, [], ["compare", "error-page"], sessions
+    )
+    assert keep(None, visitor("a"))[0]["interactive"] is False
+    button, told = keep(None, visitor("b"))
+    assert "too many visitors are here at once: try again" in told
+    assert button["interactive"] is True and caplog.text == ""
+    assert sessions.values("a") == {"round": 1} and sessions.values("b") == {}
+
+
+JUNK = [
+    None, True, -1, 10**400, float("nan"), "", "scene:" + "9" * 5000, "scene:\u0663", "shipped:",
+    "half \ud800", "<script>" * 9, "\x00", "9" * 5000, [], {}, [[[[]]]], {"settings": {"a": []}},
+    {"name": "vcd", "settings": {"\ud800": "\udfff"}, "is_shown": True},
+    {"name": "icd", "settings": {"instruction": "half \ud800"}, "is_shown": True},
+    {"name": "\ud800", "settings": {}, "is_shown": True}, {"place": [], "index": {}},
+    {"token": 3, "name": "\ud800", "size": "9"}, {"seed": "9" * 5000}, {"scenes": "1e400"},
+]  # fmt: skip
+"""What no page sends."""
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_whatever_a_browser_sends_is_answered_in_words(place, caplog):
+    """Each of what an event gets from the browser, replaced by what no page sends."""
+    real = Host()
+    events = Events(real)
+    for junk in JUNK:
+        sound = [{}, "shipped:corner.png", "Describe the image.", {}, GREEDY, VDD]
+        sound[place] = junk
+        sent, source, question, drawing, *forms = sound
+        sent = sent if isinstance(sent, dict) else {}  # as the page reads it
+        question = str(question)  # as Gradio's text box gives it
+        shown = [events.begin(sent, None, source, None, question, drawing, *forms)]
+        shown += [one(sent) for one in (events.choose_file, events.choose_shipped)]
+        shown.append(events.load(sent, None))
+        round = Round(asked(), (0, 1), (said("A"), said("A")))
+        shown.append(events.open_token(sent, round, None))
+        if place in (3, 4):
+            shown.append(next(iter(events.run_lab(sent, junk, {"seed": "x"}, *forms))))
+        for changed in shown:
+            for name, value in changed.items():
+                if name not in ("round", "chosen", "opened", "job"):
+                    json.dumps(value, ensure_ascii=False).encode()
+    assert caplog.text == ""
 
 
 def test_parts_that_stay_as_they_are_are_skipped():
@@ -900,35 +966,3 @@ def test_colours_can_be_told_apart(mode):
             assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
     for line, ground in (("edge", "sheet"), ("edge", "ground"), ("fresh", "sheet")):
         assert contrast(colours[line], colours[ground]) >= 3, (line, ground)
-
-
-# Requests
-
-
-def answer_of(body, most=10, declared=None):
-    """The status that a request with these chunks of a body gets."""
-    chunks = iter(body)
-    sent = []
-
-    async def app(scope, receive, send):
-        for _ in body:
-            await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    async def receive():
-        return {"type": "http.request", "body": next(chunks), "more_body": True}
-
-    async def send(message):
-        sent.append(message)
-
-    headers = [] if declared is None else [(b"content-length", str(declared).encode())]
-    scope = {"type": "http", "headers": headers}
-    asyncio.run(BodyLimit(app, most)(scope, receive, send))
-    return next(message["status"] for message in sent if "status" in message)
-
-
-def test_large_requests_are_refused_as_soon_as_that_shows():
-    assert answer_of([b"12345", b"67890"]) == 200
-    assert answer_of([b"12345", b"678901"]) == 413
-    assert answer_of([], declared=11) == 413
-    assert answer_of([b"1234567890"], declared=10) == 200

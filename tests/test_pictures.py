@@ -240,7 +240,7 @@ def test_of_a_cameras_several_pictures_the_photograph_counts():
 def test_several_frames_are_refused(format):
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
-    with pytest.raises(ValueError, match=r"holds 2 frames or pages.*pass one of them"):
+    with pytest.raises(ValueError, match=r"holds several frames or pages.*pass one of them"):
         open_picture(data)
     one = Image.open(BytesIO(data))
     one.seek(1)
