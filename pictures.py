@@ -63,6 +63,10 @@ def open_picture(
         ) from None
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {clipped(error.strerror or error)}") from None
+    except ValueError as error:  # of a chunk that holds too much
+        raise ValueError(
+            f"{name} is damaged ({clipped(error)}): save it again as PNG or JPEG"
+        ) from None
     with opened:
         return _checked_rgb(opened, name, max_pixels, is_ours=True)
 
