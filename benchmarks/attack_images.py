@@ -12,12 +12,13 @@ from sightline.demo.decoding import BYTES, SECONDS, Bounds, decode
 
 BOUNDS = Bounds(pixels=50_000_000, side=128)
 SLACK = 2.0  # seconds in which a process begins and ends
+MOST_MB = BYTES / 1e6
 FEW = 12  # the short form has every twelfth
 
 
 def attack(short: bool) -> dict[str, Any]:
     outcomes: Counter[str] = Counter()
-    wrong, slowest = [], ("", 0.0)
+    wrong, slowest, before = [], ("", 0.0), largest_child()
     for index, (name, data, is_sound) in enumerate(files(short)):
         if short and index % FEW:
             continue
@@ -28,16 +29,22 @@ def attack(short: bool) -> dict[str, Any]:
         slowest = max(slowest, (name, seconds), key=lambda one: one[1])
         if outcome == "other" or (is_sound and outcome != "image") or seconds > SECONDS + SLACK:
             wrong.append(f"{name}: {outcome} after {seconds:.1f} s, {said}")
-    kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    peak = kilobytes * (1 if sys.platform == "darwin" else 1024) / 1e6
+    peak = largest_child()
     return {
-        "passed": not wrong and (sys.platform != "linux" or peak < BYTES / 1e6),
+        # Where it has not grown it is that of another process, from before.
+        "passed": not wrong and (sys.platform != "linux" or peak in (before, min(peak, MOST_MB))),
         "files": outcomes.total(),
         **outcomes,
         "wrong": wrong,
         "slowest": f"{slowest[0]}, {slowest[1]:.1f} s",
         "peak MB of a process": round(peak),
     }
+
+
+def largest_child() -> float:
+    """Megabytes of the process that was largest, of all that this one has started."""
+    kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return kilobytes * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def files(short: bool) -> list[tuple[str, bytes, bool]]:
