@@ -12,54 +12,54 @@ __version__ = "0.1.0"
 
 # Imported on first use: `import sightline` must not wait for torch.
 _HOMES = {
-    "Recalibration": "attention.parts",
-    "Selection": "attention.parts",
-    "ImageGain": "attention.recalibrations",
-    "ImageScale": "attention.recalibrations",
-    "LeastAttended": "attention.recalibrations",
-    "SinkPenalty": "attention.recalibrations",
+    "AttentionEdit": "attention.base",
+    "CacheEviction": "attention.base",
+    "ImageGain": "attention.edits",
+    "ImageScale": "attention.edits",
+    "LeastAttended": "attention.edits",
+    "SinkPenalty": "attention.edits",
     "KeyWeights": "attention.reference",
-    "WeakAnswerKeys": "attention.selections",
+    "WeakAnswerKeys": "attention.eviction",
     "answer": "chat",
-    "AGLA": "decoders.agla",
-    "MaskedImage": "decoders.agla",
-    "SelfMatcher": "decoders.agla",
-    "Branch": "decoders.branch",
-    "CARVE": "decoders.carve",
-    "RefinedPicture": "decoders.carve",
+    "AGLA": "decoders.agla.agla",
+    "MaskedImage": "decoders.agla.agla",
+    "SelfMatcher": "decoders.agla.agla",
+    "Branch": "engine.branch",
+    "CARVE": "decoders.carve.carve",
+    "RefinedPicture": "decoders.carve.carve",
     "NoImage": "decoders.contrasts",
     "NoisyImage": "decoders.contrasts",
     "UnknownImage": "decoders.contrasts",
-    "DAMRO": "decoders.damro",
+    "DAMRO": "decoders.damro.damro",
     "DeCo": "decoders.deco",
-    "Decoder": "decoders.decoder",
-    "Gated": "decoders.decoder",
-    "Recipe": "decoders.decoder",
-    "Reusing": "decoders.decoder",
+    "Decoder": "engine.strategy",
+    "Gated": "engine.strategy",
+    "Recipe": "engine.strategy",
+    "PromptCached": "engine.strategy",
     "DoLa": "decoders.dola",
     "ICD": "decoders.icd",
     "OtherInstruction": "decoders.icd",
     "M3ID": "decoders.m3id",
-    "BlipMatcher": "decoders.matching",
-    "Matcher": "decoders.matching",
-    "MVP": "decoders.mvp",
+    "BlipMatcher": "decoders.agla.matching",
+    "Matcher": "decoders.agla.matching",
+    "MVP": "decoders.mvp.mvp",
     "PAI": "decoders.pai",
     "PostHocDebias": "decoders.posthoc",
     "SID": "decoders.sid",
     "Unattended": "decoders.sid",
     "VAF": "decoders.vaf",
-    "VASparse": "decoders.vasparse",
+    "VASparse": "decoders.vasparse.vasparse",
     "VCD": "decoders.vcd",
     "VDD": "decoders.vdd",
     "Described": "decoders.vdgd",
     "PrefixOnly": "decoders.vdgd",
     "VDGD": "decoders.vdgd",
-    "EmbeddingContrast": "logits.embedding",
-    "EmbeddingContrastive": "logits.embedding",
+    "EmbeddingContrast": "decoders.vasparse.embedding",
+    "EmbeddingContrastive": "decoders.vasparse.embedding",
     "Gate": "logits.gates",
-    "Spread": "logits.gates",
-    "Undecided": "logits.gates",
-    "Unsure": "logits.gates",
+    "EntropyGate": "logits.gates",
+    "PlausibilityGate": "logits.gates",
+    "ConfidenceGate": "logits.gates",
     "Grounded": "logits.grounding",
     "GrowingGuidance": "logits.growing",
     "LayerContrast": "logits.layers",
@@ -72,7 +72,7 @@ _HOMES = {
     "Plausibility": "logits.rules",
     "Rule": "logits.rules",
     "State": "logits.rules",
-    "open_picture": "pictures",
+    "open_picture": "vision.images",
 }
 
 __all__ = [
@@ -89,9 +89,12 @@ __all__ = [
     "VDD",
     "VDGD",
     "Additive",
+    "AttentionEdit",
     "BlipMatcher",
     "Branch",
+    "CacheEviction",
     "CalibrationProcessor",
+    "ConfidenceGate",
     "Contrastive",
     "DeCo",
     "Decoder",
@@ -99,6 +102,7 @@ __all__ = [
     "DoLa",
     "EmbeddingContrast",
     "EmbeddingContrastive",
+    "EntropyGate",
     "Gate",
     "Gated",
     "Grounded",
@@ -116,23 +120,19 @@ __all__ = [
     "NoisyImage",
     "OtherInstruction",
     "Plausibility",
+    "PlausibilityGate",
     "PlausibilityProcessor",
     "PostHocDebias",
     "PrefixOnly",
-    "Recalibration",
+    "PromptCached",
     "Recipe",
     "RefinedPicture",
-    "Reusing",
     "Rule",
-    "Selection",
     "SelfMatcher",
     "SinkPenalty",
-    "Spread",
     "State",
     "Unattended",
-    "Undecided",
     "UnknownImage",
-    "Unsure",
     "VASparse",
     "WeakAnswerKeys",
     "__version__",
@@ -141,39 +141,39 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from sightline.attention.parts import Recalibration, Selection
-    from sightline.attention.recalibrations import ImageGain, ImageScale, LeastAttended, SinkPenalty
+    from sightline.attention.base import AttentionEdit, CacheEviction
+    from sightline.attention.edits import ImageGain, ImageScale, LeastAttended, SinkPenalty
+    from sightline.attention.eviction import WeakAnswerKeys
     from sightline.attention.reference import KeyWeights
-    from sightline.attention.selections import WeakAnswerKeys
     from sightline.chat import answer
-    from sightline.decoders.agla import AGLA, MaskedImage, SelfMatcher
-    from sightline.decoders.branch import Branch
-    from sightline.decoders.carve import CARVE, RefinedPicture
+    from sightline.decoders.agla.agla import AGLA, MaskedImage, SelfMatcher
+    from sightline.decoders.agla.matching import BlipMatcher, Matcher
+    from sightline.decoders.carve.carve import CARVE, RefinedPicture
     from sightline.decoders.contrasts import NoImage, NoisyImage, UnknownImage
-    from sightline.decoders.damro import DAMRO
+    from sightline.decoders.damro.damro import DAMRO
     from sightline.decoders.deco import DeCo
-    from sightline.decoders.decoder import Decoder, Gated, Recipe, Reusing
     from sightline.decoders.dola import DoLa
     from sightline.decoders.icd import ICD, OtherInstruction
     from sightline.decoders.m3id import M3ID
-    from sightline.decoders.matching import BlipMatcher, Matcher
-    from sightline.decoders.mvp import MVP
+    from sightline.decoders.mvp.mvp import MVP
     from sightline.decoders.pai import PAI
     from sightline.decoders.posthoc import PostHocDebias
     from sightline.decoders.sid import SID, Unattended
     from sightline.decoders.vaf import VAF
-    from sightline.decoders.vasparse import VASparse
+    from sightline.decoders.vasparse.embedding import EmbeddingContrast, EmbeddingContrastive
+    from sightline.decoders.vasparse.vasparse import VASparse
     from sightline.decoders.vcd import VCD
     from sightline.decoders.vdd import VDD
     from sightline.decoders.vdgd import VDGD, Described, PrefixOnly
-    from sightline.logits.embedding import EmbeddingContrast, EmbeddingContrastive
-    from sightline.logits.gates import Gate, Spread, Undecided, Unsure
+    from sightline.engine.branch import Branch
+    from sightline.engine.strategy import Decoder, Gated, PromptCached, Recipe
+    from sightline.logits.gates import ConfidenceGate, EntropyGate, Gate, PlausibilityGate
     from sightline.logits.grounding import Grounded
     from sightline.logits.growing import GrowingGuidance
     from sightline.logits.layers import LayerContrast, LayerCorrection
     from sightline.logits.processors import CalibrationProcessor, PlausibilityProcessor
     from sightline.logits.rules import Additive, Contrastive, Guidance, Plausibility, Rule, State
-    from sightline.pictures import open_picture
+    from sightline.vision.images import open_picture
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sightline.messages import check_characters, enumerated, short
-from sightline.pictures import listed, open_picture
+from sightline.vision.images import listed, open_picture, user_turn
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 
@@ -234,12 +234,6 @@ def input_device(model: Any) -> Any:
         return model.device
     devices = (weights.device for weights in model.parameters())
     return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
-
-
-def user_turn(pictures: Sequence[Any], text: str) -> list[dict[str, Any]]:
-    """The messages of a chat in which a user shows pictures, then says something of them."""
-    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
 def reply(

@@ -24,7 +24,7 @@ def load_processor(checkpoint: str) -> Any:
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoProcessor
 
     from sightline.chat import check_processor
-    from sightline.pictures import path_is
+    from sightline.vision.images import path_is
 
     path = Path(checkpoint)
     is_path = path.is_absolute() or checkpoint.startswith(".") or checkpoint.count("/") > 1

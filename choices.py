@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sightline.decoders.parse import Request
+    from sightline.specs import Request
 
 PLAIN = {"greedy": False, "sample": True}
 """Names of the model's own decoding -> whether it samples."""
@@ -65,14 +65,14 @@ def plain_name(sample: bool) -> str:
 
 def parse_choices(text: str) -> list[Choice]:
     """`greedy,vdd:alpha=0.5,beta=0.2` -> choices, or `ValueError`."""
-    from sightline.decoders.parse import split_decoders
+    from sightline.specs import split_decoders
 
     return [parse_choice(name, assignments) for name, assignments in split_decoders(text)]
 
 
 def parse_choice(name: str, assignments: Sequence[str]) -> Choice:
     """A name and its `name=value` settings -> a choice, or `ValueError`."""
-    from sightline.decoders.parse import choose
+    from sightline.specs import choose
 
     if name not in PLAIN:
         request = choose(name, assignments, others=PLAIN)

@@ -24,7 +24,7 @@ from sightline.checkpoints import Dtype, check_device, load_model, load_processo
 from sightline.choices import PLAIN, Choice, Sampling, parse_choice, parse_choices, plain_name
 from sightline.evaluation.command import TemplateOption
 from sightline.evaluation.command import app as evaluation
-from sightline.marks import cut, known_truth, listed, named_words, new_words, remarks
+from sightline.highlights import cut, known_truth, listed, named_words, new_words, remarks
 
 LONGEST = 16  # a default that is shown in the column of defaults
 INVENTED, NEW = "bold red", "underline"
@@ -247,7 +247,7 @@ def export_decoder(
 ) -> None:
     """Write a decoder as a folder that `generate` takes, and that the hub can hold."""
     with refusing():
-        from sightline.export import export
+        from sightline.hub import export
 
         with quiet():
             written = export(
@@ -265,7 +265,7 @@ def export_decoder(
 def list_decoders() -> None:
     """List the decoders with their settings, usual ranges, presets and papers."""
     from sightline.decoders import DECODERS
-    from sightline.decoders.parse import paper, presets, read_arguments, settable
+    from sightline.specs import paper, presets, read_arguments, settable
 
     width = new_console().width
     for name, kind in DECODERS.items():
@@ -331,7 +331,7 @@ def refusing() -> Iterator[None]:
 def open_checked(picture: str, question: str) -> Any:
     """The picture, once it and the question are known to be usable."""
     from sightline.chat import check_question
-    from sightline.pictures import open_picture
+    from sightline.vision.images import open_picture
 
     check_question(question)
     return open_picture(picture)

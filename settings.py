@@ -2,7 +2,7 @@
 
 A class says what its fields may be beside their types, as `alpha: Strength = 1.0` or
 `layers: Layers | None = None`, and derives from `Checked`. The ranges that are usually searched are
-declared apart from that (`decoders/ranges.py`): `alpha=4` is legal where 0 to 3 is usual.
+declared apart from that (`engine/search_range.py`): `alpha=4` is legal where 0 to 3 is usual.
 
 numpy's numbers become Python's, and lists become tuples. True and False are no numbers; infinities
 and NaN are never legal.

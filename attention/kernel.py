@@ -662,7 +662,11 @@ def attend(
     weights = weights or KeyWeights()
     wanted = record or Record()
     queries = query.shape[2]
-    first, rows = (0, weights.rows) if isinstance(weights.rows, Tensor) else (weights.rows, None)
+    first, rows = (
+        (0, weights.first_query)
+        if isinstance(weights.first_query, Tensor)
+        else (weights.first_query, None)
+    )
     asked = (wanted.row, wanted.groups, wanted.columns)
     edit: tuple[Tensor | None, ...] = (weights.scale, weights.gain, weights.bias, rows)
     if queries == 1:

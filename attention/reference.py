@@ -29,14 +29,14 @@ class KeyWeights:
         scale: Multiplies the score; neutral: 1.
         gain: Multiplies the score's absolute value, and is added; neutral: 0.
         bias: Is added, -inf hides the key; neutral: 0.
-        rows: First query that is edited, counted within this call: an int, or one per row of the
-            batch `[B]`. 0 edits all, Q - 1 the last one.
+        first_query: The first query that is edited, counted within this call: an int, or one per
+            row of the batch `[B]`. 0 edits all, Q - 1 the last one.
     """
 
     scale: Tensor | None = None
     gain: Tensor | None = None
     bias: Tensor | None = None
-    rows: int | Tensor = 0
+    first_query: int | Tensor = 0
 
     def __post_init__(self):
         for name in ("scale", "gain", "bias"):
@@ -171,7 +171,7 @@ def row_of(weights: KeyWeights, row: int, rows: int) -> KeyWeights:
     def own(values: Tensor | None) -> Tensor | None:
         return values if values is None or len(values) < rows else values[row : row + 1]
 
-    first = weights.rows
+    first = weights.first_query
     return KeyWeights(
         own(weights.scale),
         own(weights.gain),
@@ -211,9 +211,9 @@ def edit(scores: Tensor, weights: KeyWeights, at: Tensor) -> Tensor:
         edited = edited + scores.abs() * over_keys(weights.gain, keys, 0.0)
     if weights.bias is not None:
         edited = edited + over_keys(weights.bias, keys, 0.0)
-    if isinstance(weights.rows, int) and weights.rows == 0:
+    if isinstance(weights.first_query, int) and weights.first_query == 0:
         return edited
-    first = torch.as_tensor(weights.rows, device=at.device).view(-1, 1, 1, 1)
+    first = torch.as_tensor(weights.first_query, device=at.device).view(-1, 1, 1, 1)
     return torch.where(at[:, None] >= first, edited, scores)
 
 

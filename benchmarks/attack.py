@@ -10,13 +10,14 @@ alone. Without parts all are run. The exit status is 1 where one did not pass.
 import argparse
 import faulthandler
 import importlib
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 from machine import installed, machine
+
+from sightline.json_text import json_text
 
 PARTS = ("visitors", "images", "runs", "settings")
 SECONDS = 3600  # the longest that all parts may take; `SHORT_SECONDS` with --short
@@ -47,7 +48,7 @@ def main() -> int:
     versions = {name: installed(name) for name in PACKAGES}
     head = {**machine("cpu"), "cores": os.cpu_count(), **versions, "short": options.short}
     result = {"machine": head, "parts": parts, "passed": all(p["passed"] for p in parts.values())}
-    text = json.dumps(result, indent=1)
+    text = json_text(result, indent=1)
     print(text)
     if options.out:
         options.out.write_text(text + "\n")

@@ -101,7 +101,7 @@ class Client:
             "trigger_id": event["targets"][0][0] if event["targets"] else None,
             "session_hash": self.session,
         }
-        text = json.dumps(body).encode()
+        text = json.dumps(body, allow_nan=False).encode()
         status, reply = self.request(
             "POST", f"/gradio_api/{path}", text, content_type="application/json"
         )

@@ -12,7 +12,6 @@ name.
 import argparse
 import dataclasses
 import inspect
-import json
 import linecache
 import math
 import random
@@ -29,7 +28,8 @@ import torch
 
 import sightline
 from sightline.decoders import DECODERS
-from sightline.decoders.parse import choose, settable
+from sightline.json_text import json_text
+from sightline.specs import choose, settable
 
 TRIES, TRIES_SHORT = 2000, 200
 LONGEST = 250
@@ -44,12 +44,12 @@ NEEDED: dict[str, dict[str, Any]] = {
     "ImageGain": dict(alpha=0.2),
     "ImageScale": dict(image=1.2, system=0.9),
     "PlausibilityProcessor": dict(beta=0.1),
-    "Reusing": dict(decoder=sightline.VDD()),
+    "PromptCached": dict(decoder=sightline.VDD()),
     "Unattended": dict(hiding=sightline.LeastAttended()),
     "UnknownImage": dict(tokens=(7,)),
 }
 SIGNED = {"seed", "suppress", "enhance"}  # may be negative
-MAY_BE_EMPTY = {"markers", "preparations", "contrasts", "recalibrations", "selections"}
+MAY_BE_EMPTY = {"markers", "preparations", "contrasts", "attention_edits", "cache_evictions"}
 MAY_BE_BLANK = {"suffix"}
 
 ODD = [
@@ -233,7 +233,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--short", action="store_true", help=f"{TRIES_SHORT} tries, not {TRIES}")
     found = attack(parser.parse_args().short)
-    print(json.dumps(found, indent=1, ensure_ascii=True))
+    print(json_text(found, indent=1, ensure_ascii=True))
     return 0 if found["passed"] else 1
 
 

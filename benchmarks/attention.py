@@ -2,7 +2,7 @@
 
     python benchmarks/attention.py --device cuda --out benchmarks/results/attention-h200.json
 
-| contender | what it does |
+| setup | what it does |
 |---|---|
 | ours | `sightline.attention`, a gain on the image's keys as PAI has it, for every query |
 | recording | the same; keeps the last query's row, groups and mass (decode) or columns (prefill) |
@@ -13,9 +13,9 @@
 
 "ours" is the Triton kernel on CUDA and the torch reference on the CPU, which is slow by design.
 
-On CUDA a time is the device's, under CUDA graphs (a contender that cannot be captured is timed with
+On CUDA a time is the device's, under CUDA graphs (a setup that cannot be captured is timed with
 events, launch gaps included, and named). A graph runs over copies of the inputs in turn, together
-more than three times the L2 cache; all contenders of a shape run side by side in every round, and
+more than three times the L2 cache; all setups of a shape run side by side in every round, and
 a ratio is the median over rounds of the same round's ratio. Bandwidth counts keys and values once.
 Memory is what one call takes beyond its inputs, its output included, but not the mask of size T x K
 that "SDPA mask" and "eager" are given in prefill. Before it is timed, whatever edits is compared
@@ -53,7 +53,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from sightline.attention import reference
-from sightline.attention.interface import attend_for
+from sightline.attention.hook import attend_for
 from sightline.attention.reference import KeyWeights, Record, Recorded
 from sightline.json_text import json_text
 
@@ -133,10 +133,10 @@ class Shape:
 
 @dataclass
 class Row:
-    """One contender at one shape. `rounds`: microseconds per call; `extra`: bytes."""
+    """One setup at one shape. `rounds`: microseconds per call; `extra`: bytes."""
 
     shape: Shape
-    contender: str
+    setup: str
     timer: str
     extra: float
     rounds: list[float] = field(default_factory=list)
@@ -148,7 +148,7 @@ class Row:
 
 @dataclass
 class Case:
-    """A shape with what all contenders share."""
+    """A shape with what all setups share."""
 
     shape: Shape
     dtype: torch.dtype
@@ -378,7 +378,7 @@ class Events:
 
 
 class Clock:
-    """Wall time on the CPU. Contenders share `turn`, so that none finds what another has read."""
+    """Wall time on the CPU. Setups share `turn`, so that none finds what another has read."""
 
     name = "clock"
 
@@ -439,7 +439,7 @@ def difference(found: Tensor, wanted: Tensor) -> float:
 
 
 def check(case: Case, name: str, run: Run, copy: Copy, wanted: tuple[Tensor, Recorded]) -> str:
-    """What is wrong with a contender's answer; empty if nothing is."""
+    """What is wrong with a setup's answer; empty if nothing is."""
     with unwritten_is_nan() if name in OURS else nullcontext():
         output, kept = run(*copy)
     heads = slice(-case.shape.group, None)
@@ -523,7 +523,7 @@ class Bench:
         turn = itertools.cycle(copies)
         wanted = expected(case, copies[0])
         timers = {}
-        for name in self.options.contenders:
+        for name in self.options.setups:
             if name == "flex" and self.compiling > 30 * self.options.minutes:
                 self.note(f"{shape.name}: flex left out, half of --minutes went into compiling it")
                 continue
@@ -541,7 +541,7 @@ class Bench:
             if number >= 3 and time.monotonic() > until:
                 break
             for row in own:
-                row.rounds.append(timers[row.contender].once())
+                row.rounds.append(timers[row.setup].once())
 
     def prepare(
         self,
@@ -587,7 +587,7 @@ class Bench:
             **asdict(row.shape),
             **asdict(row.shape.family),
             "keys": row.shape.keys,
-            "contender": row.contender,
+            "setup": row.setup,
             "timer": row.timer,
             "us": row.us,
             "ratio_to_sdpa": None if base is None else ratio(row, base),
@@ -599,9 +599,9 @@ class Bench:
             "rounds": row.rounds,
         }
 
-    def found(self, shape: Shape, contender: str) -> Row | None:
+    def found(self, shape: Shape, setup: str) -> Row | None:
         for row in self.rows:
-            if row.shape == shape and row.contender == contender:
+            if row.shape == shape and row.setup == setup:
                 return row
         return None
 
@@ -712,7 +712,7 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> 
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
 
 
-def tables(rows: Sequence[dict[str, Any]], contenders: Sequence[str]) -> str:
+def tables(rows: Sequence[dict[str, Any]], setups: Sequence[str]) -> str:
     """Markdown: time, bandwidth and memory of each mode, a line for each shape."""
     texts = []
     kinds: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -731,7 +731,7 @@ def tables(rows: Sequence[dict[str, Any]], contenders: Sequence[str]) -> str:
         places = sorted({(row["model"], row["batch"], row["keys"]) for row in chosen})
         if not places:
             continue
-        cells = {(r["model"], r["batch"], r["keys"], r["contender"]): r for r in chosen}
+        cells = {(r["model"], r["batch"], r["keys"], r["setup"]): r for r in chosen}
         left_out = "TFLOP/s" if mode == "decode" else "keys + values, GB/s (share of a copy's)"
         for kind, write in kinds.items():
             if kind == left_out:
@@ -741,12 +741,12 @@ def tables(rows: Sequence[dict[str, Any]], contenders: Sequence[str]) -> str:
                     *map(str, place),
                     *(
                         write(cells[p]) if (p := (*place, name)) in cells else "-"
-                        for name in contenders
+                        for name in setups
                     ),
                 ]
                 for place in places
             ]
-            texts.append(f"{mode}: {kind}\n" + markdown(["model", "B", "K", *contenders], lines, 1))
+            texts.append(f"{mode}: {kind}\n" + markdown(["model", "B", "K", *setups], lines, 1))
     return "\n\n".join(texts)
 
 
@@ -765,7 +765,7 @@ def target_table(targets: Sequence[dict[str, Any]]) -> str:
     return markdown(["target", "wanted", "worst", "at", "shapes", "reached"], lines, 1)
 
 
-def plot(rows: Sequence[dict[str, Any]], contenders: Sequence[str], title: str, path: Path) -> str:
+def plot(rows: Sequence[dict[str, Any]], setups: Sequence[str], title: str, path: Path) -> str:
     """Decode's ratio to SDPA over K, a panel for each model and batch. Says what it did."""
     try:
         import matplotlib
@@ -792,11 +792,11 @@ def plot(rows: Sequence[dict[str, Any]], contenders: Sequence[str], title: str, 
     for (i, model), (j, batch) in itertools.product(enumerate(models), enumerate(batches)):
         panel = panels[i, j]
         panel.axhline(1.1, color="0.7", linestyle="--", linewidth=1)
-        for number, name in enumerate(contenders):
+        for number, name in enumerate(setups):
             line = sorted(
                 (row["keys"], row["ratio_to_sdpa"])
                 for row in rows
-                if (row["model"], row["batch"], row["contender"]) == (model, batch, name)
+                if (row["model"], row["batch"], row["setup"]) == (model, batch, name)
             )
             style = {"color": f"C{number}", "marker": "o", "markersize": 3}
             if line:
@@ -852,7 +852,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[Sh
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bf16", choices=list(DTYPES))
     parser.add_argument(
-        "--contenders",
+        "--setups",
         nargs="+",
         choices=list(CONTENDERS),
         help="SDPA is always measured; default: all, on the CPU without flex",
@@ -875,9 +875,9 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[Sh
     cuda = is_cuda(options.device)
     options.rounds = options.rounds or (9 if cuda else 3)
     options.minutes = options.minutes or (7.5 if cuda else math.inf)
-    if options.contenders is None:
-        options.contenders = [name for name in CONTENDERS if cuda or name != "flex"]
-    options.contenders = [n for n in CONTENDERS if n == "SDPA" or n in options.contenders]
+    if options.setups is None:
+        options.setups = [name for name in CONTENDERS if cuda or name != "flex"]
+    options.setups = [n for n in CONTENDERS if n == "SDPA" or n in options.setups]
     shapes = chosen_shapes(options)
     if not shapes or options.rounds < 1:
         parser.error("no shape has such a name, or --rounds is below 1")
@@ -895,8 +895,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{bench.copy_bandwidth / 1e9:.0f} GB/s; cache {cache_bytes(options.device) / 1e6:.0f} MB",
         flush=True,
     )
-    if not cuda and "flex" not in options.contenders:
-        bench.note("flex: left out, the CPU compiles each shape for long: --contenders flex ...")
+    if not cuda and "flex" not in options.setups:
+        bench.note("flex: left out, the CPU compiles each shape for long: --setups flex ...")
     for number, shape in enumerate(shapes):
         bench.measure(shape)
         if cuda:
@@ -907,10 +907,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{number + 1} of {len(shapes)}: {shape.name}", file=sys.stderr, flush=True)
 
     result = bench.result(shapes)
-    print(f"\n{tables(result['rows'], options.contenders)}")
+    print(f"\n{tables(result['rows'], options.setups)}")
     if options.plot:
         title = f"{result['machine']['device']}, {options.dtype}"
-        print("\n" + plot(result["rows"], options.contenders, title, options.plot))
+        print("\n" + plot(result["rows"], options.setups, title, options.plot))
     for note in bench.notes:
         print(f"note: {note}")
     if result["targets"]:

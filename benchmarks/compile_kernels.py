@@ -76,9 +76,9 @@ def attend(case: dict[str, Any]) -> Any:
     return kernel.attend(**make(**case))
 
 
-def attend_shape(shape: Shape, contender: Callable[[Case], Run]) -> Any:
+def attend_shape(shape: Shape, setup: Callable[[Case], Run]) -> Any:
     case = Case(shape, torch.bfloat16, "cpu")
-    return contender(case)(*case.copy(0))
+    return setup(case)(*case.copy(0))
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -86,8 +86,8 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     for case in CASES:
         yield named(case), partial(attend, case)
     for shape in shapes():
-        for name, contender in zip(OURS, (ours, recording), strict=True):
-            yield f"{shape.name} {name}", partial(attend_shape, shape, contender)
+        for name, setup in zip(OURS, (ours, recording), strict=True):
+            yield f"{shape.name} {name}", partial(attend_shape, shape, setup)
 
 
 def report(found: dict[str, list[Any]], limit: int) -> list[str]:

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 from subjects import Subject
 
-from sightline.attention import interface, reference
+from sightline.attention import hook, reference
 
 STEPS = 2  # tokens whose logits are compared: one of the prefill, one of a decode step
 # Largest distance of a row's logits from the expected ones, relative to their length. Both sides
@@ -74,13 +74,13 @@ def wrong(
         found = [step[:1] for step in found]  # where its gate is closed, an amateur has no logits
     limit = TOLERANCE[subject.model.dtype]
     problems = []
-    if decoder is None or not decoder.recipe().recalibrations:
+    if decoder is None or not decoder.recipe().attention_edits:
         expected = plain_logits(subject, answer)
         distance = farthest([step[:1] for step in found], expected)
         if not distance <= limit:
             problems.append(f"the expert is {distance:.2g} off plain forwards")
-    if decoder is not None and interface.attend_for(subject.model.device) is not reference.attend:
-        with patch.object(interface, "attend_for", lambda device: reference.attend):
+    if decoder is not None and hook.attend_for(subject.model.device) is not reference.attend:
+        with patch.object(hook, "attend_for", lambda device: reference.attend):
             expected, other = branch_logits(eager, STEPS)
         steps = 1 + int(torch.equal(answer[:, 0], other[:, 0]))  # the same token, the same step
         expected = [step[: len(found[0])] for step in expected]

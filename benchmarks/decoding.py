@@ -41,7 +41,7 @@ import torch
 import transformers
 import views
 from machine import DTYPES, copy_bandwidth, is_cuda, machine
-from rows import CACHES, ENTRIES, contenders, default_caches
+from rows import CACHES, ENTRIES, default_caches, setups
 from subjects import NAMES, Subject, ask, load
 from targets import verdicts
 from timing import measure
@@ -51,7 +51,7 @@ from sightline.decoders import VDD
 from sightline.json_text import json_text
 from sightline.lab import PICTURES
 from sightline.lab.dialogue import DESCRIBE
-from sightline.logits.gates import Undecided
+from sightline.logits.gates import PlausibilityGate
 
 
 def measured(
@@ -64,7 +64,7 @@ def measured(
     if is_cuda(options.device):
         torch.compiler.reset()
         torch._dynamo.config.recompile_limit = 64  # a row each; from the limit on none is compiled
-    rows, notes = contenders(subject, options.decoders, options.caches, options.device)
+    rows, notes = setups(subject, options.decoders, options.caches, options.device)
     chosen = {*(options.compiled or options.decoders), "greedy"}
     compiled = [row for row in rows if row.cache == "compiled" and row.key in chosen]
     eager = [row for row in rows if row.cache != "compiled"]
@@ -117,7 +117,9 @@ def alone(subject: Subject) -> float:
             return_dict_in_generate=True,
         )
         rule = VDD().recipe().rule
-        counts += [not Undecided().opens(logits.float(), rule).any() for logits in out.logits]
+        counts += [
+            not PlausibilityGate().opens(logits.float(), rule).any() for logits in out.logits
+        ]
     return sum(counts) / len(counts)
 
 

@@ -96,7 +96,7 @@ STEPS = (
         "the kernel against SDPA, FlexAttention and a large copy; 7B shapes, 640 to 32k keys",
         "attention",
         words(
-            contenders="ours recording flex eager",
+            setups="ours recording flex eager",
             rounds="5",
             seconds="1.5",
             shapes=" ".join(SHAPES),

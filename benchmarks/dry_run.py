@@ -18,7 +18,7 @@ import timing
 import torch
 
 import attention
-from sightline.attention import interface, kernel
+from sightline.attention import hook, kernel
 
 # The heads of the real ones in small: of their own, and seven on one.
 TINY = {
@@ -61,10 +61,10 @@ def tokens(arguments: Sequence[str]) -> int:
 
     def through_the_kernel(subject: Any, decoder: Any, *runs: Any) -> str:
         """The first decoder that edits attention: an interpreted prompt takes seconds."""
-        if walked or decoder is None or not decoder.recipe().recalibrations:
+        if walked or decoder is None or not decoder.recipe().attention_edits:
             return wrong(subject, decoder, *runs)
         walked.append(decoder)
-        with patch.object(interface, "attend_for", lambda device: kernel.attend):
+        with patch.object(hook, "attend_for", lambda device: kernel.attend):
             return wrong(subject, decoder, *runs)
 
     with (

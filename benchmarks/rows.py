@@ -30,13 +30,13 @@ from sightline import (
     DeCo,
     DoLa,
     Gated,
-    Reusing,
+    PromptCached,
     VASparse,
 )
-from sightline.decoders.features import is_one_of, token_ids
-from sightline.decoders.image_spans import MARKERS
+from sightline.engine.image_spans import MARKERS
 from sightline.logits.gates import Gate
 from sightline.logits.rules import Contrastive, Rule
+from sightline.vision.features import is_one_of, token_ids
 
 NEVER = 10**6  # no token has this id: an answer runs to its full length
 CACHES = ("dynamic", "static", "compiled")
@@ -83,7 +83,7 @@ ENTRIES = {
     "greedy": Entry("greedy", static_on_cpu=True),
     "beam": Entry("beam 3", branches=False, dynamic_only=True, keywords={"num_beams": 3}),
     "vdd": Entry("VDD none", lambda s: VDD(), static_on_cpu=True),
-    "vdd-reusing": Entry("VDD, text known", lambda s: Reusing(VDD())),
+    "vdd-reusing": Entry("VDD, text known", lambda s: PromptCached(VDD())),
     "vdd-both": Entry("VDD both", lambda s: VDD(variant="both", processor=s.processor)),
     "vcd": Entry("VCD", lambda s: VCD(), static_on_cpu=True),
     "damro": Entry("DAMRO", lambda s: DAMRO()),
@@ -105,7 +105,7 @@ ENTRIES = {
 }
 
 
-def contenders(
+def setups(
     subject: Subject, keys: Sequence[str], caches: Sequence[str], device: str
 ) -> tuple[list[Row], list[str]]:
     """The rows of these decoders, and what is to be said of rows that are left out."""

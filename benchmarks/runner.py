@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from machine import machine, synchronise
 
-from sightline.evaluation.asking import Asker, Preparation, Prepared, Source
+from sightline.evaluation.asking import ModelRunner, Preparation, Prepared, Source
 from sightline.evaluation.batches import cut
-from sightline.evaluation.contenders import Contender, parse_contenders
 from sightline.evaluation.lab import LabBenchmark
 from sightline.evaluation.runner import Turn, collect, turns
+from sightline.evaluation.setups import Setup, parse_contenders
 from sightline.json_text import json_text
 
 LISTS = (("greedy",), ("greedy", "vcd", "vdd", "pai"))
@@ -39,45 +39,47 @@ class Questions(LabBenchmark):
         self.items = self.items[:count]
 
 
-def alone(asker: Asker, plan: list[Turn], prepared: list[Prepared]) -> float:
+def alone(model_runner: ModelRunner, plan: list[Turn], prepared: list[Prepared]) -> float:
     """Seconds of `generate` and nothing else."""
-    inputs = [asker.tensors(batch.inputs) for batch in prepared]
+    inputs = [model_runner.tensors(batch.inputs) for batch in prepared]
     task = plan[0].batch.task
-    device = asker.model.device.type
+    device = model_runner.model.device.type
     synchronise(device)
     started = time.perf_counter()
     for turn, batch, tensors in zip(plan, prepared, inputs, strict=True):
-        for contender in turn.contenders:
-            asker.generate(contender, batch, tensors, max_new_tokens=task.max_new_tokens)
+        for setup in turn.setups:
+            model_runner.generate(setup, batch, tensors, max_new_tokens=task.max_new_tokens)
     synchronise(device)
     return time.perf_counter() - started
 
 
-def in_the_runner(asker: Asker, preparation: Preparation, plan: list[Turn]) -> tuple[float, float]:
+def in_the_runner(
+    model_runner: ModelRunner, preparation: Preparation, plan: list[Turn]
+) -> tuple[float, float]:
     """Seconds of the runner's loop, and of `generate` within it."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        answers = collect(asker, preparation, plan, Path(folder) / "answers.jsonl", {})
+        answers = collect(model_runner, preparation, plan, Path(folder) / "answers.jsonl", {})
         seconds = time.perf_counter() - started
     batches = {(a.decoder, a.batch): a.ms for a in answers.values()}
     return seconds, sum(batches.values()) / 1000
 
 
 def measure(
-    asker: Asker, questions: Questions, contenders: list[Contender], size: int, rounds: int
+    model_runner: ModelRunner, questions: Questions, setups: list[Setup], size: int, rounds: int
 ) -> dict[str, Any]:
-    plan = turns(cut(questions, asker.processor.tokenizer, size, seed=0), contenders)
-    preparation = Preparation(questions, asker.processor, keeps_pictures=False)
+    plan = turns(cut(questions, model_runner.processor.tokenizer, size, seed=0), setups)
+    preparation = Preparation(questions, model_runner.processor, keeps_pictures=False)
     prepared = [preparation(turn.batch) for turn in plan]
-    alone(asker, plan[:2], prepared[:2])
+    alone(model_runner, plan[:2], prepared[:2])
     seconds: dict[str, list[float]] = {"alone": [], "runner": [], "generate": []}
     for _ in range(rounds):
-        seconds["alone"].append(alone(asker, plan, prepared))
-        whole, inside = in_the_runner(asker, preparation, plan)
+        seconds["alone"].append(alone(model_runner, plan, prepared))
+        whole, inside = in_the_runner(model_runner, preparation, plan)
         seconds["runner"].append(whole)
         seconds["generate"].append(inside)
     return {
-        "decoders": [contender.label for contender in contenders],
+        "decoders": [setup.label for setup in setups],
         "seconds": seconds,
         "overhead": over(seconds["runner"], seconds["alone"]),
         "outside_generate": over(seconds["runner"], seconds["generate"]),
@@ -109,7 +111,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     source = Source(device=options.device)
-    asker = Asker(source.model, source.processor, temperature=1.0, versions={})
+    model_runner = ModelRunner(source.model, source.processor, temperature=1.0, versions={})
     questions = Questions(options.questions)
     lines = [
         "| decoders | generate alone, s | runner, s | overhead | limit | outside generate |",
@@ -117,8 +119,8 @@ def main() -> None:
     ]
     found = []
     for names in LISTS:
-        contenders, _ = parse_contenders(names, source.processor)
-        found.append(measure(asker, questions, contenders, options.batch_size, options.rounds))
+        setups, _ = parse_contenders(names, source.processor)
+        found.append(measure(model_runner, questions, setups, options.batch_size, options.rounds))
         lines.append(row(found[-1]))
     described = machine(options.device)
     print("\n".join(lines))

@@ -40,9 +40,10 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from sightline.chat import input_device, user_turn
+from sightline.chat import input_device
 from sightline.lab import CHECKPOINT, PICTURES, decorrelated, draw
 from sightline.lab.dialogue import DESCRIBE
+from sightline.vision.images import user_turn
 
 WORDS = " ".join(f"w{i}" for i in range(100, 123))  # a question of as many tokens
 BEFORE, AFTER = range(10, 45), (8, 9)  # words around picture and question

@@ -1,18 +1,18 @@
 """Generation strategies: what is passed as `custom_generate`."""
 
-from sightline.decoders.agla import AGLA
-from sightline.decoders.carve import CARVE
-from sightline.decoders.damro import DAMRO
+from sightline.decoders.agla.agla import AGLA
+from sightline.decoders.carve.carve import CARVE
+from sightline.decoders.damro.damro import DAMRO
 from sightline.decoders.deco import DeCo
 from sightline.decoders.dola import DoLa
 from sightline.decoders.icd import ICD
 from sightline.decoders.m3id import M3ID
-from sightline.decoders.mvp import MVP
+from sightline.decoders.mvp.mvp import MVP
 from sightline.decoders.pai import PAI
 from sightline.decoders.posthoc import PostHocDebias
 from sightline.decoders.sid import SID
 from sightline.decoders.vaf import VAF
-from sightline.decoders.vasparse import VASparse
+from sightline.decoders.vasparse.vasparse import VASparse
 from sightline.decoders.vcd import VCD
 from sightline.decoders.vdd import VDD
 from sightline.decoders.vdgd import VDGD

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from sightline.decoders.branch import Branch
-from sightline.decoders.noise import noise_like
+from sightline.engine.branch import Branch
 from sightline.settings import Checked, Limits, Markers, Processor, Seed, TokenId, Wanted
+from sightline.vision.noise import noise_like
 
 LAST_NOISE_STEP = 999
 NoiseStep = Annotated[int, Limits(0, LAST_NOISE_STEP)]
@@ -113,18 +113,3 @@ def diffuse(pixels: Tensor, noise: Tensor, noise_step: int) -> Tensor:
     gamma = torch.sigmoid(steps) * (5e-3 - 1e-5) + 1e-5
     left = torch.prod(1 - gamma[: noise_step + 1])
     return left.sqrt().to(pixels.dtype) * pixels + (1 - left).sqrt().to(pixels.dtype) * noise
-
-
-def needs_pixels(part: Any) -> bool:
-    """Whether a part edits pictures, and so must see them before they are encoded."""
-    return getattr(part, "needs_pixels", False)
-
-
-def needs_images(part: Any) -> bool:
-    """Whether a part looks at the caller's pictures."""
-    return getattr(part, "needs_images", False)
-
-
-def about_images(part: Any) -> bool:
-    """Whether a part does nothing where a prompt has no image."""
-    return getattr(part, "about_images", False) or needs_pixels(part) or needs_images(part)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from sightline.decoders.decoder import Decoder, Recipe
-from sightline.decoders.ranges import Usual
+from sightline.engine.search_range import SearchRange
+from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.layers import LayerCorrection, Window
 from sightline.settings import Share, Strength, Whole
 
 
-@dataclass
+@dataclass(frozen=True)
 class DeCo(Decoder):
     """Give back what the model saw before its last layers talked it out of it.
 
@@ -26,10 +26,10 @@ class DeCo(Decoder):
     with the depth of the model.
     """
 
-    alpha: Annotated[Strength, Usual(0, 1)] = 0.6
+    alpha: Annotated[Strength, SearchRange(0, 1)] = 0.6
     layers: Window = (0.625, 0.875)
-    top_k: Annotated[Whole, Usual(0, 50)] = 20
-    top_p: Annotated[Share, Usual(0.01, 1)] = 0.9
+    top_k: Annotated[Whole, SearchRange(0, 50)] = 20
+    top_p: Annotated[Share, SearchRange(0.01, 1)] = 0.9
 
     def recipe(self) -> Recipe:
         layers: Any = self.layers  # mypy takes a union of tuples for a tuple of unions

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from sightline.decoders.decoder import Decoder, Recipe
-from sightline.decoders.ranges import Usual
+from sightline.engine.search_range import SearchRange
+from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.layers import Candidates, Divergence, LayerContrast
 from sightline.settings import UnitInterval
 
 
-@dataclass
+@dataclass(frozen=True)
 class DoLa(Decoder):
     """Favour what the model came to think late over what an earlier layer already said.
 
@@ -27,7 +27,7 @@ class DoLa(Decoder):
 
     layers: Candidates = "low"
     divergence: Divergence = "jsd"
-    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
+    beta: Annotated[UnitInterval, SearchRange(0, 1)] = 0.1
 
     def recipe(self) -> Recipe:
         return Recipe(rule=LayerContrast(self.layers, self.divergence, self.beta))

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from sightline.decoders.asking import Chat
-from sightline.decoders.branch import Branch
-from sightline.decoders.decoder import Decoder, Recipe
-from sightline.decoders.ranges import Usual
+from sightline.engine.branch import Branch
+from sightline.engine.chat_prompts import PromptEditor
+from sightline.engine.search_range import SearchRange
+from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Contrastive
 from sightline.messages import short
 from sightline.settings import Checked, Processor, Strength, UnitInterval
@@ -53,13 +53,13 @@ class OtherInstruction(Checked):
             )
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        chat = Chat(self.processor, model, expert.call.chat_template_kwargs)
+        editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         words = INSTRUCTIONS.get(self.instruction, self.instruction)
-        texts = [f"{words} {asked.question}" for asked in chat.asked(expert)]
-        return chat.ask(expert, range(len(texts)), texts)
+        texts = [f"{words} {asked.question}" for asked in editor.asked(expert)]
+        return editor.ask(expert, range(len(texts)), texts)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ICD(Decoder):
     """Take off what the model would say if it were told to be careless.
 
@@ -86,8 +86,8 @@ class ICD(Decoder):
     """
 
     processor: Processor = field(default=None, repr=False)
-    alpha: Annotated[Strength, Usual(0, 3)] = 1.0
-    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
+    alpha: Annotated[Strength, SearchRange(0, 3)] = 1.0
+    beta: Annotated[UnitInterval, SearchRange(0, 1)] = 0.1
     instruction: str = "careless"
 
     def recipe(self) -> Recipe:

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from sightline.decoders.contrasts import NoImage
-from sightline.decoders.decoder import Decoder, Recipe
-from sightline.decoders.ranges import Usual
+from sightline.engine.search_range import SearchRange
+from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.growing import GrowingGuidance, Space
 from sightline.settings import Markers, Processor, Strength, UnitInterval, Whole
 
 
-@dataclass
+@dataclass(frozen=True)
 class M3ID(Decoder):
     """Hold on to the image the longer the answer grows.
 
@@ -33,12 +33,12 @@ class M3ID(Decoder):
     is known to exist and its value is not, so it is off.
     """
 
-    rate: Annotated[Strength, Usual(0, 0.1)] = 0.02
-    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
-    cap: Annotated[Strength | None, Usual(0, 5)] = None
+    rate: Annotated[Strength, SearchRange(0, 0.1)] = 0.02
+    beta: Annotated[UnitInterval, SearchRange(0, 1)] = 0.1
+    cap: Annotated[Strength | None, SearchRange(0, 5)] = None
     space: Space = "log_softmax"
-    start: Annotated[Whole, Usual(0, 5)] = 0
-    confidence: Annotated[UnitInterval | None, Usual(0, 1)] = None
+    start: Annotated[Whole, SearchRange(0, 5)] = 0
+    confidence: Annotated[UnitInterval | None, SearchRange(0, 1)] = None
     markers: Markers = ()
     processor: Processor = field(default=None, repr=False, compare=False)
 

@@ -3,15 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from sightline.attention.recalibrations import ImageGain
+from sightline.attention.edits import ImageGain
 from sightline.decoders.contrasts import NoImage
-from sightline.decoders.decoder import Decoder, Recipe
-from sightline.decoders.ranges import Usual
+from sightline.engine.search_range import SearchRange
+from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Guidance
 from sightline.settings import Layers, Markers, Processor, Strength, UnitInterval
 
 
-@dataclass
+@dataclass(frozen=True)
 class PAI(Decoder):
     """Look harder at the image, and take off what would be said without it.
 
@@ -32,9 +32,9 @@ class PAI(Decoder):
     padding; the edit comes before the mask; beams reorder the image-free branch too.
     """
 
-    alpha: Annotated[Strength, Usual(0, 1)] = 0.2
-    gamma: Annotated[Strength, Usual(1, 2)] = 1.1
-    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
+    alpha: Annotated[Strength, SearchRange(0, 1)] = 0.2
+    gamma: Annotated[Strength, SearchRange(1, 2)] = 1.1
+    beta: Annotated[UnitInterval, SearchRange(0, 1)] = 0.1
     layers: Layers | None = None
     markers: Markers = ()
     processor: Processor = field(default=None, repr=False, compare=False)
@@ -50,4 +50,4 @@ class PAI(Decoder):
         if gain.is_neutral and not rule.uses_others:
             return Recipe()
         without = NoImage(self.markers, self.processor)
-        return Recipe(recalibrations=(gain,), contrasts=(without,), rule=rule)
+        return Recipe(attention_edits=(gain,), contrasts=(without,), rule=rule)

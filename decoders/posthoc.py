@@ -10,35 +10,34 @@ import torch
 from torch import Tensor
 
 from sightline.chat import has_template
-from sightline.decoders.asking import check_answers_next
-from sightline.decoders.branch import Branch
-from sightline.decoders.checks import check_audio, check_call, check_pictures
-from sightline.decoders.closed import LOOP_ARGUMENTS, as_generated, check_one_answer
+from sightline.decoders.closed_set import LOOP_ARGUMENTS, as_generated, check_one_answer
 from sightline.decoders.contrasts import NoImage, UnknownImage
-from sightline.decoders.decoder import Passed
-from sightline.decoders.ensemble import (
-    check_vision_language,
-    complete,
-    expert_branch,
-    is_text_only,
-    last_logits,
-    position_offset_kept,
-)
-from sightline.decoders.memory import Memory
-from sightline.decoders.prompts import forward_prompt, prepare_inputs
-from sightline.decoders.ranges import Usual
-from sightline.decoders.template import tokenizer_of
 from sightline.decoders.vdd import Variant, image_free
+from sightline.engine.branch import Branch
+from sightline.engine.chat_prompts import check_answers_next
+from sightline.engine.chat_template import tokenizer_of
+from sightline.engine.inputs import complete, expert_branch, position_offset_kept
+from sightline.engine.prefill import forward_prompt, last_logits, prepare_inputs
+from sightline.engine.search_range import SearchRange
+from sightline.engine.strategy import Passed
+from sightline.engine.validation import (
+    check_audio,
+    check_call,
+    check_pictures,
+    check_vision_language,
+    is_text_only,
+)
 from sightline.logits.calibration import Aggregate, calibrate, label_masses, reference
 from sightline.logits.finite import check_finite
 from sightline.settings import Markers, Positive, Processor, TokenId, Words, wrong
+from sightline.weak_lru import Memory
 
 Reference = Literal["none", "unk", "none_unk"]
 VARIANTS: dict[Reference, Variant] = {"none": "none", "unk": "unk", "none_unk": "both"}
 REMEMBERED = 4096  # image-free prompts whose label masses are kept, for each model
 
 
-@dataclass
+@dataclass(frozen=True)
 class PostHocDebias(Passed):
     """Answer yes/no or A/B/C/D as if the model did not lean to one of them without a picture.
 
@@ -74,9 +73,13 @@ class PostHocDebias(Passed):
     labels: Sequence[Words] = ("yes", "no")
     reference: Reference = "none"
     aggregate: Aggregate = "max"
-    smoothing: Annotated[Positive, Usual(1e-5, 1e-3)] = 1e-4
+    smoothing: Annotated[Positive, SearchRange(1e-5, 1e-3)] = 1e-4
     unk_token_id: TokenId | None = None
     markers: Markers = ()
+
+    _known: Memory[tuple, Tensor] = field(
+        init=False, repr=False, compare=False, default_factory=lambda: Memory(REMEMBERED)
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,7 +90,6 @@ class PostHocDebias(Passed):
         labels = [label.strip().lower() for label in self.labels]
         if len(labels) < 2 or len(set(labels)) < len(labels):
             raise wrong("labels", "two or more different answers", self.labels)
-        self._known: Memory[tuple, Tensor] = Memory(REMEMBERED)
         _ = self.contrasts  # checks what stands in the picture's place
 
     def clear(self) -> None:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from sightline.attention.recalibrations import LeastAttended
-from sightline.decoders.branch import Branch
-from sightline.decoders.decoder import Decoder, Recipe
-from sightline.decoders.ranges import Usual
+from sightline.attention.edits import LeastAttended
+from sightline.engine.branch import Branch
+from sightline.engine.search_range import SearchRange
+from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Contrastive
 from sightline.settings import Checked, Count, Share, Strength, UnitInterval
 
@@ -24,10 +24,10 @@ class Unattended(Checked):
     about_images = True
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        return replace(expert, recalibrations=(self.hiding,))
+        return replace(expert, attention_edits=(self.hiding,))
 
 
-@dataclass
+@dataclass(frozen=True)
 class SID(Decoder):
     """Take off what the model would say of the parts of the image that it ignores.
 
@@ -47,11 +47,11 @@ class SID(Decoder):
     hidden; the defaults are the paper's (layer 3, 10 %), not the scripts' (layer 2, 100 tokens).
     """
 
-    alpha: Annotated[Strength, Usual(0, 3)] = 1.0
-    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
-    start: Annotated[Count, Usual(1, 10)] = 3
-    ratio: Annotated[Share, Usual(0.01, 1)] = 0.1
-    count: Annotated[Count | None, Usual(1, 200)] = None
+    alpha: Annotated[Strength, SearchRange(0, 3)] = 1.0
+    beta: Annotated[UnitInterval, SearchRange(0, 1)] = 0.1
+    start: Annotated[Count, SearchRange(1, 10)] = 3
+    ratio: Annotated[Share, SearchRange(0.01, 1)] = 0.1
+    count: Annotated[Count | None, SearchRange(1, 200)] = None
 
     @classmethod
     def sid_2408(cls) -> "SID":

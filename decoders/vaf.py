@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from sightline.attention.recalibrations import Heads, ImageScale
-from sightline.decoders.decoder import Decoder, Recipe
-from sightline.decoders.ranges import Usual
+from sightline.attention.edits import Heads, ImageScale
+from sightline.engine.search_range import SearchRange
+from sightline.engine.strategy import Decoder, Recipe
 from sightline.settings import MOST, Layers, Limits
 
 
-@dataclass
+@dataclass(frozen=True)
 class VAF(Decoder):
     """Look harder at the image in the middle layers, and less at the system prompt.
 
@@ -31,12 +31,12 @@ class VAF(Decoder):
     prompt; several images are all enhanced, and what stands before the first is suppressed.
     """
 
-    enhance: Annotated[float, Limits(-1, above=True), Usual(0, 0.5)] = 0.15
-    suppress: Annotated[float, Limits(-MOST, 1, below=True), Usual(0, 0.5)] = 0.05
+    enhance: Annotated[float, Limits(-1, above=True), SearchRange(0, 0.5)] = 0.15
+    suppress: Annotated[float, Limits(-MOST, 1, below=True), SearchRange(0, 0.5)] = 0.05
     layers: Layers | None = None
     mode: Literal["scale", "abs"] = "scale"
     heads: Heads | None = None
 
     def recipe(self) -> Recipe:
         scale = ImageScale(1 + self.enhance, 1 - self.suppress, self.layers, self.mode, self.heads)
-        return Recipe(recalibrations=(scale,))
+        return Recipe(attention_edits=(scale,))

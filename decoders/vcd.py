@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from sightline.decoders.contrasts import NoiseStep, NoisyImage
-from sightline.decoders.decoder import Decoder, Recipe
-from sightline.decoders.ranges import Usual
+from sightline.engine.search_range import SearchRange
+from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Contrastive
 from sightline.settings import Seed, Strength, UnitInterval
 
 
-@dataclass
+@dataclass(frozen=True)
 class VCD(Decoder):
     """Take off what the model would say of the same image under heavy noise.
 
@@ -32,10 +32,10 @@ class VCD(Decoder):
     float32, and greedy and beam search are contrasted too.
     """
 
-    alpha: Annotated[Strength, Usual(0, 3)] = 1.0
-    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
-    noise_step: Annotated[NoiseStep, Usual(0, 999)] = 500
-    seed: Annotated[Seed, Usual(0, 99)] = 0
+    alpha: Annotated[Strength, SearchRange(0, 3)] = 1.0
+    beta: Annotated[UnitInterval, SearchRange(0, 1)] = 0.1
+    noise_step: Annotated[NoiseStep, SearchRange(0, 999)] = 500
+    seed: Annotated[Seed, SearchRange(0, 99)] = 0
 
     @classmethod
     def pope_paper(cls) -> "VCD":

@@ -4,16 +4,16 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from sightline.decoders.contrasts import NoImage, UnknownImage
-from sightline.decoders.decoder import Decoder, Recipe
-from sightline.decoders.image_spans import can_be_asked
-from sightline.decoders.ranges import Usual
+from sightline.engine.processor_probe import can_be_asked
+from sightline.engine.search_range import SearchRange
+from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Contrastive
 from sightline.settings import Markers, Processor, Strength, TokenId, UnitInterval
 
 Variant = Literal["none", "unk", "both"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class VDD(Decoder):
     """Take off what the model would say without the image.
 
@@ -39,8 +39,8 @@ class VDD(Decoder):
     "none", which needs no tokenizer.
     """
 
-    alpha: Annotated[Strength, Usual(0, 3)] = 1.0
-    beta: Annotated[UnitInterval, Usual(0, 1)] = 0.1
+    alpha: Annotated[Strength, SearchRange(0, 3)] = 1.0
+    beta: Annotated[UnitInterval, SearchRange(0, 1)] = 0.1
     variant: Variant = "none"
     processor: Processor = field(default=None, repr=False)
     unk_token_id: TokenId | None = None

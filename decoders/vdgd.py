@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from sightline.decoders.asking import Chat
-from sightline.decoders.branch import Branch
-from sightline.decoders.decoder import Decoder, Recipe
-from sightline.decoders.ensemble import ends, read_pictures, say
-from sightline.decoders.ranges import Usual
+from sightline.engine.branch import Branch
+from sightline.engine.chat_prompts import PromptEditor
+from sightline.engine.prefill import read_pictures
+from sightline.engine.search_range import SearchRange
+from sightline.engine.strategy import Decoder, Recipe
+from sightline.engine.subgeneration import eos_token_ids, generate_text
 from sightline.logits.grounding import SUPPORT, Grounded, Reduction, Support, Truncation
 from sightline.logits.rules import Rule
 from sightline.settings import Checked, Count, Processor, Share, UnitInterval, Words, holding
@@ -59,28 +60,28 @@ class Described(Checked):
             raise ValueError("a description needs processor=, the model's own, to be asked for")
 
     def __call__(self, expert: Branch, model: Any) -> Branch:
-        chat = Chat(self.processor, model, expert.call.chat_template_kwargs)
+        editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         expert = read_pictures(expert, model)
-        asked = chat.asked(expert)
-        chat.check_answered_next(asked)
+        asked = editor.asked(expert)
+        editor.check_answered_next(asked)
         questions = [row.question for row in asked]
         rows = range(len(questions))
         requests = [self.request.replace("{question}", question) for question in questions]
-        asking = chat.ask(expert, rows, requests)
-        support = Support(self.reduction, ends(expert.call.generation_config))
-        said = say(model, asking, self.tokens, processors=[support])
+        asking = editor.ask(expert, rows, requests)
+        support = Support(self.reduction, eos_token_ids(expert.call.generation_config))
+        said = generate_text(model, asking, self.tokens, processors=[support])
         notes = {SUPPORT: support.finish(torch.cat([asking.input_ids, said], dim=1))}
-        descriptions = chat.replies(said)
+        descriptions = editor.replies(said)
         if self.layout == "continue":
-            return replace(chat.go_on(asking, descriptions, questions), notes=notes)
+            return replace(editor.go_on(asking, descriptions, questions), notes=notes)
         statements = [self.statement.replace("{description}", text) for text in descriptions]
         if self.layout == "official":
-            return replace(chat.put_before(expert, statements), notes=notes)
+            return replace(editor.put_before(expert, statements), notes=notes)
         texts = [f"{s} {question}" for s, question in zip(statements, questions, strict=True)]
-        return replace(chat.ask(expert, rows, texts), notes=notes)
+        return replace(editor.ask(expert, rows, texts), notes=notes)
 
 
-@dataclass
+@dataclass(frozen=True)
 class VDGD(Decoder):
     """Describe the image first, then say what that description supports.
 
@@ -110,11 +111,11 @@ class VDGD(Decoder):
     """
 
     processor: Processor = field(default=None, repr=False)
-    alpha: Annotated[Share, Usual(0.01, 1)] = 0.1
+    alpha: Annotated[Share, SearchRange(0.01, 1)] = 0.1
     truncation: Truncation = "plausibility"
     reduction: Reduction = "min"
-    mix: Annotated[UnitInterval, Usual(0, 1)] = 1.0
-    tokens: Annotated[Count, Usual(1, 1024)] = 256
+    mix: Annotated[UnitInterval, SearchRange(0, 1)] = 1.0
+    tokens: Annotated[Count, SearchRange(1, 1024)] = 256
     layout: Layout = "image_first"
     request: Words = REQUEST
     statement: Statement = STATEMENT
@@ -131,7 +132,7 @@ class VDGD(Decoder):
         return Recipe(preparations=(self.described(),), rule=self.rule())
 
 
-@dataclass
+@dataclass(frozen=True)
 class PrefixOnly(VDGD):
     """VDGD's control: the description joins the prompt, and nothing is ranked by it.
 

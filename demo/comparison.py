@@ -68,7 +68,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingSettings:
     """How tokens are taken, in all answers of a comparison.
 
     Args:
@@ -103,11 +103,11 @@ class Comparison:
     picture: Picture
     question: str
     ways: tuple[Way, ...]
-    drawing: Drawing = field(default_factory=Drawing)
+    drawing: SamplingSettings = field(default_factory=SamplingSettings)
 
 
 @dataclass(frozen=True)
-class Complaint:
+class FieldError:
     """What cannot be done, and which control it is about.
 
     Args:

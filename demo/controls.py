@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from sightline.choices import PLAIN
 from sightline.decoders import DECODERS
-from sightline.decoders.parse import (
+from sightline.engine.search_range import SearchRange
+from sightline.specs import (
     STAND_IN,
     Preset,
     Setting,
@@ -23,7 +24,6 @@ from sightline.decoders.parse import (
     settable,
     written,
 )
-from sightline.decoders.ranges import Usual
 
 Form = Literal["slider", "checkbox", "choice", "text"]
 FORMS: dict[Any, Form] = {bool: "checkbox", int: "slider", float: "slider"}
@@ -122,7 +122,7 @@ def control(setting: Setting, value: Any, meaning: str) -> Control:
     return replace(made, low=usual.low, high=usual.high, step=1 if whole else step(usual))
 
 
-def step(usual: Usual) -> float:
+def step(usual: SearchRange) -> float:
     """A hundredth of a range, rounded to a power of ten or to five times one."""
     hundredth = (usual.high - usual.low) / 100
     exponent = math.floor(math.log10(hundredth))
@@ -162,7 +162,7 @@ def shown_values(name: str, assignments: Sequence[str]) -> dict[str, Any]:
     """What the controls of a name show once assignments are made; `settings_text` the other way.
 
     Raises:
-        ValueError: As `sightline.decoders.parse.choose`.
+        ValueError: As `sightline.specs.choose`.
     """
     made = {} if name in PLAIN else choose(name, assignments, others=PLAIN).settings
     return {each.name: each.shown(made.get(each.name, each.value)) for each in controls_of(name)}

@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from sightline.json_text import json_text
 from sightline.messages import short
-from sightline.pictures import open_picture
+from sightline.vision.images import open_picture
 
 Kind = Literal["image", "comparison"]
 PREVIEW = 640  # longest side of an image on the page, in pixels
@@ -88,7 +89,7 @@ def decode(data: bytes, kind: Kind, bounds: Bounds) -> Decoded:
     Raises:
         ValueError: For what cannot be opened in these bounds; it begins with "the picture".
     """
-    command = [sys.executable, "-m", "sightline.demo.decoding", kind, json.dumps(asdict(bounds))]
+    command = [sys.executable, "-m", "sightline.demo.decoding", kind, json_text(asdict(bounds))]
     try:
         done = subprocess.run(
             command,
@@ -154,7 +155,7 @@ def main() -> None:
         said["refused"] = f"the picture {TOO_LARGE}"
     except ValueError as error:
         said["refused"] = str(error)
-    sys.stdout.buffer.write(json.dumps(said).encode() + b"\n")
+    sys.stdout.buffer.write(json_text(said).encode() + b"\n")
     sys.stdout.buffer.write(pixels)
 
 
@@ -195,7 +196,7 @@ def open_comparison(text: str | bytes, bounds: Bounds) -> Decoded:
     if isinstance(picture, dict) and "png" in picture:
         found = open_png(picture.pop("png"), bounds)
     check_entries(content)
-    return Decoded(found.image, found.original, json.dumps(content))
+    return Decoded(found.image, found.original, json_text(content))
 
 
 def read_json(text: str | bytes, pixels: int) -> Any:

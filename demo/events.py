@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sightline.demo.comparison import Comparison, Complaint, Drawing, Explained, Picture, Way
+from sightline.demo.comparison import (
+    Comparison,
+    Explained,
+    FieldError,
+    Picture,
+    SamplingSettings,
+    Way,
+)
+from sightline.demo.comparison_run import ComparisonRun
 from sightline.demo.forms import (
     form_of_drawing,
     form_of_way,
@@ -30,7 +38,6 @@ from sightline.demo.rendering import (
     refusal,
     shown_picture,
 )
-from sightline.demo.round import Round
 from sightline.demo.saved import Saved, from_decoded, to_json
 from sightline.demo.script import is_seed, to_python
 from sightline.demo.uploads import Uploads
@@ -57,7 +64,7 @@ logger = logging.getLogger(__name__)
 class Opened:
     """The answer whose tokens are being explained."""
 
-    round: Round
+    round: ComparisonRun
     number: int
     length: int
     explained: Explained
@@ -131,7 +138,7 @@ class Events:
         _: Any,
         chosen: Picture | None,
         source: str,
-        round: Round | None,
+        round: ComparisonRun | None,
         question: str,
         drawing: Any,
         *forms: Any,
@@ -149,14 +156,14 @@ class Events:
             return told
         return {
             **told,
-            **self.show_round(Round(comparison, places)),
+            **self.show_round(ComparisonRun(comparison, places)),
             "compare": False,
             "stop": True,
         }
 
     def read(
         self, chosen: Picture | None, question: str, drawing: Any, forms: Sequence[Any]
-    ) -> tuple[Comparison, tuple[int, ...], list[Complaint]]:
+    ) -> tuple[Comparison, tuple[int, ...], list[FieldError]]:
         """The comparison, the column of each way, and what stands in its way.
 
         A complaint about a way names its column. The comparison is whole if there are none.
@@ -169,14 +176,14 @@ class Events:
                 ways.append(read_way(form))
                 places.append(place)
             except ValueError as refused:
-                complaints.append(Complaint("way", str(refused), place))
-        read = Drawing()
+                complaints.append(FieldError("way", str(refused), place))
+        read = SamplingSettings()
         try:
             read = read_drawing(drawing)
         except ValueError as refused:
-            complaints.append(Complaint("drawing", str(refused)))
+            complaints.append(FieldError("drawing", str(refused)))
         if chosen is None:
-            complaints.append(Complaint("picture", NO_PICTURE))
+            complaints.append(FieldError("picture", NO_PICTURE))
         comparison = Comparison(chosen or self.first_picture(), question or "", tuple(ways), read)
         # What concerns the whole, as the number of answers, may follow from what is told already.
         complaints += [
@@ -186,7 +193,7 @@ class Events:
         ]
         return comparison, tuple(places), complaints
 
-    def errors(self, complaints: Sequence[Complaint]) -> Parts:
+    def errors(self, complaints: Sequence[FieldError]) -> Parts:
         """Every place where a complaint can stand, most of them empty."""
         texts = dict.fromkeys(self.error_places(), "")
         for complaint in complaints:
@@ -198,7 +205,7 @@ class Events:
         """Of what `begin` may complain about."""
         return ["picture", "question", "drawing", "page", *(f"way-{i}" for i in self.places)]
 
-    def show_round(self, round: Round) -> Parts:
+    def show_round(self, round: ComparisonRun) -> Parts:
         """A round's cards, with the script that does the same."""
         return {
             "round": round,
@@ -210,7 +217,7 @@ class Events:
             **self.cards(round),
         }
 
-    def cards(self, round: Round) -> dict[str, str]:
+    def cards(self, round: ComparisonRun) -> dict[str, str]:
         """The cards of all columns."""
         answers = round.answers
         made = {f"answer-{place}": blank_card(place) for place in self.places}
@@ -228,7 +235,7 @@ class Events:
             chat_template_kwargs=host.template,
         )
 
-    def follow(self, _: Any, round: Round | None) -> Iterator[Parts]:
+    def follow(self, _: Any, round: ComparisonRun | None) -> Iterator[Parts]:
         """Answers as they grow. When nobody looks any more they end."""
         if round is None or round.has_begun:
             yield {}
@@ -252,21 +259,21 @@ class Events:
         if not round.is_left:
             yield IDLE
 
-    def give_up(self, _: Any, round: Round | None) -> Parts:
+    def give_up(self, _: Any, round: ComparisonRun | None) -> Parts:
         """Where the queue was full, so that no answer has begun."""
         if round is None or round.is_over:
             return IDLE
         round.stop()
         return {**self.cards(round), **self.complain("page", BUSY), **IDLE}
 
-    def stop(self, _: Any, round: Round | None) -> Parts:
+    def stop(self, _: Any, round: ComparisonRun | None) -> Parts:
         """Ends all answers."""
         if round is None or round.is_over:
             return {}
         round.stop()
         return {**self.cards(round), **({} if round.has_begun else IDLE)}
 
-    def halt(self, place: int, round: Round | None) -> Parts:
+    def halt(self, place: int, round: ComparisonRun | None) -> Parts:
         """Ends the answer in one column."""
         if round is None or place not in round.places:
             return {}
@@ -276,7 +283,7 @@ class Events:
     # Why a token came
 
     def open_token(
-        self, sent: Mapping[str, Any], round: Round | None, opened: Opened | None
+        self, sent: Mapping[str, Any], round: ComparisonRun | None, opened: Opened | None
     ) -> Parts:
         """The candidates of one token: `{"place": ..., "index": ...}`."""
         place, index = sent.get("place"), sent.get("index")
@@ -304,7 +311,7 @@ class Events:
         """The script was wanted before there is one."""
         return self.complain("load", NO_ANSWER)
 
-    def save(self, _: Any, round: Round | None) -> Parts:
+    def save(self, _: Any, round: ComparisonRun | None) -> Parts:
         """The comparison with its answers as a file, which the browser makes."""
         if round is None:
             return self.complain("load", NO_ANSWER)
@@ -312,7 +319,7 @@ class Events:
         name = f"sightline-{secrets.token_hex(3)}.json"
         return {"files": {"name": name, "text": text}, "error-load": error("load")}
 
-    def load(self, sent: Mapping[str, Any], round: Round | None) -> Parts:
+    def load(self, sent: Mapping[str, Any], round: ComparisonRun | None) -> Parts:
         """A comparison that was saved, with its answers."""
         try:
             saved = from_decoded(self.uploads.read_comparison(sent))
@@ -323,7 +330,7 @@ class Events:
                     f"{len(self.places)} are shown here"
                 )
             self.check_answers(saved)
-            loaded = Round(comparison, tuple(range(len(comparison.ways))), saved.answers)
+            loaded = ComparisonRun(comparison, tuple(range(len(comparison.ways))), saved.answers)
             loaded.stop()
             shown = self.show_round(loaded)
         except ValueError as refused:
@@ -407,12 +414,12 @@ class Events:
         return {f"error-{place}": error(place, text)}
 
 
-def frame(round: Round) -> float:
+def frame(round: ComparisonRun) -> float:
     """Seconds between two pictures of growing answers: long ones leave the browser its time."""
     return FRAME * max(1.0, sum(len(answer.ids) for answer in round.answers) / SHORT)
 
 
-def is_of(opened: Opened | None, round: Round, number: int, length: int) -> bool:
+def is_of(opened: Opened | None, round: ComparisonRun, number: int, length: int) -> bool:
     """Whether what is open explains this answer as it is now."""
     return opened is not None and (opened.round, opened.number, opened.length) == (
         round,

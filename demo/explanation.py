@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from sightline.chat import processor_for, prompt_inputs
-from sightline.decoders.decoder import Recipe, Strategy
-from sightline.decoders.geometry import Layout, locate
-from sightline.decoders.processing import AfterCut
 from sightline.demo.comparison import Explained, Row
+from sightline.engine.processor_order import AfterCut
+from sightline.engine.strategy import Recipe, Strategy
 from sightline.logits.rules import Rule
+from sightline.vision.token_layout import Layout, locate
 
 BEST = 10
 SIDE = 448  # longest side of a picture of looks, in pixels

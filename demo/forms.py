@@ -8,10 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 from sightline.choices import PLAIN
-from sightline.decoders.parse import find, paper
-from sightline.demo.comparison import Drawing, Way, is_whole
+from sightline.demo.comparison import SamplingSettings, Way, is_whole
 from sightline.demo.controls import Control, choices_of_decoders, controls_of, settings_text
 from sightline.messages import short
+from sightline.specs import find, paper
 
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 LONGEST_TEXT = 10_000  # characters of one field of a form
@@ -97,7 +97,7 @@ def drawing_controls(longest: int) -> list[Control]:
     Args:
         longest: Most tokens of an answer.
     """
-    begins = Drawing()
+    begins = SamplingSettings()
     return [
         number(
             "max_new_tokens",
@@ -149,20 +149,20 @@ def number(
     return Control(name, label, "slider", value, str(value), usual, meaning, low, high, step)
 
 
-def form_of_drawing(drawing: Drawing) -> dict[str, str]:
+def form_of_drawing(drawing: SamplingSettings) -> dict[str, str]:
     """The form's value that `read_drawing` reads back."""
     return {name: str(value) for name, value in asdict(drawing).items()}
 
 
-def read_drawing(value: Any) -> Drawing:
+def read_drawing(value: Any) -> SamplingSettings:
     """What a form says of how tokens are taken; `ValueError` for what is no number."""
     given = texts(value)
-    begins = asdict(Drawing())
+    begins = asdict(SamplingSettings())
     read = {
         name: read_number(name.replace("_", " "), given.get(name, str(default)), type(default))
         for name, default in begins.items()
     }
-    return Drawing(**read)
+    return SamplingSettings(**read)
 
 
 def read_number(name: str, text: str, kind: type) -> Any:

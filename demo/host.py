@@ -19,21 +19,14 @@ from sightline import lab
 from sightline.chat import check_arguments, check_question, prompt_inputs, reply
 from sightline.checkpoints import Dtype, check_device, load_model, load_processor
 from sightline.choices import Choice, parse_choice
-from sightline.decoders.parse import settable, written
-from sightline.demo.comparison import (
-    Answer,
-    Comparison,
-    Complaint,
-    Explained,
-    Picture,
-    Way,
-)
+from sightline.demo.comparison import Answer, Comparison, Explained, FieldError, Picture, Way
 from sightline.demo.decoding import SECONDS, Bounds, Decoded
 from sightline.demo.explanation import explain
-from sightline.demo.turns import Crew, Stopped, Work
+from sightline.demo.scheduler import ForwardScheduler, Stopped, Work
 from sightline.evaluation.lab import WORDINGS
 from sightline.messages import short
-from sightline.pictures import open_picture
+from sightline.specs import settable, written
+from sightline.vision.images import open_picture
 
 LAB = "sightline.lab"
 TEMPERATURES = (0.0, 5.0)
@@ -107,7 +100,7 @@ class Host:
         self.processor = load_processor(self.checkpoint)
         self.template = check_arguments(self.processor, chat_template_kwargs)
         self.model = load_model(self.checkpoint, device, dtype)
-        self.crew = Crew(self.model)
+        self.scheduler = ForwardScheduler(self.model)
 
     @property
     def is_lab(self) -> bool:
@@ -165,7 +158,7 @@ class Host:
         wordings = WORDINGS.get(name.partition(".")[0], {}) if self.is_lab else {}
         return Way(name, tuple((key, written(value)) for key, value in wordings.items()))
 
-    def check(self, comparison: Comparison) -> list[Complaint]:
+    def check(self, comparison: Comparison) -> list[FieldError]:
         """What stands in the way of this comparison; empty if nothing does."""
         found = [
             *self._complaints_of_question(comparison),
@@ -173,7 +166,7 @@ class Host:
         ]
         if not 1 <= len(comparison.ways) <= self.limits.ways:
             found.append(
-                Complaint("page", f"1 to {self.limits.ways} answers, got {len(comparison.ways)}")
+                FieldError("page", f"1 to {self.limits.ways} answers, got {len(comparison.ways)}")
             )
         for number, way in enumerate(comparison.ways):
             try:
@@ -181,7 +174,7 @@ class Host:
                 choice.build(self.processor)
                 check_cost(choice, self.limits)
             except ValueError as error:
-                found.append(Complaint("way", str(error), number))
+                found.append(FieldError("way", str(error), number))
         return found
 
     def start(self, comparison: Comparison) -> "Running":
@@ -206,9 +199,9 @@ class Host:
         known = self.model.get_input_embeddings().num_embeddings
         if len(answer.ids) > self.limits.max_new_tokens or max(answer.ids) >= known:
             raise ValueError("these tokens are not this model's: press Compare for its own answer")
-        work = self.crew.work(self.limits.seconds)
+        work = self.scheduler.work(self.limits.seconds)
         try:
-            with self.crew.working(work), torch.no_grad():
+            with self.scheduler.working(work), torch.no_grad():
                 return explain(
                     self.model,
                     self.processor,
@@ -228,7 +221,7 @@ class Host:
     ) -> None:
         """One answer, told to the streamer. Raises `Stopped` when the work is over before it."""
         way, drawing = comparison.ways[number], comparison.drawing
-        with self.crew.working(work):
+        with self.scheduler.working(work):
             decoder = self._choice(way).build(self.processor)
             image = comparison.picture.image
             given: dict[str, Any] = {"chat_template_kwargs": self.template}
@@ -239,7 +232,7 @@ class Host:
     def work(self, comparison: Comparison, number: int) -> Work:
         drawing = comparison.drawing
         draws = drawing.draws(comparison.ways[number].name)
-        return self.crew.work(self.limits.seconds, drawing.seed if draws else None)
+        return self.scheduler.work(self.limits.seconds, drawing.seed if draws else None)
 
     def warm_up(self) -> None:
         """Answers once in every column, so that start-up is in no visitor's times.
@@ -261,11 +254,11 @@ class Host:
     def _choice(self, way: Way) -> Choice:
         return parse_choice(way.name, way.assignments)
 
-    def _complaints_of_question(self, comparison: Comparison) -> list[Complaint]:
+    def _complaints_of_question(self, comparison: Comparison) -> list[FieldError]:
         question, most = comparison.question, self.limits.question
         if len(question) > most:
             return [
-                Complaint(
+                FieldError(
                     "question",
                     f"the question has {len(question)} characters, and at most {most} are allowed: "
                     "make it shorter",
@@ -275,12 +268,12 @@ class Host:
             check_question(question)
             question.encode()
         except UnicodeEncodeError:
-            return [Complaint("question", "the question holds half a character: write it again")]
+            return [FieldError("question", "the question holds half a character: write it again")]
         except ValueError:
-            return [Complaint("question", "there is no question: write one, or an instruction")]
+            return [FieldError("question", "there is no question: write one, or an instruction")]
         return []
 
-    def _complaints_of_drawing(self, comparison: Comparison) -> list[Complaint]:
+    def _complaints_of_drawing(self, comparison: Comparison) -> list[FieldError]:
         drawing, most = comparison.drawing, self.limits.max_new_tokens
         low, high = TEMPERATURES
         found = []
@@ -290,7 +283,7 @@ class Host:
             found.append(f"the temperature is {low:g} to {high:g}, got {drawing.temperature}")
         if not whole(drawing.seed) or not 0 <= drawing.seed < SEEDS:
             found.append(f"the seed is a whole number from 0 to {SEEDS - 1}, got {drawing.seed}")
-        return [Complaint("drawing", text) for text in found]
+        return [FieldError("drawing", text) for text in found]
 
 
 def check_cost(choice: Choice, limits: Limits) -> None:

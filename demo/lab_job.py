@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from sightline.demo.comparison import Drawing, Way
+from sightline.demo.comparison import SamplingSettings, Way
 from sightline.demo.host import Host, reason
 from sightline.demo.lab_run import LabRun, run
 
@@ -21,7 +21,7 @@ class LabJob:
         drawing: How tokens are taken.
     """
 
-    def __init__(self, host: Host, ways: Sequence[Way], scenes: int, drawing: Drawing):
+    def __init__(self, host: Host, ways: Sequence[Way], scenes: int, drawing: SamplingSettings):
         self.host, self.ways, self.scenes, self.drawing = host, tuple(ways), scenes, drawing
         self.done, self.total = 0, 0
         self.result: LabRun | None = None
@@ -47,7 +47,7 @@ class LabJob:
 
     def _run(self) -> None:
         try:
-            crew = self.host.crew
+            scheduler = self.host.scheduler
             self.result = run(
                 self.ways,
                 self.scenes,
@@ -55,8 +55,8 @@ class LabJob:
                 self.drawing,
                 progress=self._count,
                 stopped=lambda: self._stop.is_set() or time.monotonic() > self._deadline,
-                turn=lambda: crew.working(crew.work(2 * SECONDS, self.drawing.seed)),
-                clock=crew.clock,
+                turn=lambda: scheduler.working(scheduler.work(2 * SECONDS, self.drawing.seed)),
+                clock=scheduler.clock,
             )
         except Exception as error:
             self.refused = reason(error)

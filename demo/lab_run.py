@@ -12,7 +12,7 @@ from PIL import Image
 
 from sightline.chat import written_argument
 from sightline.choices import parse_choice
-from sightline.demo.comparison import Drawing, Way
+from sightline.demo.comparison import SamplingSettings, Way
 from sightline.evaluation import plots, report, runner
 from sightline.evaluation.asking import LAB, Source
 from sightline.evaluation.lab import LabBenchmark
@@ -64,7 +64,7 @@ def run(
     ways: Sequence[Way],
     scenes: int,
     loaded: Loaded,
-    drawing: Drawing | None = None,
+    drawing: SamplingSettings | None = None,
     *,
     controls: bool = False,
     batch_size: int = BATCH_SIZE,
@@ -95,8 +95,8 @@ def run(
     Raises:
         ValueError: For a way that cannot be read or run here, named, and for too few scenes.
     """
-    drawing = drawing or Drawing()
-    names = list(dict.fromkeys(contender(way, drawing) for way in ways))
+    drawing = drawing or SamplingSettings()
+    names = list(dict.fromkeys(setup(way, drawing) for way in ways))
     settings = runner.Run(drawing.seed, batch_size, drawing.temperature or 1.0, loaded.template)
     counts = (0, 0)
 
@@ -122,7 +122,7 @@ def run(
         return LabRun(*counts, table, *drawn_plots(summary, Path(folder)))
 
 
-def contender(way: Way, drawing: Drawing) -> str:
+def setup(way: Way, drawing: SamplingSettings) -> str:
     """What an evaluation calls a way: `vdd:alpha=0.5+sample`; `ValueError` where it cannot."""
     choice = parse_choice(way.name, way.assignments)
     if choice.request is None:

@@ -12,13 +12,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from sightline.demo.events import IDLE, Events, Parts
-from sightline.demo.forms import (
-    drawing_controls,
-    fields,
-    form_of_way,
-    offer,
-    scene_controls,
-)
+from sightline.demo.forms import drawing_controls, fields, form_of_way, offer, scene_controls
 from sightline.demo.gate import Gate
 from sightline.demo.host import FIRST_WAYS, Host
 from sightline.demo.rendering import blank_card, code, error, shown_picture, thumbnail

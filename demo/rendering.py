@@ -9,18 +9,10 @@ import numpy as np
 from PIL import Image
 
 from sightline.choices import PLAIN
-from sightline.demo.comparison import (
-    Answer,
-    Comparison,
-    Explained,
-    Picture,
-    Row,
-    Way,
-    slow_down,
-)
+from sightline.demo.comparison import Answer, Comparison, Explained, Picture, Row, Way, slow_down
 from sightline.demo.decoding import PREVIEW
+from sightline.highlights import Span, listed, missed, spans
 from sightline.lab import mentioned
-from sightline.marks import Span, listed, missed, spans
 
 SAYS = {
     "new": "not in the first answer",
@@ -390,7 +382,7 @@ def progress(done: int, total: int, is_over: bool = False) -> str:
     if is_over:
         return f'<p class="hint" role="status">{done} of {total} answers.</p>'
     most = f' max="{total}" value="{done}"' if total else ""
-    said = f"{done} of {total} answers" if total else "Drawing scenes"
+    said = f"{done} of {total} answers" if total else "SamplingSettings scenes"
     return (
         f'<div class="headway"><progress{most} aria-label="Answers"></progress>'
         f"<span>{said}</span></div>"

@@ -14,15 +14,15 @@ from sightline import __version__
 from sightline.demo.comparison import (
     Answer,
     Comparison,
-    Drawing,
     Picture,
+    SamplingSettings,
     State,
     Way,
     is_whole,
 )
 from sightline.demo.decoding import AS_SAVED, Bounds, Decoded, open_comparison
 from sightline.demo.script import find_origin
-from sightline.pictures import MAX_PIXELS
+from sightline.vision.images import MAX_PIXELS
 
 FORMAT = "sightline comparison"
 VERSION = 1
@@ -120,7 +120,7 @@ def from_decoded(found: Decoded) -> Saved:
     truth = None if picture["truth"] is None else frozenset(picture["truth"])
     shown = Picture(found.image, picture["source"], truth, picture["original"] or found.original)
     find_origin(shown)
-    comparison = Comparison(shown, document["question"], ways, Drawing(**drawing))
+    comparison = Comparison(shown, document["question"], ways, SamplingSettings(**drawing))
     return Saved(comparison, answers, document["model"], document["versions"])
 
 

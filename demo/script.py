@@ -7,11 +7,11 @@ from hashlib import sha256
 from typing import Any
 
 from sightline.choices import Choice, parse_choice
-from sightline.decoders.parse import FILLED, STAND_IN, Request
-from sightline.demo.comparison import Comparison, Drawing, Picture
+from sightline.codegen import Code, Group, Piece, Text, assigned, call, group, literal, piece
+from sightline.demo.comparison import Comparison, Picture, SamplingSettings
 from sightline.lab import CHECKPOINT, PICTURES
 from sightline.messages import short
-from sightline.python_source import Code, Group, Piece, Text, assigned, call, group, literal, piece
+from sightline.specs import FILLED, STAND_IN, Request
 
 LAB = ("sightline.lab", str(CHECKPOINT))
 LONGEST_SEED = 20  # digits
@@ -177,7 +177,7 @@ def construction(request: Request | None) -> Piece:
     return call("replace", made, **changes) if changes else made
 
 
-def drawn(name: str, drawing: Drawing) -> Piece:
+def drawn(name: str, drawing: SamplingSettings) -> Piece:
     """What differs between ways of how tokens are taken, for `generate`."""
     given = drawing.arguments(name)
     items = [(f'"{key}": ', piece(given[key])) for key in DRAWN if key in given]

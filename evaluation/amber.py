@@ -25,7 +25,7 @@ from typing import Any
 from PIL import Image
 
 from sightline.evaluation import metrics, objects, pope
-from sightline.evaluation.benchmark import Item, Said, Task, by_unit
+from sightline.evaluation.benchmark import Item, Prediction, Task, by_unit
 from sightline.evaluation.files import (
     Row,
     as_list,
@@ -659,20 +659,20 @@ class Amber:
         return self._parse(text)
 
     def ratios(
-        self, task: Task, said: Sequence[Said], units: Mapping[str, int]
+        self, task: Task, said: Sequence[Prediction], units: Mapping[str, int]
     ) -> dict[str, Ratio]:
         """The task's metrics as plain quotients, 0 to 1 (see the head of this file)."""
         if task.name == GENERATIVE:
             return self._generative(said, units)
         return self._discriminative(said, units)
 
-    def count(self, entry: Said) -> Counts:
+    def count(self, entry: Prediction) -> Counts:
         """What one description adds to the sums."""
         assert self.tables is not None
         nouns = self.tables.nouns(entry.text)
         return count(nouns, self._notes[entry.item.id], self.tables, self.similarity)
 
-    def _generative(self, said: Sequence[Said], units: Mapping[str, int]) -> dict[str, Ratio]:
+    def _generative(self, said: Sequence[Prediction], units: Mapping[str, int]) -> dict[str, Ratio]:
         counts = [self.count(entry) for entry in said]
         ones = by_unit(said, [1] * len(said), units)
 
@@ -687,7 +687,9 @@ class Amber:
             "tokens": Ratio(by_unit(said, [entry.tokens for entry in said], units), ones),
         }
 
-    def _discriminative(self, said: Sequence[Said], units: Mapping[str, int]) -> dict[str, Ratio]:
+    def _discriminative(
+        self, said: Sequence[Prediction], units: Mapping[str, int]
+    ) -> dict[str, Ratio]:
         answers = [self._parse(entry.text) for entry in said]
         labels = [entry.item.label for entry in said]
         said_no = by_unit(said, [answer == NO for answer in answers], units)

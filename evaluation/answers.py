@@ -1,7 +1,7 @@
 """Answers on disk: one JSON line each, written as they come, and nothing lost by a kill.
 
 Of several processes each writes a file of its own, `answers.jsonl` and `answers.<rank>.jsonl`. At
-the end they are merged into the first: by task, batch, contender and item.
+the end they are merged into the first: by task, batch, setup and item.
 """
 
 import json

@@ -14,24 +14,18 @@ from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from sightline.chat import (
-    has_template,
-    input_device,
-    processor_for,
-    templated,
-    untemplated,
-    user_turn,
-)
+from sightline.chat import has_template, input_device, processor_for, templated, untemplated
 from sightline.checkpoints import Dtype, check_device, load_model, load_processor, refused_as
 from sightline.evaluation.answers import Answer
 from sightline.evaluation.batches import Batch
 from sightline.evaluation.benchmark import Benchmark, Item
-from sightline.evaluation.contenders import GREEDY, Contender
 from sightline.evaluation.metrics import NO, YES
 from sightline.evaluation.processes import find_processes
+from sightline.evaluation.setups import GREEDY, Setup
 from sightline.lab import CHECKPOINT
 from sightline.logits.finite import FiniteRows
 from sightline.messages import LONGEST, clipped
+from sightline.vision.images import user_turn
 
 LAB = "sightline.lab"
 
@@ -240,13 +234,13 @@ class Clock(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-class Asker:
+class ModelRunner:
     """The model and its processor, for one run.
 
     Args:
         model: With its weights.
         processor: The model's.
-        temperature: Of contenders that sample.
+        temperature: Of setups that sample.
         versions: Written with each answer.
         clock: Seconds, where others use the model too; None: the machine's clock. With one, memory
             is not told, as it is everybody's.
@@ -284,24 +278,23 @@ class Asker:
         }
 
     def answer(
-        self, contender: Contender, prepared: Prepared, inputs: Mapping[str, Tensor]
+        self, setup: Setup, prepared: Prepared, inputs: Mapping[str, Tensor]
     ) -> list[Answer]:
-        """What a contender says to each item of a batch, and an error row for the unreadable.
+        """What a setup says to each item of a batch, and an error row for the unreadable.
 
         Args:
             inputs: Those of `prepared`, from `tensors`.
         """
         said = {
-            i.id: a
-            for i, a in zip(prepared.items, self.say(contender, prepared, inputs), strict=True)
+            i.id: a for i, a in zip(prepared.items, self.say(setup, prepared, inputs), strict=True)
         }
-        settings, batch = contender.plain_settings, prepared.batch
+        settings, batch = setup.plain_settings, prepared.batch
         nothing = Reply("", 0, 0.0, None, 0, None)
         return [
             Answer(
                 task=item.task,
                 id=item.id,
-                decoder=contender.label,
+                decoder=setup.label,
                 question=item.question,
                 batch=batch.index,
                 settings=settings,
@@ -313,21 +306,19 @@ class Asker:
             for item in batch.items
         ]
 
-    def say(
-        self, contender: Contender, prepared: Prepared, inputs: Mapping[str, Tensor]
-    ) -> "list[Reply]":
+    def say(self, setup: Setup, prepared: Prepared, inputs: Mapping[str, Tensor]) -> "list[Reply]":
         """The replies to the items whose picture could be read."""
         if not prepared.items:
             return []
         task = prepared.batch.task
-        watched = contender.label == GREEDY and task.yes_no
+        watched = setup.label == GREEDY and task.yes_no
         now, device = self.clock or time.perf_counter, input_device(self.model)
         clock = Clock(now)
         reset_peak(device)
         synchronize(device)
         started = now()
         outputs = self.generate(
-            contender,
+            setup,
             prepared,
             inputs,
             max_new_tokens=task.max_new_tokens,
@@ -350,7 +341,7 @@ class Asker:
 
     def generate(
         self,
-        contender: Contender,
+        setup: Setup,
         prepared: Prepared,
         inputs: Mapping[str, Tensor],
         **settings: Any,
@@ -362,17 +353,17 @@ class Asker:
         """
         finite = FiniteRows()
         watched = {"logits_processor": LogitsProcessorList([finite])}
-        looked_at = {"images": list(prepared.pictures)} if contender.needs_images else {}
-        told = processor_for(contender.strategy, self.processor, self.chat_template_kwargs)
+        looked_at = {"images": list(prepared.pictures)} if setup.needs_images else {}
+        told = processor_for(setup.strategy, self.processor, self.chat_template_kwargs)
         cards = range(torch.cuda.device_count()) if input_device(self.model).type == "cuda" else ()
         with torch.random.fork_rng(devices=cards):
             torch.manual_seed(prepared.batch.seed)
             outputs = self.model.generate(
                 **inputs,
-                **contender.generation(self.temperature),
+                **setup.generation(self.temperature),
                 **looked_at,
                 **told,
-                **(watched if contender.strategy is None else {}),
+                **(watched if setup.strategy is None else {}),
                 **settings,
             )
         finite.check()

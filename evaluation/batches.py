@@ -29,7 +29,7 @@ class Batch:
         task: Of all its items.
         index: Its place among the batches of the task.
         place: Its place among all batches.
-        seed: What its samples are drawn from, by every contender.
+        seed: What its samples are drawn from, by every setup.
         items: In order of their length.
     """
 
@@ -75,7 +75,7 @@ def text_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
 
 
 def sample_seed(seed: int, task: str, index: int) -> int:
-    """One for each batch, the same for all contenders."""
+    """One for each batch, the same for all setups."""
     place = [STREAM, seed, zlib.crc32(task.encode()), index]
     return int(np.random.SeedSequence(place).generate_state(1)[0])
 

@@ -60,7 +60,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Said:
+class Prediction:
     """An item and what one decoder answered.
 
     Args:
@@ -105,7 +105,7 @@ class Benchmark(Protocol):
         ...
 
     def ratios(
-        self, task: Task, said: Sequence[Said], units: Mapping[str, int]
+        self, task: Task, said: Sequence[Prediction], units: Mapping[str, int]
     ) -> dict[str, Ratio]:
         """Every metric of the task, by its name, as sums over units.
 
@@ -124,7 +124,9 @@ class Benchmark(Protocol):
         ...
 
 
-def by_unit(said: Sequence[Said], values: Iterable[float], units: Mapping[str, int]) -> np.ndarray:
+def by_unit(
+    said: Sequence[Prediction], values: Iterable[float], units: Mapping[str, int]
+) -> np.ndarray:
     """Values summed over the answers of each unit, `[N]`."""
     places = [units[entry.item.unit] for entry in said]
     return np.bincount(places, weights=[float(v) for v in values], minlength=len(units))

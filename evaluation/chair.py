@@ -22,7 +22,7 @@ from typing import Any, cast
 from PIL import Image
 
 from sightline.evaluation import objects
-from sightline.evaluation.benchmark import Item, Said, Task, by_unit
+from sightline.evaluation.benchmark import Item, Prediction, Task, by_unit
 from sightline.evaluation.files import (
     as_list,
     check_length,
@@ -40,7 +40,7 @@ from sightline.evaluation.metrics import Metric
 from sightline.evaluation.objects import Vocabulary
 from sightline.evaluation.statistics import HIGHER, LOWER, Ratio
 from sightline.messages import check_characters, enumerated, short
-from sightline.pictures import path_is
+from sightline.vision.images import path_is
 
 SYNONYMS_PUBLISHED = (
     "The synonym table is published as data/synonyms.txt in github.com/LisaAnne/Hallucination"
@@ -843,13 +843,13 @@ class ChairBenchmark:
         """Captions say neither yes nor no."""
         return None
 
-    def count(self, entry: Said) -> Counts:
+    def count(self, entry: Prediction) -> Counts:
         """What one answer adds to the sums."""
         text = cut_unfinished(entry.text) if self.cut else entry.text
         return self.metric.read(text).count(self.truth[int(entry.item.id)])
 
     def ratios(
-        self, task: Task, said: Sequence[Said], units: Mapping[str, int]
+        self, task: Task, said: Sequence[Prediction], units: Mapping[str, int]
     ) -> dict[str, Ratio]:
         """As `Chair.score`, over pictures; where that says 0 of nothing, a `Ratio` is NaN."""
         counts = [self.count(entry) for entry in said]

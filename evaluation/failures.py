@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from sightline.evaluation.batches import Batch
-from sightline.evaluation.contenders import Contender
+from sightline.evaluation.setups import Setup
 
 NO_MEMORY = (
     "out of memory",
@@ -38,12 +38,12 @@ def explained(batch_size: int) -> Iterator[None]:
 
 
 @contextmanager
-def named(contender: Contender, batch: Batch) -> Iterator[None]:
+def named(setup: Setup, batch: Batch) -> Iterator[None]:
     """A `ValueError` says who was answering, and what."""
     try:
         yield
     except ValueError as error:
-        where = f"{contender.label}, batch {batch.index} of {batch.task.name}"
+        where = f"{setup.label}, batch {batch.index} of {batch.task.name}"
         raise ValueError(f"{where}: {error}") from error
 
 

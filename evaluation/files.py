@@ -16,7 +16,7 @@ from PIL import Image
 
 from sightline.json_text import json_text
 from sightline.messages import LONGEST, check_characters, clipped, enumerated, short
-from sightline.pictures import open_picture, path_is
+from sightline.vision.images import open_picture, path_is
 
 T = TypeVar("T")
 GZIP = b"\x1f\x8b"  # the first two bytes
@@ -233,7 +233,7 @@ def leads_out(folder: Path, name: str) -> bool:
 def check_name(what: str, name: str, names: Collection[str]) -> None:
     """Raises `ValueError`, which lists the names there are, for another one."""
     if name not in names:
-        from sightline.decoders.parse import unknown  # brings torch, which a mistake alone needs
+        from sightline.specs import unknown
 
         raise unknown(what, name, names)
 

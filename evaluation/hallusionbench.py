@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from sightline.evaluation import metrics
-from sightline.evaluation.benchmark import Item, Said, Task
+from sightline.evaluation.benchmark import Item, Prediction, Task
 from sightline.evaluation.files import (
     Row,
     check_length,
@@ -313,7 +313,7 @@ class HallusionBench:
         return parse(text, self.parser)
 
     def ratios(
-        self, task: Task, said: Sequence[Said], units: Mapping[str, int]
+        self, task: Task, said: Sequence[Prediction], units: Mapping[str, int]
     ) -> dict[str, Ratio]:
         """The three accuracies of `score` by rule, and `yes_rate` and `unparsed`."""
         predictions = [self.prediction(entry.item, entry.text) for entry in said]

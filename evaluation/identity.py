@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.compat import attention_name
+
 SAMPLES = 64  # numbers of each tensor that are read one by one
 CHUNK = 2**24  # numbers that are added up at a time
 LEFT_OUT = ("name_or_path", "transformers_version")
@@ -61,11 +63,11 @@ def plain(value: Any) -> Any:
 
 def attention(config: Any) -> dict[str, Any]:
     """The implementation that each part of a model uses, by the name of its config."""
-    found = {"model": config._attn_implementation}
+    found = {"model": attention_name(config)}
     for name in config.sub_configs:
         part = getattr(config, name, None)
         if part is not None:
-            found[name] = part._attn_implementation
+            found[name] = attention_name(part)
     return found
 
 

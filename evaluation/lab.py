@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sightline.evaluation.benchmark import Item, Said, Task, by_unit
+from sightline.evaluation.benchmark import Item, Prediction, Task, by_unit
 from sightline.evaluation.metrics import NO, YES, Metric, parse
 from sightline.evaluation.statistics import HIGHER, LOWER, Ratio
 from sightline.lab import CONTEXTS, OBJECTS, Scene, context_of, decorrelated, draw, mentioned
@@ -155,7 +155,7 @@ class LabBenchmark:
         return parse(text)
 
     def ratios(
-        self, task: Task, said: Sequence[Said], units: Mapping[str, int]
+        self, task: Task, said: Sequence[Prediction], units: Mapping[str, int]
     ) -> dict[str, Ratio]:
         if task.name == "presence":
             return presence_ratios(said, units)
@@ -176,7 +176,7 @@ def presence_item(asked: Question) -> Item:
     return Item("presence", name, question(asked.object), scene, scene, label, asked.kind)
 
 
-def presence_ratios(said: Sequence[Said], units: Mapping[str, int]) -> dict[str, Ratio]:
+def presence_ratios(said: Sequence[Prediction], units: Mapping[str, int]) -> dict[str, Ratio]:
     """The metrics named in `PRESENCE`.
 
     An answer that is neither yes nor no is wrong, and no yes. F1 is of "present":
@@ -202,7 +202,7 @@ def presence_ratios(said: Sequence[Said], units: Mapping[str, int]) -> dict[str,
 
 
 def caption_ratios(
-    said: Sequence[Said], truth: Sequence[frozenset[str]], units: Mapping[str, int]
+    said: Sequence[Prediction], truth: Sequence[frozenset[str]], units: Mapping[str, int]
 ) -> dict[str, Ratio]:
     """The metrics named in `CAPTIONS`.
 

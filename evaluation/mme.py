@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from sightline.evaluation import metrics
-from sightline.evaluation.benchmark import Item, Said, Task
+from sightline.evaluation.benchmark import Item, Prediction, Task
 from sightline.evaluation.files import (
     as_list,
     check_length,
@@ -38,7 +38,7 @@ from sightline.evaluation.pope import (
 from sightline.evaluation.pope import SUFFIXES as POPE_SUFFIXES
 from sightline.evaluation.statistics import HIGHER, Ratio
 from sightline.messages import clipped, short
-from sightline.pictures import path_is
+from sightline.vision.images import path_is
 
 PUBLISHED = (
     "MME's pictures and questions are given out by its authors, see "
@@ -418,7 +418,7 @@ class MME:
         return None if prediction == OTHER else prediction
 
     def ratios(
-        self, task: Task, said: Sequence[Said], units: Mapping[str, int]
+        self, task: Task, said: Sequence[Prediction], units: Mapping[str, int]
     ) -> dict[str, Ratio]:
         """The figures of `score`, and `yes_rate` and `unparsed`."""
         predictions = [self.prediction(entry.item, entry.text) for entry in said]

@@ -1,8 +1,8 @@
 """Plots of a summary: score against yes-rate, CHAIR against recall, and time.
 
-A plot is first a record of what it shows (`Scatter`, `Bars`), then a figure. Contenders have one
+A plot is first a record of what it shows (`Scatter`, `Bars`), then a figure. Setups have one
 number, colour and marker in all plots of a summary; numbers stand at the points, names at the side,
-so that neither many contenders nor long names hide a point.
+so that neither many setups nor long names hide a point.
 """
 
 import math
@@ -62,7 +62,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Style:
-    """How a contender looks in every plot of a summary."""
+    """How a setup looks in every plot of a summary."""
 
     number: int
     colour: str
@@ -79,7 +79,7 @@ class Scatter:
         source: What made it: model, questions, how intervals were taken.
         across: The title of the horizontal axis.
         upright: The title of the vertical axis.
-        points: Across and upright, by contender.
+        points: Across and upright, by setup.
         notes: Below the plot.
     """
 
@@ -101,8 +101,8 @@ class Bars:
         title: What is shown.
         source: What made it.
         across: The title of the axis.
-        lengths: By contender; relative to greedy where that was measured.
-        texts: At the ends of the bars, by contender.
+        lengths: By setup; relative to greedy where that was measured.
+        texts: At the ends of the bars, by setup.
         is_relative: Whether 1 is greedy.
         notes: Below the plot.
     """
@@ -164,7 +164,7 @@ def plots(summary: Mapping[str, Any]) -> list[Scatter | Bars]:
 
 
 def scatter(summary: Mapping[str, Any], name: str, task: Mapping[str, Any]) -> Scatter | None:
-    """Score against yes-rate or CHAIR against recall; None where no contender has both."""
+    """Score against yes-rate or CHAIR against recall; None where no setup has both."""
     metrics = {metric["name"]: metric for metric in task["metrics"]}
     pairs = YES_NO_PAIRS if task["yes_no"] else CAPTION_PAIRS
     pair = next((pair for pair in pairs if set(pair) <= metrics.keys()), None)
@@ -196,7 +196,7 @@ def scatter(summary: Mapping[str, Any], name: str, task: Mapping[str, Any]) -> S
 
 
 def bars(summary: Mapping[str, Any], name: str, task: Mapping[str, Any]) -> Bars | None:
-    """Time by contender, relative to greedy's; None where nothing was timed."""
+    """Time by setup, relative to greedy's; None where nothing was timed."""
     cost = task["cost"]
     measure = next((m for m in measures(task) if any(finite(c.get(m)) for c in cost.values())), "")
     times = {label: float(c[measure]) for label, c in cost.items() if finite(c.get(measure))}
@@ -296,7 +296,7 @@ def file_name(text: str) -> str:
 
 
 def styles(summary: Mapping[str, Any]) -> dict[str, Style]:
-    """A number and a look of its own for each contender, in the order of the tables."""
+    """A number and a look of its own for each setup, in the order of the tables."""
     tasks = summary["tasks"].values()
     labels = dict.fromkeys(label for task in tasks for label in (*task["rows"], *task["cost"]))
     grey = controls(summary)
@@ -374,7 +374,7 @@ def wrapped(text: str, inches: float, size: float) -> list[str]:
 
 
 def named(label: str, width: int = NAME_WIDTH) -> list[str]:
-    """A contender's name in lines, broken between its settings or words where that is enough."""
+    """A setup's name in lines, broken between its settings or words where that is enough."""
     lines = [""]
     for piece in re.findall(r"\+?[^,:+ ]*[,: ]?", label):
         if len(lines[-1]) + len(piece.rstrip()) > width and lines[-1]:
@@ -471,7 +471,7 @@ def faded(colour: str, share: float = 0.55) -> tuple[float, float, float]:
 def number_points(
     figure: "Figure", axes: "Axes", plot: Scatter, looks: Mapping[str, Style]
 ) -> None:
-    """Each contender's number near its point, none over another number or a point."""
+    """Each setup's number near its point, none over another number or a point."""
     figure.draw_without_rendering()  # limits are final from here on
     values = [(across.value, upright.value) for across, upright in plot.points.values()]
     points = axes.transData.transform(np.array(values))
@@ -561,7 +561,7 @@ def list_names(
     names: Mapping[str, Sequence[str]],
     looks: Mapping[str, Style],
 ) -> None:
-    """Marker, number and name of each contender, beside the panel from its top."""
+    """Marker, number and name of each setup, beside the panel from its top."""
     from matplotlib.lines import Line2D
 
     left = sheet.left + sheet.panel[0] + 0.25
@@ -580,7 +580,7 @@ def list_names(
 
 
 def bars_figure(plot: Bars, looks: Mapping[str, Style]) -> "Figure":
-    """One bar for each contender from the top, its name before it and its time at its end."""
+    """One bar for each setup from the top, its name before it and its time at its end."""
     names = {label: named(label, 34) for label in plot.lengths}
     heights = [max(0.28, len(lines) * LINE + 0.06) for lines in names.values()]
     longest = max(len(line) for lines in names.values() for line in lines)

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from sightline.evaluation import metrics
-from sightline.evaluation.benchmark import Item, Said, Task, by_unit
+from sightline.evaluation.benchmark import Item, Prediction, Task, by_unit
 from sightline.evaluation.files import (
     Row,
     as_list,
@@ -223,7 +223,7 @@ def _share(part: int, whole: int) -> float:
 
 
 def yes_no_ratios(
-    said: Sequence[Said], predictions: Sequence[str | None], units: Mapping[str, int]
+    said: Sequence[Prediction], predictions: Sequence[str | None], units: Mapping[str, int]
 ) -> dict[str, Ratio]:
     """What every benchmark of yes/no questions tells: `accuracy`, `yes_rate` and `unparsed`.
 
@@ -241,7 +241,7 @@ def yes_no_ratios(
 
 
 def all_right(
-    said: Sequence[Said],
+    said: Sequence[Prediction],
     predictions: Sequence[str | None],
     groups: Sequence[Hashable],
     units: Mapping[str, int],
@@ -252,7 +252,7 @@ def all_right(
         groups: The group of each answer; its answers are of one unit.
     """
     right: dict[Hashable, bool] = {}
-    first: dict[Hashable, Said] = {}
+    first: dict[Hashable, Prediction] = {}
     for entry, prediction, group in zip(said, predictions, groups, strict=True):
         first.setdefault(group, entry)
         right[group] = right.get(group, True) and prediction == entry.item.label
@@ -320,7 +320,7 @@ class Pope:
         return parse(text, self.parser, item.label)
 
     def ratios(
-        self, task: Task, said: Sequence[Said], units: Mapping[str, int]
+        self, task: Task, said: Sequence[Prediction], units: Mapping[str, int]
     ) -> dict[str, Ratio]:
         """The figures of `score` and `unparsed`. What is 0 / 0 there has no value here."""
         predictions = [self.prediction(entry.item, entry.text) for entry in said]

@@ -12,8 +12,8 @@ import torch
 
 import sightline
 from sightline.chat import input_device
-from sightline.evaluation.contenders import Contender
 from sightline.evaluation.identity import identity
+from sightline.evaluation.setups import Setup
 
 PACKAGES = (
     *("torch", "transformers", "numpy"),
@@ -37,7 +37,7 @@ def header(
     benchmark: Any,
     run: Any,
     source: Any,
-    contenders: Sequence[Contender],
+    setups: Sequence[Setup],
     packages: Mapping[str, str],
     command: str,
 ) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def header(
             "seed": run.seed,
             "temperature": run.temperature,
             **({"template_arguments": dict(template)} if template else {}),
-            "decoders": {c.label: c.plain_settings for c in contenders},
+            "decoders": {c.label: c.plain_settings for c in setups},
             "versions": dict(packages),
             "benchmark_settings": benchmark.fixed(),
         },

@@ -28,28 +28,28 @@ from typing import Any
 from rich.console import Console
 
 from sightline.chat import check_arguments, parse_arguments
-from sightline.decoders.parse import choose, split_decoders, unknown
 from sightline.evaluation import plots, report
 from sightline.evaluation.answers import write_json
-from sightline.evaluation.asking import Asker, Preparation, Source
+from sightline.evaluation.asking import ModelRunner, Preparation, Source
 from sightline.evaluation.batches import cut
 from sightline.evaluation.benchmark import Benchmark
 from sightline.evaluation.chair import DESCRIBE, IDS_WANTED, Chair, ChairBenchmark, draw_ids
-from sightline.evaluation.contenders import (
-    GREEDY,
-    NAMED,
-    OWN,
-    YES_SHIFT,
-    Contender,
-    own_control,
-    parse_contender,
-)
 from sightline.evaluation.files import read_json
 from sightline.evaluation.pope import PARSERS, SPLITS, SUFFIXES, Pope
 from sightline.evaluation.processes import find_processes
 from sightline.evaluation.report import Table
 from sightline.evaluation.runner import Run, evaluate
+from sightline.evaluation.setups import (
+    GREEDY,
+    NAMED,
+    OWN,
+    YES_SHIFT,
+    Setup,
+    own_control,
+    parse_setup,
+)
 from sightline.messages import short
+from sightline.specs import choose, split_decoders, unknown
 
 OURS, BOTH = "ours", "ours, as published"
 POPE, CHAIR_64, CHAIR_512 = "pope", "chair-64", "chair-512"
@@ -67,7 +67,7 @@ class Row:
     """One line of a table.
 
     Args:
-        text: The contender, as `contenders.parse_contender` reads it.
+        text: The setup, as `setups.parse_setup` reads it.
         settings: Whose settings these are.
     """
 
@@ -288,7 +288,7 @@ class Plan:
         check_arguments(self.source.processor, self.run.chat_template_kwargs)
         for job in self.jobs:
             for row in job.rows:
-                self.contender(job, row)
+                self.setup(job, row)
         path = self.out / "plan.json"
         saved = read_json(path) if path.exists() else {}
         wanted = self.fixed()
@@ -319,8 +319,8 @@ class Plan:
         ending = SUFFIXES[getattr(self.benchmarks[job.benchmark], "suffix", "none")].strip()
         return {**words, "agla": {"suffix": ending, **words.get("agla", {})}}
 
-    def contender(self, job: Job, row: Row) -> Contender:
-        return parse_contender(row.text, self.source.processor, self.words(job))
+    def setup(self, job: Job, row: Row) -> Setup:
+        return parse_setup(row.text, self.source.processor, self.words(job))
 
     def go(self) -> bool:
         """Runs what is not finished; whether nothing is left to do."""
@@ -342,13 +342,13 @@ class Plan:
 
     def settle(self, job: Job) -> None:
         """One run, to its end or to a reason; only a disk that cannot be written ends the plan."""
-        contenders, has_shift = self.tried(job)
-        if not contenders:
+        setups, has_shift = self.tried(job)
+        if not setups:
             return
         try:
             evaluate(
                 self.benchmarks[job.benchmark],
-                texts(contenders, has_shift),
+                texts(setups, has_shift),
                 self.run,
                 job.folder(self.out),
                 self.source,
@@ -363,43 +363,45 @@ class Plan:
             note(job, self.out, stopped=sentence(error))
             self.say(f"stopped: {sentence(error)}")
 
-    def tried(self, job: Job) -> tuple[list[Contender], bool]:
+    def tried(self, job: Job) -> tuple[list[Setup], bool]:
         """The rows that can answer the first batch, and whether a constant on "yes" can be made.
 
         What cannot is written down with its reason. A run that has begun is not tried again.
         """
         benchmark, processor = self.benchmarks[job.benchmark], self.source.processor
         arguments = check_arguments(processor, self.run.chat_template_kwargs)
-        asker = Asker(
+        model_runner = ModelRunner(
             self.source.model, processor, self.run.temperature, {}, chat_template_kwargs=arguments
         )
-        has_shift = all(asker.yes_no) and all(task.yes_no for task in benchmark.tasks)
+        has_shift = all(model_runner.yes_no) and all(task.yes_no for task in benchmark.tasks)
         refused = dict(state(job, self.out).refused)
         if not (job.folder(self.out) / "run.json").exists():
-            refused = self.refusals(job, asker)
+            refused = self.refusals(job, model_runner)
         note(job, self.out, refused=refused, stopped="")
-        kept = [self.contender(job, row) for row in job.rows if row.text not in refused]
+        kept = [self.setup(job, row) for row in job.rows if row.text not in refused]
         return kept, has_shift
 
-    def refusals(self, job: Job, asker: Asker) -> dict[str, str]:
+    def refusals(self, job: Job, model_runner: ModelRunner) -> dict[str, str]:
         """Why rows cannot answer the first batch with a readable picture, by their text.
 
         What greedy decoding itself raises is no row's fault and ends the plan.
         """
         benchmark = self.benchmarks[job.benchmark]
-        batches = cut(benchmark, asker.processor.tokenizer, self.run.batch_size, self.run.seed)
-        template = asker.chat_template_kwargs
-        preparation = Preparation(benchmark, asker.processor, chat_template_kwargs=template)
+        batches = cut(
+            benchmark, model_runner.processor.tokenizer, self.run.batch_size, self.run.seed
+        )
+        template = model_runner.chat_template_kwargs
+        preparation = Preparation(benchmark, model_runner.processor, chat_template_kwargs=template)
         prepared = map(preparation, batches)
         first = next((batch for batch in prepared if batch.items), None)
         if first is None:
             raise ValueError(f"no picture of {job.benchmark} can be read: see that --coco is whole")
-        inputs = asker.tensors(first.inputs)
-        asker.generate(parse_contender(GREEDY, None), first, inputs, max_new_tokens=1)
+        inputs = model_runner.tensors(first.inputs)
+        model_runner.generate(parse_setup(GREEDY, None), first, inputs, max_new_tokens=1)
         refused = {}
         for row in job.rows:
             try:
-                asker.generate(self.contender(job, row), first, inputs, max_new_tokens=1)
+                model_runner.generate(self.setup(job, row), first, inputs, max_new_tokens=1)
             except Exception as error:  # of any kind: decoders and models are many
                 refused[row.text] = sentence(error)
                 self.say(f"cannot run here: {row.text}: {refused[row.text]}")
@@ -426,13 +428,13 @@ class Plan:
                 plots.draw(untimed(merged(done)), self.out / name)
 
 
-def texts(contenders: Sequence[Contender], has_shift: bool) -> list[str]:
+def texts(setups: Sequence[Setup], has_shift: bool) -> list[str]:
     """What the runner is asked for: the rows, and the controls that belong to them."""
-    labels = [contender.label for contender in contenders]
+    labels = [setup.label for setup in setups]
     for mode, controls in NEEDED.items():
-        if any(contender.mode == mode for contender in contenders):
+        if any(setup.mode == mode for setup in setups):
             labels += controls
-    labels += [own.label for own in map(own_control, contenders) if own is not None]
+    labels += [own.label for own in map(own_control, setups) if own is not None]
     return [*dict.fromkeys(labels), *[YES_SHIFT] * has_shift]
 
 
@@ -486,7 +488,7 @@ def joined(parts: Iterable[Mapping[Any, Any]]) -> dict[Any, Any]:
 
 
 def ratios(summary: Mapping[str, Any], task: str) -> dict[str, float]:
-    """The time of each contender over greedy's in the same run, by token or by short answer."""
+    """The time of each setup over greedy's in the same run, by token or by short answer."""
     part = summary["tasks"][task]
     measure = "ms_per_answer" if part["yes_no"] else "ms_per_token"
     times = {label: cost[measure] for label, cost in part["cost"].items() if cost[measure]}

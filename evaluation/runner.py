@@ -1,8 +1,8 @@
-"""Asks a model all questions of a benchmark, through every contender, and loses no answer.
+"""Asks a model all questions of a benchmark, through every setup, and loses no answer.
 
 Batches follow from the questions alone, and a batch's samples are seeded by its place: a run that
 was killed and continued, or split over processes (`evaluation/processes.py`), gives the answers of
-one that was not. All contenders answer a batch before the next one begins, so they meet the same
+one that was not. All setups answer a batch before the next one begins, so they meet the same
 load of the machine.
 """
 
@@ -30,20 +30,20 @@ from sightline.chat import check_arguments
 from sightline.evaluation import answers as files
 from sightline.evaluation import report
 from sightline.evaluation.answers import Answer, Key
-from sightline.evaluation.asking import Asker, Preparation, Prepared, Source
+from sightline.evaluation.asking import ModelRunner, Preparation, Prepared, Source
 from sightline.evaluation.batches import Ahead, Batch, cut
 from sightline.evaluation.benchmark import Benchmark
-from sightline.evaluation.contenders import (
-    YES_SHIFT,
-    Contender,
-    Wordings,
-    parse_contenders,
-    with_controls,
-)
 from sightline.evaluation.failures import explained, named
 from sightline.evaluation.lock import Lock
 from sightline.evaluation.processes import STARTED_ONE, Processes, find_processes, started_one
 from sightline.evaluation.record import header, versions
+from sightline.evaluation.setups import (
+    YES_SHIFT,
+    Setup,
+    Wordings,
+    parse_contenders,
+    with_controls,
+)
 from sightline.evaluation.summary import summarise
 
 RATE_OVER = 300.0  # seconds that the progress bar's rate is taken over
@@ -51,7 +51,7 @@ RATE_OVER = 300.0  # seconds that the progress bar's rate is taken over
 
 @dataclass(frozen=True)
 class Run:
-    """What decides the answers, besides benchmark, model and contenders.
+    """What decides the answers, besides benchmark, model and setups.
 
     Args:
         seed: Of samples and of the bootstrap.
@@ -84,7 +84,7 @@ class Watch:
         told: Gets how many answers there are, and how many there will be.
         stopped: Asked before each batch and at the end; where it says so, the run ends with what is
             there.
-        turn: Entered for each contender's answers to a batch, and for nothing else: where others
+        turn: Entered for each setup's answers to a batch, and for nothing else: where others
             use the model, this is where the run waits for them.
         clock: Seconds that the model has worked in a turn, where others use it too; None: the
             machine's clock. With one, memory is not told, as it is everybody's.
@@ -107,33 +107,32 @@ class Turn:
     """A batch and who answers it."""
 
     batch: Batch
-    contenders: tuple[Contender, ...]
+    setups: tuple[Setup, ...]
 
     @property
-    def rotated(self) -> tuple[Contender, ...]:
+    def rotated(self) -> tuple[Setup, ...]:
         """Who answers first changes with the batch: the next one is prepared meanwhile, and the
         time that this takes from whoever answers must not always be the same one's."""
-        first = self.batch.place % max(len(self.contenders), 1)
-        return self.contenders[first:] + self.contenders[:first]
+        first = self.batch.place % max(len(self.setups), 1)
+        return self.setups[first:] + self.setups[:first]
 
-    def keys(self, contender: Contender) -> list[Key]:
-        return [(item.task, contender.label, item.id) for item in self.batch.items]
+    def keys(self, setup: Setup) -> list[Key]:
+        return [(item.task, setup.label, item.id) for item in self.batch.items]
 
-    def is_done(self, contender: Contender, answers: Collection[Key]) -> bool:
-        return all(key in answers for key in self.keys(contender))
+    def is_done(self, setup: Setup, answers: Collection[Key]) -> bool:
+        return all(key in answers for key in self.keys(setup))
 
 
-def turns(batches: Sequence[Batch], contenders: Sequence[Contender]) -> list[Turn]:
-    """Contenders of a closed set answer yes/no tasks alone."""
+def turns(batches: Sequence[Batch], setups: Sequence[Setup]) -> list[Turn]:
+    """Setups of a closed set answer yes/no tasks alone."""
     return [
-        Turn(b, tuple(c for c in contenders if b.task.yes_no or not c.is_closed_set))
-        for b in batches
+        Turn(b, tuple(c for c in setups if b.task.yes_no or not c.is_closed_set)) for b in batches
     ]
 
 
 def order(plan: Sequence[Turn]) -> list[Key]:
-    """All answers in the order of the finished file: by task, batch, contender and item."""
-    return [key for turn in plan for c in turn.contenders for key in turn.keys(c)]
+    """All answers in the order of the finished file: by task, batch, setup and item."""
+    return [key for turn in plan for c in turn.setups for key in turn.keys(c)]
 
 
 def share(plan: Sequence[Turn], processes: Processes) -> list[Turn]:
@@ -142,7 +141,7 @@ def share(plan: Sequence[Turn], processes: Processes) -> list[Turn]:
 
 
 def collect(
-    asker: Asker,
+    model_runner: ModelRunner,
     preparation: Preparation,
     plan: Sequence[Turn],
     path: Path,
@@ -154,28 +153,26 @@ def collect(
 
     A batch is repeated whole if any of its answers is missing, because its neighbours decide how
     a row is rounded and sampled; only the missing ones are written. A batch is answered by all or
-    by none of the contenders, also where `watch` stops.
+    by none of the setups, also where `watch` stops.
     """
     answers = dict(known)
-    open_turns = [
-        turn for turn in plan if not all(turn.is_done(c, answers) for c in turn.contenders)
-    ]
+    open_turns = [turn for turn in plan if not all(turn.is_done(c, answers) for c in turn.setups)]
     batches = [turn.batch for turn in open_turns]
     make = Ahead(preparation, batches) if watch.forks else (preparation(b) for b in batches)
     with closing(make) as prepared:
         for turn in open_turns[:1]:
-            with watch.turn(), named(turn.contenders[0], turn.batch):
-                warm_up(asker, preparation, turn)
+            with watch.turn(), named(turn.setups[0], turn.batch):
+                warm_up(model_runner, preparation, turn)
         for turn in open_turns:
             if watch.stopped():
                 break
             batch: Prepared = next(prepared)
-            inputs = asker.tensors(batch.inputs)
-            for contender in turn.rotated:
-                if turn.is_done(contender, answers):
+            inputs = model_runner.tensors(batch.inputs)
+            for setup in turn.rotated:
+                if turn.is_done(setup, answers):
                     continue
-                with watch.turn(), named(contender, turn.batch):
-                    said = asker.answer(contender, batch, inputs)
+                with watch.turn(), named(setup, turn.batch):
+                    said = model_runner.answer(setup, batch, inputs)
                 new = [answer for answer in said if answer.key not in answers]
                 files.append(path, new)
                 answers.update((answer.key, answer) for answer in new)
@@ -183,14 +180,16 @@ def collect(
     return answers
 
 
-def warm_up(asker: Asker, preparation: Preparation, turn: Turn) -> None:
+def warm_up(model_runner: ModelRunner, preparation: Preparation, turn: Turn) -> None:
     """One token of one answer, so that start-up is not charged to the first batch.
 
     It is asked while the first batch is being prepared.
     """
     one = preparation(replace(turn.batch, items=turn.batch.items[:1]))
     if one.items:
-        asker.generate(turn.contenders[0], one, asker.tensors(one.inputs), max_new_tokens=1)
+        model_runner.generate(
+            turn.setups[0], one, model_runner.tensors(one.inputs), max_new_tokens=1
+        )
 
 
 # A run
@@ -216,7 +215,7 @@ def evaluate(
 
     Args:
         benchmark: Whose questions are asked.
-        decoders: Names with settings and modes, see `contenders`. Greedy is always there.
+        decoders: Names with settings and modes, see `setups`. Greedy is always there.
         run: Seed, batches, temperature.
         out: The run's folder.
         source: The model; None: the lab's.
@@ -243,47 +242,47 @@ def evaluate(
     if started_one():
         say(STARTED_ONE, style="yellow")
     decoders = [decoders] if isinstance(decoders, str) else decoders
-    contenders, yes_shift = choose(benchmark, decoders, source.processor, wordings, controls)
+    setups, yes_shift = choose(benchmark, decoders, source.processor, wordings, controls)
     with closing(Lock(out)) as lock:
         if processes.is_first:
             files.check_folder(out, resume)
             if out.is_dir():
                 lock.take()  # before weights are loaded in vain
         batches = cut(benchmark, source.processor.tokenizer, run.batch_size, run.seed)
-        plan = turns(batches, contenders)
+        plan = turns(batches, setups)
         packages = versions()
         arguments = check_arguments(source.processor, run.chat_template_kwargs)
-        asker = Asker(
+        model_runner = ModelRunner(
             source.model, source.processor, run.temperature, packages, watch.clock, arguments
         )
-        yes_shift = yes_shift and can_shift(asker, controls, say)
-        head = header(benchmark, run, source, contenders, packages, command)
-        known = open_answers(out, head, resume, benchmark, contenders, processes, lock, say)
+        yes_shift = yes_shift and can_shift(model_runner, controls, say)
+        head = header(benchmark, run, source, setups, packages, command)
+        known = open_answers(out, head, resume, benchmark, setups, processes, lock, say)
         broken = {(a.task, a.id): a.error for a in known.values() if a.error is not None}
-        looks = any(c.needs_images for c in contenders)
+        looks = any(c.needs_images for c in setups)
         preparation = Preparation(benchmark, source.processor, broken, looks, arguments)
         mine = share(plan, processes)
         with explained(run.batch_size), progress(notes, mine, known, watch.told) as advance:
             path = files.part(out, processes.rank)
-            answers = collect(asker, preparation, mine, path, known, advance, watch)
+            answers = collect(model_runner, preparation, mine, path, known, advance, watch)
         processes.wait()
         if not processes.is_first:
             return None
         if processes.count > 1:
-            answers = read_answers(out, benchmark, contenders)
+            answers = read_answers(out, benchmark, setups)
         asked, whole = finished(out, benchmark, plan, answers, watch)
         if plan and not asked.items:
             return None
-        return write_summary(asked, contenders, whole, out, yes_shift, run.seed, say)
+        return write_summary(asked, setups, whole, out, yes_shift, run.seed, say)
 
 
-def can_shift(asker: Asker, controls: bool, say: Callable[..., None]) -> bool:
+def can_shift(model_runner: ModelRunner, controls: bool, say: Callable[..., None]) -> bool:
     """Whether the tokenizer has tokens for the constant on "yes".
 
     Raises:
         ValueError: It has none, and the user asked for the constant by its name.
     """
-    if all(asker.yes_no):
+    if all(model_runner.yes_no):
         return True
     reason = "this tokenizer has no single token for yes and for no"
     if not controls:
@@ -322,23 +321,23 @@ def choose(
     processor: Any,
     wordings: Wordings | None,
     controls: bool,
-) -> tuple[list[Contender], bool]:
+) -> tuple[list[Setup], bool]:
     """Who answers, and whether the constant on "yes" is made of it.
 
     Raises:
         ValueError: A name or setting does not exist, or a decoder can answer none of the tasks.
     """
-    contenders, yes_shift = parse_contenders(decoders, processor, wordings)
+    setups, yes_shift = parse_contenders(decoders, processor, wordings)
     if controls:
-        contenders, yes_shift = with_controls(contenders), True
+        setups, yes_shift = with_controls(setups), True
     yes_no = any(task.yes_no for task in benchmark.tasks)
-    closed = [c.label for c in contenders if c.is_closed_set]
+    closed = [c.label for c in setups if c.is_closed_set]
     if closed and not yes_no:
         raise ValueError(
             f"{', '.join(closed)} answers with one of given labels, and {benchmark.name} asks for "
             "descriptions here: leave it out"
         )
-    return contenders, yes_shift and yes_no
+    return setups, yes_shift and yes_no
 
 
 def open_answers(
@@ -346,7 +345,7 @@ def open_answers(
     head: Mapping[str, Any],
     resume: bool,
     benchmark: Benchmark,
-    contenders: Sequence[Contender],
+    setups: Sequence[Setup],
     processes: Processes,
     lock: Lock,
     say: Callable[..., None],
@@ -365,23 +364,21 @@ def open_answers(
         processes.wait()
         lock.take(shared=True)
     files.check_run(out, head)
-    known = read_answers(out, benchmark, contenders)
+    known = read_answers(out, benchmark, setups)
     processes.wait()
     return known
 
 
-def read_answers(
-    out: Path, benchmark: Benchmark, contenders: Sequence[Contender]
-) -> dict[Key, Answer]:
+def read_answers(out: Path, benchmark: Benchmark, setups: Sequence[Setup]) -> dict[Key, Answer]:
     asked = {(item.task, item.id): item.question for item in benchmark.items}
-    return files.read_all(out, asked, [c.label for c in contenders])
+    return files.read_all(out, asked, [c.label for c in setups])
 
 
 def answered_part(
     benchmark: Benchmark, plan: Sequence[Turn], answers: Mapping[Key, Answer]
 ) -> tuple[Benchmark, Mapping[Key, Answer]]:
-    """Both without the batches that not all contenders have answered, and without empty tasks."""
-    open_turns = [t for t in plan if not all(t.is_done(c, answers) for c in t.contenders)]
+    """Both without the batches that not all setups have answered, and without empty tasks."""
+    open_turns = [t for t in plan if not all(t.is_done(c, answers) for c in t.setups)]
     if not open_turns:
         return benchmark, answers
     left = {(item.task, item.id) for turn in open_turns for item in turn.batch.items}
@@ -393,14 +390,14 @@ def answered_part(
 
 def write_summary(
     benchmark: Benchmark,
-    contenders: Sequence[Contender],
+    setups: Sequence[Setup],
     answers: Mapping[Key, Answer],
     out: Path,
     yes_shift: bool,
     seed: int,
     say: Callable[..., None],
 ) -> dict[str, Any]:
-    figures = summarise(benchmark, answers.values(), contenders, yes_shift, seed)
+    figures = summarise(benchmark, answers.values(), setups, yes_shift, seed)
     summary = {"run": files.read_run(out), **figures}
     files.write_json(out / "summary.json", summary)
     files.write_whole(out / "table.md", report.markdown(summary))

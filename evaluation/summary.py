@@ -10,17 +10,10 @@ from typing import Any
 import numpy as np
 
 from sightline.evaluation.answers import Answer
-from sightline.evaluation.benchmark import Benchmark, Said, Task
-from sightline.evaluation.contenders import GREEDY, YES_SHIFT, Contender, PlausibilityOnly
+from sightline.evaluation.benchmark import Benchmark, Prediction, Task
 from sightline.evaluation.metrics import NO, YES, Logits, fit_shift
-from sightline.evaluation.statistics import (
-    RESAMPLES,
-    Estimate,
-    Ratio,
-    estimate,
-    resample,
-    verdict,
-)
+from sightline.evaluation.setups import GREEDY, YES_SHIFT, PlausibilityOnly, Setup
+from sightline.evaluation.statistics import RESAMPLES, Estimate, Ratio, estimate, resample, verdict
 
 TEXTS: dict[str | None, str] = {YES: "Yes", NO: "No", None: ""}
 """What an answer that the shift has turned reads as."""
@@ -38,7 +31,7 @@ class Shift:
 
     decoder: str
     constant: float
-    said: tuple[Said, ...]
+    said: tuple[Prediction, ...]
 
     @property
     def label(self) -> str:
@@ -49,7 +42,7 @@ class Shift:
 class Shiftable:
     """What greedy answers to one yes/no question, and its logits."""
 
-    said: Said
+    said: Prediction
     prediction: str | None
     logits: Logits | None
 
@@ -58,7 +51,7 @@ class Shiftable:
         """Whether the first token alone is the answer, so that a constant on it is a control."""
         return self.logits is not None and self.logits.answer() == self.prediction
 
-    def shifted(self, constant: float) -> Said:
+    def shifted(self, constant: float) -> Prediction:
         if not self.can_turn or self.logits is None:
             return self.said
         answer = self.logits.answer(constant)
@@ -113,21 +106,21 @@ def costs(answers: Sequence[Answer]) -> dict[str, float | None]:
     }
 
 
-def comparisons(contenders: Sequence[Contender], made: Sequence[Shift]) -> list[tuple[str, str]]:
+def comparisons(setups: Sequence[Setup], made: Sequence[Shift]) -> list[tuple[str, str]]:
     """What is compared with what: all with greedy, and each decoder with its own controls."""
-    pairs = [(c.label, GREEDY) for c in contenders if c.label != GREEDY]
+    pairs = [(c.label, GREEDY) for c in setups if c.label != GREEDY]
     pairs += [(shift.decoder, shift.label) for shift in made]
-    plausible = [c for c in contenders if isinstance(c.strategy, PlausibilityOnly)]
+    plausible = [c for c in setups if isinstance(c.strategy, PlausibilityOnly)]
     pairs += [
         (c.label, control.label)
-        for c in contenders
+        for c in setups
         for control in plausible
         if not c.is_control and c.mode == control.mode != "greedy"
     ]
     return pairs + [
         (c.label, control.label)
-        for c in contenders
-        for control in contenders
+        for c in setups
+        for control in setups
         if not c.is_control and c.name == control.control_of and c.mode == control.mode
     ]
 
@@ -135,7 +128,7 @@ def comparisons(contenders: Sequence[Contender], made: Sequence[Shift]) -> list[
 def summarise(
     benchmark: Benchmark,
     answers: Iterable[Answer],
-    contenders: Sequence[Contender],
+    setups: Sequence[Setup],
     yes_shift: bool = True,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -144,8 +137,8 @@ def summarise(
 
     Args:
         benchmark: Whose questions were answered.
-        answers: Of all contenders.
-        contenders: In the order of the tables.
+        answers: Of all setups.
+        setups: In the order of the tables.
         yes_shift: Whether to make the control of that name, for tasks of yes and no.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
@@ -158,7 +151,7 @@ def summarise(
     tasks, differences = {}, []
     for task in benchmark.tasks:
         figures = task_figures(
-            benchmark, task, by_task[task.name], contenders, units, weights, yes_shift
+            benchmark, task, by_task[task.name], setups, units, weights, yes_shift
         )
         tasks[task.name] = figures.summary
         differences += figures.differences
@@ -166,7 +159,7 @@ def summarise(
         "resamples": resamples,
         "units": len(units),
         "tasks": tasks,
-        "controls": [c.label for c in contenders if c.is_control],
+        "controls": [c.label for c in setups if c.is_control],
         "differences": differences,
     }
 
@@ -183,7 +176,7 @@ def task_figures(
     benchmark: Benchmark,
     task: Task,
     answers: Sequence[Answer],
-    contenders: Sequence[Contender],
+    setups: Sequence[Setup],
     units: Mapping[str, int],
     weights: np.ndarray,
     yes_shift: bool,
@@ -191,13 +184,13 @@ def task_figures(
     """The figures of a task; items whose picture could not be read are in none of them."""
     items = {item.id: item for item in benchmark.items if item.task == task.name}
     broken = {answer.id for answer in answers if answer.error is not None}
-    by_label: dict[str, list[Answer]] = {c.label: [] for c in contenders}
+    by_label: dict[str, list[Answer]] = {c.label: [] for c in setups}
     for answer in answers:
         if answer.id not in broken:
             by_label[answer.decoder].append(answer)
     present = {label: some for label, some in by_label.items() if some}
     said = {
-        label: [Said(items[a.id], a.answer, a.tokens) for a in some]
+        label: [Prediction(items[a.id], a.answer, a.tokens) for a in some]
         for label, some in present.items()
     }
     made: list[Shift] = []
@@ -206,7 +199,7 @@ def task_figures(
         readings = {label: predictions(benchmark, some) for label, some in said.items()}
         counts = {
             c.label: readings[c.label].count(YES)
-            for c in contenders
+            for c in setups
             if not c.is_control and c.label in readings
         }
         if yes_shift and GREEDY in said:
@@ -216,7 +209,7 @@ def task_figures(
         invalid = {label: some.count(None) for label, some in readings.items()}
     ratios = {label: benchmark.ratios(task, some, units) for label, some in said.items()}
     sampled = resampled(task, ratios, weights)
-    pairs = comparisons(contenders, made)
+    pairs = comparisons(setups, made)
     summary = {
         "title": task.title,
         "yes_no": task.yes_no,
@@ -231,12 +224,12 @@ def task_figures(
     return Figures(summary, differences(task, sampled, pairs))
 
 
-def predictions(benchmark: Benchmark, said: Iterable[Said]) -> list[str | None]:
+def predictions(benchmark: Benchmark, said: Iterable[Prediction]) -> list[str | None]:
     return [benchmark.prediction(entry.item, entry.text) for entry in said]
 
 
 def shiftable(
-    said: Sequence[Said], readings: Sequence[str | None], answers: Sequence[Answer]
+    said: Sequence[Prediction], readings: Sequence[str | None], answers: Sequence[Answer]
 ) -> list[Shiftable]:
     return [
         Shiftable(entry, reading, None if answer.logits is None else Logits(*answer.logits))

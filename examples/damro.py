@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import DAMRO, Contrastive, Recipe, answer
-from sightline.decoders.outliers import OutlierImage, outliers
+from sightline.decoders.damro.outliers import OutlierImage, outliers
 from sightline.lab import CHECKPOINT, PICTURES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)

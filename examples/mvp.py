@@ -5,7 +5,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from sightline import MVP, answer
 from sightline.chat import prompt_inputs
 from sightline.lab import CHECKPOINT, PICTURES, truth
-from sightline.pictures import open_picture
+from sightline.vision.images import open_picture
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)

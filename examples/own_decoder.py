@@ -27,7 +27,7 @@ class MostCautious(Rule):
         return torch.stack([x.log_softmax(-1) for x in logits]).amin(dim=0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Mirror(Decoder):
     """Say only what the mirrored picture supports too."""
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 from PIL.PngImagePlugin import PngInfo
 
 from sightline.lab.sprites import DRAWINGS, Colour, Pen, shaded
-from sightline.pictures import open_picture
+from sightline.vision.images import open_picture
 
 CONTEXTS: dict[str, tuple[str, ...]] = {
     "kitchen": ("fork", "spoon", "cup", "bowl", "bottle", "orange"),

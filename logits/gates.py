@@ -29,7 +29,7 @@ class Gate(Checked, ABC):
 
 
 @dataclass(frozen=True)
-class Undecided(Gate):
+class PlausibilityGate(Gate):
     """Open where more than one token is plausible to the expert.
 
     Exact: where one is left, no contrast can change it.
@@ -42,7 +42,7 @@ class Undecided(Gate):
 
 
 @dataclass(frozen=True)
-class Unsure(Gate):
+class ConfidenceGate(Gate):
     """Open where the expert's best token is less likely than a threshold.
 
     Not exact: where it is closed, the scores are those of branches that agree with the expert.
@@ -60,7 +60,7 @@ class Unsure(Gate):
 
 
 @dataclass(frozen=True)
-class Spread(Gate):
+class EntropyGate(Gate):
     """Open where the expert's distribution has more than so much entropy.
 
     Not exact: where it is closed, the scores are those of branches that agree with the expert.

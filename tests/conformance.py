@@ -14,14 +14,14 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from chat_models import Fixed, Talker, blacked_out, scene
 from forwards import ALONG_THE_PROMPT, full_branches, held
-from idle import ExpertOnly, with_all_branches
 from methods import METHODS, Method, Prompt, banned, plausible
 from models import BOS, EOS, IMAGE, PAD, PROMPTS, VIDEO, VISION_END, VISION_START
+from neutral_parts import ExpertOnly, with_all_branches
 from oracles import least_attended
-from talkers import Fixed, Talker, blacked_out, scene
-from tiny import OTHER as OTHER_SPECIAL
-from tiny import Tiny
+from tiny_families import OTHER as OTHER_SPECIAL
+from tiny_families import Tiny
 
 import sightline
 from sightline import AGLA, CARVE, DAMRO, ICD, MVP, SID, VDGD, NoisyImage, Recipe

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
 import torch
 import transformers
 from conformance import METHODS_SHOWN, MODES, SPOKEN, Conformance, SpokenConformance
-from tiny import Tiny, families
+from tiny_families import Tiny, families
 
 COLUMNS = (*METHODS_SHOWN, *SPOKEN)
 REAL = "real template"

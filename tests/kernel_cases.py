@@ -137,10 +137,10 @@ def make_weights(kind, batch, heads, queries, keys):
         width = max(1, keys // 2)
         return KeyWeights(scale[..., :width], gain[..., : width - 1], bias[..., :width])
     if kind == "last":
-        return KeyWeights(gain=gain, bias=bias, rows=queries - 1)
+        return KeyWeights(gain=gain, bias=bias, first_query=queries - 1)
     if kind == "rows":
         rows = torch.tensor([1, queries // 2], device=DEVICE)
-        return KeyWeights(scale=scale, gain=gain, rows=rows)
+        return KeyWeights(scale=scale, gain=gain, first_query=rows)
     return None
 
 

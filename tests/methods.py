@@ -13,10 +13,10 @@ import torch
 from models import IMAGE, UNK
 from noises import own_noise
 from oracles import image_gain, image_scale, least_attended, sparse
-from towers import most_attended
+from vision_oracles import most_attended
 
 from sightline import DAMRO, M3ID, PAI, SID, VAF, VCD, VDD, DeCo, DoLa, VASparse
-from sightline.decoders.decoder import Strategy
+from sightline.engine.strategy import Strategy
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from checkpoints.decoders import decoders
 
 from checkpoints import Checkpoint, load, names, picture
 from sightline.decoders import VDD
-from sightline.decoders.decoder import Decoder
+from sightline.engine.strategy import Decoder
 
 PAGE = Path(__file__).parent / "checkpoints" / "prompts.txt"
 QUESTION = "Is there a cup?"

@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from goldens import SHARED, golden, needs_shared
 from PIL import Image
-from shared import SHARED, golden, needs_shared
 
 from sightline.evaluation import amber
 from sightline.evaluation.amber import Amber, Counts, count, parse, read_tables
-from sightline.evaluation.benchmark import Said
+from sightline.evaluation.benchmark import Prediction
 
 # A small world of our own, in the published form.
 RELATION = {
@@ -475,7 +475,7 @@ def files(tmp_path):
 
 def said(benchmark, task, texts):
     items = [item for item in benchmark.items if item.task == task]
-    return [Said(item, text, 4) for item, text in zip(items, texts, strict=True)]
+    return [Prediction(item, text, 4) for item, text in zip(items, texts, strict=True)]
 
 
 UNITS = {"AMBER_1.jpg": 0, "AMBER_2.jpg": 1}

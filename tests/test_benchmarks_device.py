@@ -40,7 +40,7 @@ def test_arguments_are_those_of_the_benchmark(step):
     arguments = ["--device", "cuda", *step.arguments, "--minutes", "4"]
     if step.script == "attention":
         options, shapes = attention.parsed(arguments)
-        assert options.contenders == ["SDPA", "ours", "recording", "flex", "eager"]
+        assert options.setups == ["SDPA", "ours", "recording", "flex", "eager"]
         assert len(shapes) == len(device.SHAPES)  # each pattern names one
         keys = {model: {s.keys for s in shapes if s.model == model} for model in attention.FAMILIES}
         assert keys == {name: {*family.keys} for name, family in attention.FAMILIES.items()}
@@ -197,12 +197,12 @@ def test_wrong_logits_are_not_timed(key, broken, tiny, monkeypatch):
 
 def test_edited_attention_is_checked_with_its_reference(tiny, monkeypatch):
     """A kernel that forgets the edit is off the reference by more than rounding."""
-    from sightline.attention import interface, reference
+    from sightline.attention import hook, reference
 
     def forgetful(*args, weights=None, **kwargs):
         return reference.attend(*args, **kwargs)
 
-    monkeypatch.setattr(interface, "attend_for", lambda device: forgetful)
+    monkeypatch.setattr(hook, "attend_for", lambda device: forgetful)
     row = rows.stock(tiny, "pai", rows.ENTRIES["pai"], "dynamic")
     assert "off the reference of edited attention" in row.check(2)
 
@@ -241,7 +241,7 @@ def test_dry_run(tmp_path):
     kernel = results.pop("kernel")
     assert kernel["compared"] == kernel["cases"] == 4 and not kernel["wrong"]
     kernels = results.pop("attention")
-    assert {row["contender"] for row in kernels["rows"]} == {
+    assert {row["setup"] for row in kernels["rows"]} == {
         "SDPA",
         "ours",
         "recording",

@@ -109,7 +109,7 @@ def test_tied_embeddings_are_read():
 
 def test_in_turn_answers_as_vdd_does(tiny):
     """Two forwards in turn do the same work: the answer is the same, token for token."""
-    found, _ = rows.contenders(tiny, ["greedy", "vdd"], ["dynamic"], "cpu")
+    found, _ = rows.setups(tiny, ["greedy", "vdd"], ["dynamic"], "cpu")
     with torch.no_grad():
         said = {row.key: row.run(8)[:, -8:].tolist() for row in found}
     assert said["vdd-in-turn"] == said["vdd"] != said["greedy"]
@@ -117,7 +117,7 @@ def test_in_turn_answers_as_vdd_does(tiny):
 
 
 def test_every_row_runs_to_its_length(tiny):
-    found, notes = rows.contenders(tiny, list(rows.ENTRIES), ["dynamic", "static"], "cpu")
+    found, notes = rows.setups(tiny, list(rows.ENTRIES), ["dynamic", "static"], "cpu")
     assert notes == [
         "mitigv's VCD is left out: ValueError: it answers one prompt at a time, and a batch has 2"
     ]
@@ -163,7 +163,7 @@ def test_gate_opens_at_every_nth_token():
 def test_mitigv_is_left_out_where_missing(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "mitigv", None)
     alone = subjects.ask("0.25b", tiny.model, tiny.processor)
-    found, (note,) = rows.contenders(alone, ["greedy", "vcd"], ["dynamic"], "cpu")
+    found, (note,) = rows.setups(alone, ["greedy", "vcd"], ["dynamic"], "cpu")
     assert "mitigv" not in {row.key for row in found}
     assert note.startswith("mitigv's VCD is left out") and "pip install mitigv" in note
 
@@ -184,7 +184,7 @@ def test_mitigv_where_installed(monkeypatch):
     model, processor = subjects.load("lab", "fp32", "cpu")
     assert processor.tokenizer.eos_token is not None  # ours runs on past it, so theirs may not end
     subject = subjects.ask("lab", model, processor)
-    found, notes = rows.contenders(subject, ["greedy", "vcd"], ["dynamic"], "cpu")
+    found, notes = rows.setups(subject, ["greedy", "vcd"], ["dynamic"], "cpu")
     assert (found[-1].key, notes) == ("mitigv", [])
     found[-1].run(7)
     ((picture,),) = subject.pictures

@@ -6,11 +6,11 @@ import time
 
 import numpy as np
 import pytest
+from goldens import SHARED, golden, needs_shared
 from PIL import Image
-from shared import SHARED, golden, needs_shared
 
 from sightline.evaluation import chair
-from sightline.evaluation.benchmark import Said
+from sightline.evaluation.benchmark import Prediction
 from sightline.evaluation.chair import Chair, ChairBenchmark, cut_unfinished, tokenize
 
 ROUNDED = 1e-9  # golden fractions have 12 digits
@@ -629,7 +629,9 @@ def files(tmp_path):
 
 
 def said(benchmark, texts, tokens=7):
-    return [Said(item, text, tokens) for item, text in zip(benchmark.items, texts, strict=True)]
+    return [
+        Prediction(item, text, tokens) for item, text in zip(benchmark.items, texts, strict=True)
+    ]
 
 
 def test_benchmark_items(files):

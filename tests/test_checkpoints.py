@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from goldens import CHECKPOINTS, facts, needs_facts
 from packaging.version import Version
-from shared import CHECKPOINTS, facts, needs_facts
 
 if Version(transformers.__version__) < Version("5.23"):
     pytest.skip("the records are written for transformers 5.23", allow_module_level=True)
@@ -22,14 +22,13 @@ from prompts import PAGE, page_of
 from test_families import TABLE
 
 from checkpoints import chat, load, names, picture, template_of
-from sightline import AGLA, ICD, VDD, Reusing
-from sightline.decoders.asking import Chat
-from sightline.decoders.branch import Call
-from sightline.decoders.carve import beside, instead
-from sightline.decoders.ensemble import last_logits, read_pictures
-from sightline.decoders.image_spans import rows_of
-from sightline.decoders.prompts import forward_prompt
+from sightline import AGLA, ICD, VDD, PromptCached
+from sightline.decoders.carve.carve import beside, instead
 from sightline.decoders.vdd import unknown_tokens
+from sightline.engine.branch import Call
+from sightline.engine.chat_prompts import PromptEditor
+from sightline.engine.image_spans import rows_of
+from sightline.engine.prefill import forward_prompt, last_logits, read_pictures
 
 QUESTIONS = ("Is there a cup in the image?", "Do you see an orange or a vase?\nSay it.", "Why?")
 SIZES = ((200, 120), (90, 140), (56, 56), (300, 60))
@@ -399,7 +398,7 @@ def test_an_image_free_prompt_is_read_once_for_images_of_any_size(name):
         ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         read.append((embeds if ids is None else ids).shape[1] > 1)
 
-    decoder = Reusing(VDD(processor=checkpoint.processor))
+    decoder = PromptCached(VDD(processor=checkpoint.processor))
     hook = checkpoint.model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
     counts = []
     try:
@@ -443,7 +442,7 @@ def test_the_question_is_the_users_and_asked_again_gives_the_same_prompt(name, q
     }
 
     def asked(expert, model):
-        conversation = Chat(checkpoint.processor, model)
+        conversation = PromptEditor(checkpoint.processor, model)
         (found,) = conversation.asked(expert)
         return found.question, expert, conversation.ask(expert, [0], [question])
 
@@ -467,7 +466,7 @@ def test_another_question_is_read_behind_a_shared_image_as_from_the_start(name):
 
     def logits(expert, model):
         for shared in (read_pictures(expert, model), expert):
-            asked = Chat(checkpoint.processor, model).ask(shared, [0], [QUESTIONS[1]])
+            asked = PromptEditor(checkpoint.processor, model).ask(shared, [0], [QUESTIONS[1]])
             cache = asked.cache(model)
             yield forward_prompt(model, asked, cache, last_logits(model)).logits[0, -1]
 
@@ -516,7 +515,7 @@ def made_by(checkpoint, messages, action):
 
     def make(expert, model):
         expert = replace(expert, call=Call(((WIDE,),), expert.call.generation_config))
-        return action(read_pictures(expert, model), Chat(checkpoint.processor, model))
+        return action(read_pictures(expert, model), PromptEditor(checkpoint.processor, model))
 
     return checkpoint.within(checkpoint.inputs(messages), make)
 

@@ -26,8 +26,8 @@ import sightline
 from sightline import AGLA, CARVE, ICD, MVP, VCD, VDD, VDGD, VASparse, answer, cli, lab
 from sightline.choices import parse_choices
 from sightline.decoders import DECODERS
-from sightline.decoders.parse import paper, presets, settable
 from sightline.demo import page
+from sightline.specs import paper, presets, settable
 
 SCRIPT = Path(sys.executable).with_name("sightline")
 TABLE = str(lab.PICTURES / "table.png")

@@ -62,7 +62,7 @@ def test_compiled_answers_are_the_eager_ones(family_name, name):
 
 def test_edits_of_one_call_do_not_stay_for_the_next(llava):
     model, make_inputs = llava
-    strong, gentle = (Recipe(recalibrations=(ImageGain(alpha),)) for alpha in (4.0, 0.5))
+    strong, gentle = (Recipe(attention_edits=(ImageGain(alpha),)) for alpha in (4.0, 0.5))
     inputs = make_inputs(PROMPTS)
     answers = [compiled(model, inputs, decoder) for decoder in (strong, gentle, None, strong)]
     expected = [generate(model, inputs, decoder) for decoder in (strong, gentle, None, strong)]
@@ -97,7 +97,7 @@ def test_where_a_compiled_answer_looked(llava):
 
 def test_edits_that_grow_with_the_answer_run_eagerly(llava):
     model, make_inputs = llava
-    inputs, decoder = make_inputs(PROMPTS), Recipe(recalibrations=(SinkPenalty(5.0),))
+    inputs, decoder = make_inputs(PROMPTS), Recipe(attention_edits=(SinkPenalty(5.0),))
     assert torch.equal(compiled(model, inputs, decoder), generate(model, inputs, decoder))
     assert graphs() == 0
 

@@ -9,8 +9,6 @@ import pytest
 from sightline import VCD, PostHocDebias
 from sightline.choices import PLAIN, parse_choice
 from sightline.decoders import DECODERS
-from sightline.decoders.parse import STAND_IN, find, presets, settable
-from sightline.decoders.ranges import Usual
 from sightline.demo.controls import (
     choices_of_decoders,
     controls,
@@ -19,6 +17,8 @@ from sightline.demo.controls import (
     shown_values,
     step,
 )
+from sightline.engine.search_range import SearchRange
+from sightline.specs import STAND_IN, find, presets, settable
 
 NAMES = [name for name, _ in choices_of_decoders()]
 DECODER_NAMES = [name for name in NAMES if name not in PLAIN]
@@ -34,12 +34,12 @@ class Every:
         count: How many.
     """
 
-    share_kept: Annotated[float, Usual(0, 3)] = 1.0
-    count: Annotated[int, Usual(1, 9)] = 3
+    share_kept: Annotated[float, SearchRange(0, 3)] = 1.0
+    count: Annotated[int, SearchRange(1, 9)] = 3
     seed: int = 0
     flag: bool = True
     mode: Literal["fast", "slow"] = "slow"
-    cap: Annotated[float | None, Usual(0, 5)] = None
+    cap: Annotated[float | None, SearchRange(0, 5)] = None
     ids: tuple[int, ...] = ()
     words: str = "a b"
 
@@ -104,7 +104,7 @@ def test_a_text_says_what_it_wants():
     ],
 )
 def test_a_step_is_a_round_hundredth(low, high, expected):
-    assert step(Usual(low, high)) == expected
+    assert step(SearchRange(low, high)) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,23 +6,23 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 import torch
-from talkers import TALKERS
+from chat_models import TALKERS
 
 from sightline import (
     AGLA,
     MVP,
     PAI,
     VDD,
+    ConfidenceGate,
     EmbeddingContrast,
     Gated,
     PlausibilityProcessor,
     PostHocDebias,
-    Reusing,
+    PromptCached,
     SelfMatcher,
-    Unsure,
 )
 from sightline.decoders import DECODERS
-from sightline.decoders.memory import Memory
+from sightline.weak_lru import Memory
 
 NEW_TOKENS = 3
 SHORT = {
@@ -35,10 +35,10 @@ WRAPPED = {
     "agla matcher": lambda processor: AGLA(processor, SelfMatcher(masked=0.3)),
     "posthoc": PostHocDebias,
     "posthoc sequences": lambda processor: PostHocDebias(processor, labels=("yes, it is", "no")),
-    "gated": lambda processor: Gated(PAI(), Unsure(0.5)),
-    "reusing": lambda processor: Reusing(VDD(processor=processor), most=3),
-    "reusing gated": lambda processor: Reusing(Gated(VDD()), most=3),
-    "recipe": lambda processor: Reusing(VDD(alpha=2)).recipe(),
+    "gated": lambda processor: Gated(PAI(), ConfidenceGate(0.5)),
+    "reusing": lambda processor: PromptCached(VDD(processor=processor), most=3),
+    "reusing gated": lambda processor: PromptCached(Gated(VDD()), most=3),
+    "recipe": lambda processor: PromptCached(VDD(alpha=2)).recipe(),
 }
 COPIES = {
     "pickle": lambda made: pickle.loads(pickle.dumps(made)),

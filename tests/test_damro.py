@@ -24,7 +24,7 @@ from models import (
     sharpen,
 )
 from models import llava as build_llava
-from tiny import Tiny, families
+from tiny_families import Tiny, families
 from torch import nn, tensor
 from transformers import (
     CLIPVisionConfig,
@@ -35,8 +35,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from sightline import VDD, Branch, Recipe
-from sightline.decoders.damro import DAMRO
-from sightline.decoders.outliers import (
+from sightline.decoders.damro.damro import DAMRO
+from sightline.decoders.damro.outliers import (
     OutlierImage,
     Score,
     concat_attention,

@@ -17,12 +17,12 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 from sightline import VCD, VDD, Contrastive, answer
 from sightline.chat import prompt_inputs
 from sightline.demo import host as hosts
-from sightline.demo.comparison import Answer, Comparison, Drawing, Way, slow_down
+from sightline.demo.comparison import Answer, Comparison, SamplingSettings, Way, slow_down
 from sightline.demo.decoding import Bounds, Decoded
 from sightline.demo.events import Events
 from sightline.demo.host import Host, Limits, Listener, pixels_seen
 from sightline.demo.lab_job import LabJob
-from sightline.demo.turns import Crew, Stopped, Turns, Work
+from sightline.demo.scheduler import ForwardScheduler, Stopped, Turns, Work
 from sightline.lab import CHECKPOINT, PICTURES
 
 DESCRIBE = "Describe the image."
@@ -35,7 +35,7 @@ def host():
 
 def compared(host, *names, picture="corner.png", question=DESCRIBE, **drawing):
     ways = tuple(name if isinstance(name, Way) else host.way(name) for name in names)
-    drawn = Drawing(**{"max_new_tokens": 48, **drawing})
+    drawn = SamplingSettings(**{"max_new_tokens": 48, **drawing})
     return Comparison(host.open_shipped(picture), question, ways, drawn)
 
 
@@ -64,23 +64,23 @@ class Machine(torch.nn.Module):
         self.calls.append(name)
 
 
-def side_by_side(crew, tasks):
+def side_by_side(scheduler, tasks):
     """Runs the tasks in threads that begin in order, none before all wait; returns their works."""
-    works = {name: crew.work(60.0, seed) for name, (seed, _) in tasks.items()}
-    crew.turns.take()  # nobody begins before all are here
+    works = {name: scheduler.work(60.0, seed) for name, (seed, _) in tasks.items()}
+    scheduler.turns.take()  # nobody begins before all are here
 
     def run(name, task):
-        with crew.working(works[name]):
+        with scheduler.working(works[name]):
             task(name)
 
     threads = []
     for name, (_, task) in tasks.items():
-        before = crew.turns._waiting
+        before = scheduler.turns._waiting
         threads.append(threading.Thread(target=run, args=(name, task)))
         threads[-1].start()
-        while crew.turns._waiting == before:
+        while scheduler.turns._waiting == before:
             time.sleep(0.001)
-    crew.turns.pass_on()
+    scheduler.turns.pass_on()
     for thread in threads:
         thread.join(20)
     return works
@@ -88,16 +88,17 @@ def side_by_side(crew, tasks):
 
 def test_forwards_of_several_threads_take_turns():
     machine = Machine()
-    crew = Crew(machine)
+    scheduler = ForwardScheduler(machine)
     calls = (None, lambda name: [machine(name) for _ in range(3)])
-    side_by_side(crew, dict.fromkeys("abc", calls))
+    side_by_side(scheduler, dict.fromkeys("abc", calls))
     assert machine.calls == list("abcabcabc")
 
 
 def test_only_work_in_its_own_turn_is_counted():
     machine = Machine(seconds=0.06)
     works = side_by_side(
-        Crew(machine), dict.fromkeys("ab", (None, lambda name: [machine(name) for _ in range(5)]))
+        ForwardScheduler(machine),
+        dict.fromkeys("ab", (None, lambda name: [machine(name) for _ in range(5)])),
     )
     for work in works.values():
         assert 0.30 <= work.worked < 0.55  # 0.60 with the other's
@@ -112,7 +113,7 @@ def test_draws_are_those_of_each_thread_alone():
             machine(name)
             drawn[name].append(float(torch.rand(1)))
 
-    side_by_side(Crew(machine), {"a": (1, draw), "b": (2, draw)})
+    side_by_side(ForwardScheduler(machine), {"a": (1, draw), "b": (2, draw)})
     for name, seed in (("a", 1), ("b", 2)):
         torch.manual_seed(seed)
         assert drawn[name] == [float(torch.rand(1)) for _ in range(4)]
@@ -120,14 +121,14 @@ def test_draws_are_those_of_each_thread_alone():
 
 def test_a_stopped_work_ends_before_its_next_forward():
     machine = Machine()
-    crew = Crew(machine)
-    work = crew.work(60.0)
-    with pytest.raises(Stopped), crew.working(work):
+    scheduler = ForwardScheduler(machine)
+    work = scheduler.work(60.0)
+    with pytest.raises(Stopped), scheduler.working(work):
         machine("first")
         work.stop()
         machine("second")
     assert machine.calls == ["first"]
-    with crew.working(crew.work(60.0)):  # the turn was given back
+    with scheduler.working(scheduler.work(60.0)):  # the turn was given back
         machine("next")
 
 
@@ -141,22 +142,22 @@ def test_a_work_ends_at_its_time():
 
 
 def test_a_turn_is_given_back_whatever_goes_wrong(monkeypatch):
-    crew = Crew(Machine())
+    scheduler = ForwardScheduler(Machine())
     for name in ("begin", "_end"):
         with monkeypatch.context() as broken:
             broken.setattr(Work, name, lambda work: 1 / 0)
-            with pytest.raises(ZeroDivisionError), crew.working(crew.work(60.0)):
+            with pytest.raises(ZeroDivisionError), scheduler.working(scheduler.work(60.0)):
                 pass
-        assert crew.turns._serving == crew.turns._waiting  # nobody has the turn
+        assert scheduler.turns._serving == scheduler.turns._waiting  # nobody has the turn
 
 
 def test_threads_without_work_are_left_alone():
     machine = Machine()
-    crew = Crew(machine)
-    crew.turns.take()  # somebody has the turn
+    scheduler = ForwardScheduler(machine)
+    scheduler.turns.take()  # somebody has the turn
     machine("other")
     assert machine.calls == ["other"]
-    crew.leave()
+    scheduler.leave()
     assert not machine._forward_pre_hooks
 
 
@@ -213,7 +214,7 @@ def test_arguments_of_the_template_are_in_answers_explanations_and_scripts(host,
     script.write_text(script.read_text().replace('"told"', repr(other.checkpoint)))
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [f"greedy: {expected[0]}", f"vdd: {expected[1]}"]
-    job = LabJob(other, (Way("greedy"),), 1, Drawing())
+    job = LabJob(other, (Way("greedy"),), 1, SamplingSettings())
     job.start()
     job.wait(60)
     assert f"--template 'asks={question}'" in job.result.table
@@ -527,12 +528,12 @@ def test_votes_come_at_once_and_have_no_time_per_token(host):
 
 
 def test_an_answer_that_was_stopped_in_the_queue_makes_no_forward(host):
-    host.crew.turns.take()
+    host.scheduler.turns.take()
     running = host.start(compared(host, "greedy"))
     running.stop()
-    before = host.crew.turns._waiting
-    host.crew.turns.pass_on()
-    while host.crew.turns._serving < before:
+    before = host.scheduler.turns._waiting
+    host.scheduler.turns.pass_on()
+    while host.scheduler.turns._serving < before:
         time.sleep(0.01)
     assert running._works[0].forwards == 0
 
@@ -561,7 +562,7 @@ def test_a_page_on_which_nothing_can_answer_does_not_start(monkeypatch):
 
 def test_samples_of_an_evaluation_are_its_own(host):
     def table():
-        job = LabJob(host, [Way("sample")], 12, Drawing(seed=3))
+        job = LabJob(host, [Way("sample")], 12, SamplingSettings(seed=3))
         job.start()
         return job
 

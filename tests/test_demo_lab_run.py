@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import MVP
 from sightline.demo import lab_run
-from sightline.demo.comparison import Drawing, Way
+from sightline.demo.comparison import SamplingSettings, Way
 from sightline.demo.lab_run import run
 from sightline.evaluation import answers, asking, plots, runner
 from sightline.evaluation import lab as command
@@ -122,7 +122,7 @@ def test_settings_in_tables_are_shown_and_never_rendered(host):
 
 
 def test_answers_are_those_of_the_command(host, kept, tmp_path):
-    run(WAYS, SCENES, host, Drawing(seed=5), batch_size=BATCH)
+    run(WAYS, SCENES, host, SamplingSettings(seed=5), batch_size=BATCH)
     given = ["--decoders", "greedy", "vdd:alpha=0.5", "--seed", "5", "--batch-size", str(BATCH)]
     given += ["--scenes", str(SCENES), "--threads", "1", "--out", str(tmp_path / "command")]
     assert command.main(given) == 0
@@ -135,7 +135,7 @@ def test_answers_are_those_of_the_command(host, kept, tmp_path):
 
 def test_decoders_are_sampled_where_there_is_a_temperature(host, kept):
     ways = (Way("sample"), Way("vdd"), Way("greedy"))
-    found = run(ways, 2, host, Drawing(temperature=0.7), batch_size=BATCH)
+    found = run(ways, 2, host, SamplingSettings(temperature=0.7), batch_size=BATCH)
     head = json.loads((kept / "run.json").read_text())["fixed"]
     assert {name: row["mode"] for name, row in head["decoders"].items()} == {
         "greedy": "greedy",

@@ -17,13 +17,14 @@ from sightline.demo import page as demo_page
 from sightline.demo.comparison import (
     Answer,
     Comparison,
-    Complaint,
-    Drawing,
     Explained,
+    FieldError,
     Picture,
     Row,
+    SamplingSettings,
     Way,
 )
+from sightline.demo.comparison_run import ComparisonRun
 from sightline.demo.decoding import Bounds, Decoded, open_comparison
 from sightline.demo.events import Events, frame
 from sightline.demo.forms import (
@@ -51,9 +52,8 @@ from sightline.demo.rendering import (
     smaller,
     table,
 )
-from sightline.demo.round import Round
+from sightline.demo.scheduler import ForwardScheduler
 from sightline.demo.sessions import Sessions
-from sightline.demo.turns import Crew
 from sightline.demo.uploads import Upload, bare
 
 STYLE = demo_page.STYLE.read_text(encoding="utf-8")
@@ -141,10 +141,10 @@ def test_every_decoder_is_offered_with_its_paper_and_controls():
 
 
 def test_the_drawing_is_read_from_its_form():
-    drawing = Drawing(64, 0.7, 3)
+    drawing = SamplingSettings(64, 0.7, 3)
     assert read_drawing(form_of_drawing(drawing)) == drawing
-    assert read_drawing({}) == Drawing()
-    assert read_drawing({"max_new_tokens": "32.0"}) == Drawing(max_new_tokens=32)
+    assert read_drawing({}) == SamplingSettings()
+    assert read_drawing({"max_new_tokens": "32.0"}) == SamplingSettings(max_new_tokens=32)
 
 
 @pytest.mark.parametrize(
@@ -446,7 +446,9 @@ class FakeHost:
     limits = SimpleNamespace(ways=4, pixels=1000, max_new_tokens=256)
     bounds = Bounds(1000, 128)
     template = None
-    crew = Crew(SimpleNamespace(device=None, register_forward_pre_hook=lambda hook: None))
+    scheduler = ForwardScheduler(
+        SimpleNamespace(device=None, register_forward_pre_hook=lambda hook: None)
+    )
 
     def __init__(self):
         self.complaints = []
@@ -544,7 +546,7 @@ def test_columns_that_are_hidden_are_not_asked(events):
 
 
 def test_complaints_stand_by_their_columns(events, host):
-    host.complaints = [Complaint("way", "vdd cannot", 1), Complaint("question", "no words")]
+    host.complaints = [FieldError("way", "vdd cannot", 1), FieldError("question", "no words")]
     changed = begin(events, GREEDY, GONE, VDD)
     assert "round" not in changed
     assert "vdd cannot" in changed["error-way-2"] and "no words" in changed["error-question"]
@@ -552,12 +554,12 @@ def test_complaints_stand_by_their_columns(events, host):
 
 
 def test_settings_that_cannot_be_read_are_complained_of_beside_the_others(events, host):
-    host.complaints = [Complaint("way", "vdd cannot", 0)]
+    host.complaints = [FieldError("way", "vdd cannot", 0)]
     bad = {"name": "vcd", "settings": {"alpha": "much"}, "is_shown": True}
     changed = begin(events, bad, VDD, drawing={"seed": "x"})
     assert "must be a number" in changed["error-way-0"] and "vdd cannot" in changed["error-way-1"]
     assert "the seed must be" in changed["error-drawing"]
-    host.complaints = [Complaint("page", "1 to 4 answers, got 0")]
+    host.complaints = [FieldError("page", "1 to 4 answers, got 0")]
     assert "got 0" not in begin(events, bad)["error-page"]
     assert "got 0" in begin(events)["error-page"]
 
@@ -600,7 +602,9 @@ def test_answers_are_followed_to_their_end(events, host):
 
 
 def test_long_answers_are_shown_less_often():
-    short, long = (Round(asked(), (0, 1), (said(*["a"] * count),) * 2) for count in (10, 450))
+    short, long = (
+        ComparisonRun(asked(), (0, 1), (said(*["a"] * count),) * 2) for count in (10, 450)
+    )
     assert frame(short) == 0.08 and frame(long) == pytest.approx(3 * 0.08)
 
 
@@ -631,7 +635,7 @@ def test_a_round_that_is_stopped_in_the_queue_never_begins(events, host):
 
 
 def test_an_answer_that_is_halted_in_the_queue_stays_halted(host):
-    round = Round(asked(), (0, 1))
+    round = ComparisonRun(asked(), (0, 1))
     round.stop(1)
     round.begin(host)
     assert host.started[0].stopped == [1]
@@ -652,7 +656,7 @@ def test_a_full_queue_is_told(events):
 
 
 def test_tokens_of_one_answer_are_explained_once(events, host):
-    round = Round(asked(), (0, 2), (said("A", " bus"), said("A", " bus")))
+    round = ComparisonRun(asked(), (0, 2), (said("A", " bus"), said("A", " bus")))
     first = events.open_token({"place": 2, "index": 0}, round, None)
     assert 'data-index="0"' in first["panel"] and host.explained == [1]
     second = events.open_token({"place": 2, "index": 1}, round, first["opened"])
@@ -669,16 +673,16 @@ def test_what_cannot_be_explained_says_why(events, host):
         raise ValueError("whole answers vote")
 
     host.explain = refuse
-    round = Round(asked(), (0, 1), (said("A"), said("A")))
+    round = ComparisonRun(asked(), (0, 1), (said("A"), said("A")))
     changed = events.open_token({"place": 0, "index": 0}, round, None)
     assert "whole answers vote" in changed["panel"] and "alert" in changed["panel"]
     assert "press Compare again" in events.open_token({"place": 0}, None, None)["panel"]
 
 
 def test_a_comparison_is_saved_and_comes_back(events):
-    round = Round(asked(), (0, 2), (said("A", " bus"), said("A", " cup", ".")))
+    round = ComparisonRun(asked(), (0, 2), (said("A", " bus"), said("A", " cup", ".")))
     file = events.save({}, round)["files"]
-    old = Round(asked(), (0, 1))
+    old = ComparisonRun(asked(), (0, 1))
     changed = loaded(events, file["text"], old)
     assert old.is_left and old.is_over
     assert changed["round"].answers == round.answers
@@ -689,14 +693,14 @@ def test_a_comparison_is_saved_and_comes_back(events):
 
 
 def test_answers_that_were_saved_half_way_are_over_when_they_come_back(events):
-    round = Round(asked(), (0, 1), (said("A", state="answering"), Answer()))
+    round = ComparisonRun(asked(), (0, 1), (said("A", state="answering"), Answer()))
     file = events.save({}, round)["files"]
     back = loaded(events, file["text"])["round"]
     assert back.is_over and back.answers[0].pieces == ("A",)
 
 
 def test_answers_that_this_page_could_not_have_given_are_refused(events, host):
-    file = events.save({}, Round(asked(), (0, 1), (said("A", " b"), said("A"))))["files"]
+    file = events.save({}, ComparisonRun(asked(), (0, 1), (said("A", " b"), said("A"))))["files"]
     for name, value, message in (
         ("limits", SimpleNamespace(ways=4, pixels=1000, max_new_tokens=1), "has 2 tokens, and at"),
         ("name", "other/model", "those of sightline.lab, and other/model answers here"),
@@ -751,7 +755,7 @@ def jobs(monkeypatch):
 
 def test_an_evaluation_asks_the_shown_columns_and_is_watched(events, host, jobs):
     shown = list(events.run_lab({}, {"scenes": "5"}, {"seed": "3"}, GREEDY, GONE, VDD))
-    assert jobs[0].given == (host, [Way("greedy"), Way("vdd")], 5, Drawing(seed=3))
+    assert jobs[0].given == (host, [Way("greedy"), Way("vdd")], 5, SamplingSettings(seed=3))
     assert shown[0]["lab-run"] is False and shown[0]["lab-stop"] is True
     assert ["0 of 2" in shown[1]["lab-progress"], "1 of 2" in shown[2]["lab-progress"]] == [
         True
@@ -786,7 +790,7 @@ def test_a_job_runs_in_the_background_and_tells_what_came(host, monkeypatch):
         return LabRun(3, 4, "table", ())
 
     monkeypatch.setattr("sightline.demo.lab_job.run", run)
-    job = LabJob(host, [Way("vdd")], 4, Drawing())
+    job = LabJob(host, [Way("vdd")], 4, SamplingSettings())
     job.start()
     job.wait(0.1)
     assert not job.is_over
@@ -807,7 +811,7 @@ def test_a_job_that_fails_says_what_a_client_may_know(host, monkeypatch, error, 
         raise error
 
     monkeypatch.setattr("sightline.demo.lab_job.run", run)
-    job = LabJob(host, [], 4, Drawing())
+    job = LabJob(host, [], 4, SamplingSettings())
     job.start()
     job.wait(10)
     assert job.is_over and job.result is None
@@ -816,7 +820,7 @@ def test_a_job_that_fails_says_what_a_client_may_know(host, monkeypatch, error, 
 
 
 def test_a_job_that_cannot_be_done_says_why(host):
-    job = LabJob(host, [Way("vdx")], 4, Drawing())
+    job = LabJob(host, [Way("vdx")], 4, SamplingSettings())
     job.start()
     job.wait(10)
     assert "did you mean vdd?" in job.refused
@@ -919,7 +923,7 @@ def test_whatever_a_browser_sends_is_answered_in_words(place, caplog):
         shown = [events.begin(sent, None, source, None, question, drawing, *forms)]
         shown += [one(sent) for one in (events.choose_file, events.choose_shipped)]
         shown.append(events.load(sent, None))
-        round = Round(asked(), (0, 1), (said("A"), said("A")))
+        round = ComparisonRun(asked(), (0, 1), (said("A"), said("A")))
         shown.append(events.open_token(sent, round, None))
         if place in (3, 4):
             shown.append(next(iter(events.run_lab(sent, junk, {"seed": "x"}, *forms))))

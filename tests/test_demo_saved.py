@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sightline.demo.comparison import Answer, Comparison, Drawing, Picture, Way
+from sightline.demo.comparison import Answer, Comparison, Picture, SamplingSettings, Way
 from sightline.demo.saved import from_json, to_json
 
 PIXELS = np.random.default_rng(5).integers(0, 256, size=(7, 5, 3), dtype=np.uint8)
@@ -34,7 +34,7 @@ def a_comparison(**changes) -> Comparison:
             Way("vcd.pope_paper", (("beta", "0.2"), ("alpha", "0.5"))),
             Way("vdgd", (("request", "a, b = c"),)),
         ),
-        drawing=Drawing(64, 0.7, 2**32 - 1),
+        drawing=SamplingSettings(64, 0.7, 2**32 - 1),
     )
     return Comparison(**{**fields, **changes})
 

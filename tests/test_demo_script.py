@@ -17,11 +17,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import CARVE, MVP, VCD, VDD, answer
 from sightline.decoders import DECODERS
-from sightline.decoders.parse import presets
-from sightline.demo.comparison import Comparison, Drawing, Picture, Way
+from sightline.demo.comparison import Comparison, Picture, SamplingSettings, Way
 from sightline.demo.script import to_python
 from sightline.lab import CHECKPOINT, PICTURES, decorrelated, draw
-from sightline.pictures import open_picture
+from sightline.specs import presets
+from sightline.vision.images import open_picture
 
 ROOT = Path(__file__).parents[1]
 LAB = "sightline.lab"
@@ -39,7 +39,7 @@ def shipped(name: str) -> Picture:
 
 
 def scripted(*ways: Way, picture=SQUARE, question="Describe the image.", drawing=None, **further):
-    comparison = Comparison(picture, question, ways, drawing or Drawing())
+    comparison = Comparison(picture, question, ways, drawing or SamplingSettings())
     return to_python(comparison, further.pop("model", LAB), **further)
 
 
@@ -74,7 +74,7 @@ def line(script: str, start: str) -> str:
 @needs_weights
 def test_decoders_on_a_shipped_picture_answer_as_called_directly(lab, tmp_path):
     ways = (Way("greedy"), Way("vcd"), Way("vdd", (("alpha", "0.5"),)))
-    script = scripted(*ways, picture=shipped("corner.png"), drawing=Drawing(64))
+    script = scripted(*ways, picture=shipped("corner.png"), drawing=SamplingSettings(64))
     done = run(script, tmp_path)
     ask = (*lab, PICTURES / "corner.png", "Describe the image.")
     expected = {
@@ -92,7 +92,7 @@ def test_samples_of_a_scene_are_drawn_from_the_seed_each_time(lab, tmp_path):
     seed, scene = 11, draw(decorrelated(np.random.default_rng(17)))
     ways = (Way("sample"), Way("greedy"), Way("vdd"), Way("sample"))
     picture = Picture(scene, "scene:17")
-    done = run(scripted(*ways, picture=picture, drawing=Drawing(32, 1.3, seed)), tmp_path)
+    done = run(scripted(*ways, picture=picture, drawing=SamplingSettings(32, 1.3, seed)), tmp_path)
 
     def said(decoder, **how):
         torch.manual_seed(seed)
@@ -127,7 +127,7 @@ def test_a_preset_and_decoders_that_look_again(lab, tmp_path):
         ),
     )
     script = scripted(
-        *ways, picture=shipped("table.png"), question=question, drawing=Drawing(8, 0.0, 3)
+        *ways, picture=shipped("table.png"), question=question, drawing=SamplingSettings(8, 0.0, 3)
     )
     done = run(script, tmp_path)
     model, processor = lab
@@ -157,7 +157,9 @@ def test_a_file_of_ones_own_is_read_from_its_path_and_checked(lab, tmp_path):
     Image.fromarray(pixels).save(tmp_path / name)
     question = 'Say "what\'s" in\nthe image: \\n {label} – ok?'
     picture = Picture(Image.fromarray(pixels), f"file:{name}")
-    script = scripted(Way("greedy"), picture=picture, question=question, drawing=Drawing(12))
+    script = scripted(
+        Way("greedy"), picture=picture, question=question, drawing=SamplingSettings(12)
+    )
     done = run(script, tmp_path)
     said = answer(*lab, tmp_path / name, question, max_new_tokens=12, **GREEDY)
     assert done.stdout == f"greedy: {said}\n"
@@ -197,11 +199,11 @@ def test_only_settings_that_differ_are_written(way, written):
 
 def test_how_tokens_are_drawn():
     ways = (Way("greedy"), Way("sample"), Way("vcd"))
-    cold = scripted(*ways, drawing=Drawing(5, 0.0, 6))
+    cold = scripted(*ways, drawing=SamplingSettings(5, 0.0, 6))
     assert '("greedy", None, {"do_sample": False})' in cold
     assert '("sample", None, {"do_sample": True, "temperature": 1.0})' in cold
     assert '("vcd", VCD(), {"do_sample": False})' in cold
-    warm = scripted(*ways, drawing=Drawing(5, 0.25, 6))
+    warm = scripted(*ways, drawing=SamplingSettings(5, 0.25, 6))
     assert '("greedy", None, {"do_sample": False})' in warm
     assert '("sample", None, {"do_sample": True, "temperature": 0.25})' in warm
     assert '("vcd", VCD(), {"do_sample": True, "temperature": 0.25})' in warm

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from sightline.demo.comparison import Comparison, Explained, Picture, Row
+from sightline.demo.comparison_run import ComparisonRun
 from sightline.demo.events import Opened
 from sightline.demo.explanation import Looks
-from sightline.demo.round import Round
 from sightline.demo.sessions import FORGET, IDLE, Full, Sessions
 
 
@@ -100,7 +100,7 @@ def test_bytes_of_all_are_bounded_and_shared_ones_count_once(clock):
 
     sessions = Sessions(bytes=4000, clock=clock)
     one = image(600)
-    round = Round(Comparison(one, "why", ()), ())
+    round = ComparisonRun(Comparison(one, "why", ()), ())
     sessions.keep("a", "x", {"chosen": one, "round": round})  # 2400 bytes
     with pytest.raises(Full):
         sessions.keep("b", "y", {"chosen": image(500)})
@@ -144,7 +144,7 @@ def test_explanations_have_a_weight():
     rows = ((Row("a", (1.0,), 1.0),) * 3,) * 2
     explained = Explained((), rows, (), Looks(torch.zeros(2, 4), layout))
     picture = Picture(SimpleNamespace(width=10, height=1), "file:a.png")
-    opened = Opened(Round(Comparison(picture, "why", ()), ()), 0, 2, explained)
+    opened = Opened(ComparisonRun(Comparison(picture, "why", ()), ()), 0, 2, explained)
     assert sorted(opened.weights.values()) == [40, 6 * 1000 + 2 * 4 * 4]
 
 

@@ -20,7 +20,7 @@ from sightline.demo.saved import from_decoded, to_json
 from sightline.demo.script import to_python
 from sightline.demo.uploads import Uploads
 from sightline.lab import PICTURES, truth
-from sightline.pictures import open_picture
+from sightline.vision.images import open_picture
 
 BOUNDS = Bounds(50_000_000, 128)
 

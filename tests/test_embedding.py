@@ -22,11 +22,8 @@ from transformers import (
 )
 
 from sightline import Recipe, State
-from sightline.logits.embedding import (
-    EmbeddingContrast,
-    EmbeddingContrastive,
-    Head,
-)
+from sightline.decoders.vasparse.embedding import EmbeddingContrast, EmbeddingContrastive
+from sightline.engine.early_exit import Head
 
 INF = math.inf
 LAST = tensor([[2.0, 1.7, 0.3, -1.0, -5.0]], dtype=torch.float64)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from idle import ExpertOnly
 from methods import METHODS
 from models import (
     BOS,
@@ -24,6 +23,7 @@ from models import (
     lfm2_inputs,
 )
 from models import llava as build_llava
+from neutral_parts import ExpertOnly
 from transformers import (
     DynamicCache,
     LogitsProcessor,
@@ -35,19 +35,9 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer, CompileConfig
 
-from sightline import (
-    MVP,
-    VCD,
-    VDD,
-    Gated,
-    NoImage,
-    NoisyImage,
-    Plausibility,
-    PostHocDebias,
-    Recipe,
-)
-from sightline.decoders.branch import ENCODER_INPUTS, PIXELS, image_mask, token_ids
-from sightline.decoders.image_spans import MARKERS
+from sightline import MVP, VCD, VDD, Gated, NoImage, NoisyImage, Plausibility, PostHocDebias, Recipe
+from sightline.engine.branch import ENCODER_INPUTS, PIXELS, image_mask, token_ids
+from sightline.engine.image_spans import MARKERS
 
 VDD_STRONG = VDD(alpha=1.5, beta=0.05)
 

@@ -9,37 +9,28 @@ import torch
 from rich.console import Console
 
 from sightline import AGLA, CARVE, VDD, VDGD, PrefixOnly
-from sightline.decoders.parse import STAND_IN
 from sightline.evaluation import answers as files
 from sightline.evaluation import asking, lab, metrics, record, report, runner, statistics, summary
-from sightline.evaluation.asking import Asker, Preparation, Source
+from sightline.evaluation.asking import ModelRunner, Preparation, Source
 from sightline.evaluation.batches import cut
-from sightline.evaluation.benchmark import Item, Said
-from sightline.evaluation.contenders import (
+from sightline.evaluation.benchmark import Item, Prediction
+from sightline.evaluation.lab import LabBenchmark
+from sightline.evaluation.metrics import Logits
+from sightline.evaluation.runner import Run
+from sightline.evaluation.setups import (
     NAMED,
     PLAIN,
     YES_SHIFT,
     FullTwice,
     own_control,
-    parse_contender,
     parse_contenders,
+    parse_setup,
     with_controls,
 )
-from sightline.evaluation.lab import LabBenchmark
-from sightline.evaluation.metrics import Logits
-from sightline.evaluation.runner import Run
 from sightline.evaluation.statistics import Estimate, Ratio
-from sightline.lab import (
-    CHECKPOINT,
-    CONTEXTS,
-    OBJECTS,
-    Placed,
-    Scene,
-    biased,
-    context_of,
-    draw,
-)
+from sightline.lab import CHECKPOINT, CONTEXTS, OBJECTS, Placed, Scene, biased, context_of, draw
 from sightline.lab.measure import chat
+from sightline.specs import STAND_IN
 
 ONE_VIEW = "mvp:requests=What is in the image?,weights=1"
 LISTED = (
@@ -164,10 +155,10 @@ def test_parse(text, answer):
     assert metrics.parse(text) == answer
 
 
-def asked_about(scene: int, kind: str, text: str) -> Said:
+def asked_about(scene: int, kind: str, text: str) -> Prediction:
     label = "yes" if kind == "present" else "no"
     item = Item("presence", f"{scene}-{kind}-{text}", "?", str(scene), str(scene), label, kind)
-    return Said(item, text, 1)
+    return Prediction(item, text, 1)
 
 
 def test_presence_by_hand():
@@ -197,8 +188,8 @@ def test_presence_by_hand():
     assert ratios["accuracy"].denominator.tolist() == [3, 4]
 
 
-def described(scene: int, text: str, tokens: int) -> Said:
-    return Said(Item("caption", str(scene), "?", str(scene), str(scene)), text, tokens)
+def described(scene: int, text: str, tokens: int) -> Prediction:
+    return Prediction(Item("caption", str(scene), "?", str(scene), str(scene)), text, tokens)
 
 
 def test_captions_by_hand():
@@ -339,8 +330,8 @@ def test_contenders_have_their_modes():
     ],
 )
 def test_a_mode_stands_behind_the_settings(text, label, mode, made):
-    contender = parse_contender(text, None)
-    assert (contender.label, contender.mode, contender.strategy) == (label, mode, made)
+    setup = parse_setup(text, None)
+    assert (setup.label, setup.mode, setup.strategy) == (label, mode, made)
 
 
 @pytest.mark.parametrize(
@@ -399,8 +390,8 @@ def test_controls_of_methods_that_ask_or_look_again():
 
 def test_controls_that_decoders_need():
     texts = ["vdd", "carve:tokens=4", "vdgd+sample", "agla:alpha=1,suffix=x", "mvp", "vdd+beam"]
-    contenders, _ = parse_contenders(texts, STAND_IN, lab.WORDINGS)
-    labels = [c.label for c in with_controls(contenders)]
+    setups, _ = parse_contenders(texts, STAND_IN, lab.WORDINGS)
+    labels = [c.label for c in with_controls(setups)]
     assert labels == [
         *("greedy", "sampling", "plausibility", "beam", "plausibility+beam", "vdd"),
         *("carve:tokens=4", "carve:tokens=4,share=1", "vdgd+sample", "vdgd-prefix+sample"),
@@ -408,23 +399,23 @@ def test_controls_that_decoders_need():
         *("mvp", "mvp:requests=What is in the image?,weights=1", "vdd+beam"),
     ]
     # Each of them is what its label makes.
-    for contender in with_controls(contenders):
-        again = parse_contender(contender.label, STAND_IN, lab.WORDINGS)
-        assert (again.strategy, again.mode) == (contender.strategy, contender.mode)
+    for setup in with_controls(setups):
+        again = parse_setup(setup.label, STAND_IN, lab.WORDINGS)
+        assert (again.strategy, again.mode) == (setup.strategy, setup.mode)
     plain, _ = parse_contenders(["vdd"], STAND_IN)
     assert [c.label for c in with_controls(plain)] == ["greedy", "sampling", "plausibility", "vdd"]
 
 
 def test_controls_that_are_there_are_not_added_again():
     texts = ["plausibility", "carve", "carve:share=1", "vdgd-prefix", "vdgd", "greedy"]
-    contenders, _ = parse_contenders(texts, STAND_IN)
-    labels = [c.label for c in with_controls(contenders)]
+    setups, _ = parse_contenders(texts, STAND_IN)
+    labels = [c.label for c in with_controls(setups)]
     assert sorted(labels) == sorted([*texts, "sampling"])
     same, _ = parse_contenders(["carve", "carve:share=1.0"], STAND_IN)
     assert [c.label for c in with_controls(same)][3:] == ["carve", "carve:share=1.0"]
-    assert own_control(parse_contender("carve:share=1", STAND_IN)) is None
-    assert own_control(parse_contender("vdd", STAND_IN)) is None
-    preset = own_control(parse_contender("carve.paper_best+beam", STAND_IN))
+    assert own_control(parse_setup("carve:share=1", STAND_IN)) is None
+    assert own_control(parse_setup("vdd", STAND_IN)) is None
+    preset = own_control(parse_setup("carve.paper_best+beam", STAND_IN))
     assert preset.label == "carve.paper_best:share=1+beam"
     assert preset.strategy == replace(CARVE.paper_best(STAND_IN), share=1.0)
 
@@ -433,7 +424,7 @@ def test_wordings_are_settings_unless_a_user_sets_them():
     wordings = {"vdgd": dict(tokens=5, request="Say."), "carve": dict(general="Say.")}
 
     def made(text):
-        return parse_contender(text, STAND_IN, wordings)
+        return parse_setup(text, STAND_IN, wordings)
 
     assert made("vdgd").strategy == VDGD(STAND_IN, tokens=5, request="Say.")
     assert made("vdgd:request=Look.").strategy == VDGD(STAND_IN, tokens=5, request="Look.")
@@ -446,7 +437,7 @@ def test_wordings_are_settings_unless_a_user_sets_them():
 
 def test_every_name_is_listed_where_one_is_wrong():
     with pytest.raises(ValueError) as caught:
-        parse_contender("nothing-like-it", None)
+        parse_setup("nothing-like-it", None)
     assert all(name in str(caught.value) for name in (*NAMED, *PLAIN, YES_SHIFT))
 
 
@@ -525,7 +516,7 @@ class Small:
         self.source = Source()
         self.processor, self.model = self.source.processor, self.source.model
         self.benchmark = LabBenchmark(SCENES, seed=3)
-        self.asker = Asker(self.model, self.processor, SMALL.temperature, versions={})
+        self.model_runner = ModelRunner(self.model, self.processor, SMALL.temperature, versions={})
         tokenizer = self.processor.tokenizer
         self.batches = cut(self.benchmark, tokenizer, SMALL.batch_size, SMALL.seed)
 
@@ -607,7 +598,7 @@ def test_a_finished_run_is_not_asked_again(whole, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(Asker, "generate", refuse)
+    monkeypatch.setattr(ModelRunner, "generate", refuse)
     again = evaluate(whole[0], resume=True)
     assert again["tasks"] == whole[1]["tasks"]
 
@@ -641,13 +632,13 @@ def test_greedy_is_what_generate_says(whole, small):
 
 
 def speaker(small, task):
-    """`says(name)`: what a contender answers to the first batch of a task."""
+    """`says(name)`: what a setup answers to the first batch of a task."""
     prepared = small.prepared(task)
-    inputs = small.asker.tensors(prepared.inputs)
+    inputs = small.model_runner.tensors(prepared.inputs)
 
     def says(text: str) -> list[str]:
-        contender = parse_contender(text, small.processor, lab.WORDINGS)
-        return [a.answer for a in small.asker.answer(contender, prepared, inputs)]
+        setup = parse_setup(text, small.processor, lab.WORDINGS)
+        return [a.answer for a in small.model_runner.answer(setup, prepared, inputs)]
 
     return says
 
@@ -695,11 +686,11 @@ def test_pictures_are_those_of_the_prompts(small, name):
         seen.append(kwargs.get("images"))
         raise StopIteration
 
-    asker = Asker(FakeModel(generate), small.processor, 1.0, {})
+    model_runner = ModelRunner(FakeModel(generate), small.processor, 1.0, {})
     for label in (name, "greedy"):
-        contender = parse_contender(label, small.processor, lab.WORDINGS)
+        setup = parse_setup(label, small.processor, lab.WORDINGS)
         with pytest.raises(StopIteration):
-            asker.say(contender, prepared, small.asker.tensors(prepared.inputs))
+            model_runner.say(setup, prepared, small.model_runner.tensors(prepared.inputs))
     assert [p.tobytes() for p in seen[0]] == [
         small.benchmark.picture(item).tobytes() for item in prepared.items
     ]
@@ -777,7 +768,17 @@ def test_the_summary_is_as_it_is_promised(whole):
     }
     for name, task in found["tasks"].items():
         assert set(task) == {
-            *("title", "yes_no", "questions", "errors", "metrics", "rows", "invalid", "shifts"),
+            *(
+                "title",
+                "yes_no",
+                "questions",
+                "errors",
+                "malformed",
+                "metrics",
+                "rows",
+                "invalid",
+                "shifts",
+            ),
             "cost",
         }
         assert task["yes_no"] == (name == "presence")

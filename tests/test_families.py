@@ -8,7 +8,7 @@ import transformers
 from conformance import Conformance
 from families import COLUMNS, MODES, REAL, Table, cell, outcomes, row_of
 from models import PROMPTS
-from tiny import Tiny, families
+from tiny_families import Tiny, families
 
 from sightline import PostHocDebias
 from sightline.decoders import DECODERS

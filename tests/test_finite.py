@@ -4,12 +4,24 @@ import math
 
 import pytest
 import torch
+from chat_models import Fixed, lab_talker
 from methods import METHODS
 from models import FAMILIES, PROMPTS, UNK
-from talkers import Fixed, lab_talker
 from test_compiled import compiled
 
-from sightline import AGLA, CARVE, M3ID, MVP, PAI, VDD, VDGD, Gated, PostHocDebias, Recipe, Reusing
+from sightline import (
+    AGLA,
+    CARVE,
+    M3ID,
+    MVP,
+    PAI,
+    VDD,
+    VDGD,
+    Gated,
+    PostHocDebias,
+    PromptCached,
+    Recipe,
+)
 from sightline.logits.finite import FiniteRows, check_finite
 
 BANNED = 9
@@ -25,7 +37,7 @@ DECODERS = {
     "off": METHODS["vdd"].neutral,
     "nothing": Recipe(),
     "gated": Gated(VDD(1.5, 0.05)),
-    "reusing": Reusing(VDD(1.5, 0.05)),
+    "reusing": PromptCached(VDD(1.5, 0.05)),
 }
 UNCUT = {
     "vdd": VDD(1.5, 0.0),

@@ -12,14 +12,14 @@ from sightline import (
     SID,
     VCD,
     VDD,
+    ConfidenceGate,
     Contrastive,
+    EntropyGate,
     Gated,
     NoImage,
     Plausibility,
+    PlausibilityGate,
     Recipe,
-    Spread,
-    Undecided,
-    Unsure,
 )
 
 STEPS = 12
@@ -108,7 +108,7 @@ def test_a_gate_that_never_opens_never_asks(llava):
         out = generate(
             model,
             make_inputs(PROMPTS),
-            custom_generate=Gated(CONTRASTED["vdd"], Unsure(1e-9)),
+            custom_generate=Gated(CONTRASTED["vdd"], ConfidenceGate(1e-9)),
             output_logits=True,
             return_dict_in_generate=True,
         )
@@ -121,7 +121,7 @@ def test_a_gate_that_never_opens_never_asks(llava):
 def test_rows_open_by_themselves(llava):
     """A row whose gate is closed is scored as if its amateur agreed, whatever its neighbour's."""
     model, make_inputs = llava
-    gate = Unsure(0.5)
+    gate = ConfidenceGate(0.5)
     together = generate(model, make_inputs(PROMPTS), custom_generate=Gated(VDD(2.0, 0.0), gate))
     width = make_inputs(PROMPTS)["input_ids"].shape[1]
     for row, prompt in enumerate(PROMPTS):
@@ -161,31 +161,31 @@ def test_gates_by_hand():
     """p = (0.9, 0.1), (0.5, 0.5), (1, 0)."""
     logits = torch.tensor([[0.9, 0.1], [0.5, 0.5], [1.0, 1e-30]]).log()
     rule = Plausibility(beta=0.2)
-    assert Undecided().opens(logits, rule).tolist() == [False, True, False]
-    assert Unsure(0.95).opens(logits, rule).tolist() == [True, True, False]
-    assert Unsure(0.7).opens(logits, rule).tolist() == [False, True, False]
+    assert PlausibilityGate().opens(logits, rule).tolist() == [False, True, False]
+    assert ConfidenceGate(0.95).opens(logits, rule).tolist() == [True, True, False]
+    assert ConfidenceGate(0.7).opens(logits, rule).tolist() == [False, True, False]
     # entropies: 0.325, 0.693, 0
-    assert Spread(0.3).opens(logits, rule).tolist() == [True, True, False]
-    assert Spread(0.4).opens(logits, rule).tolist() == [False, True, False]
+    assert EntropyGate(0.3).opens(logits, rule).tolist() == [True, True, False]
+    assert EntropyGate(0.4).opens(logits, rule).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("probability", [0, -0.1, 1.1, math.nan])
 def test_no_such_probability(probability):
     with pytest.raises(ValueError, match=r"in \(0, 1\]"):
-        Unsure(probability)
+        ConfidenceGate(probability)
 
 
 @pytest.mark.parametrize("entropy", [-0.1, math.inf, math.nan])
 def test_no_such_entropy(entropy):
     with pytest.raises(ValueError, match="finite number"):
-        Spread(entropy)
+        EntropyGate(entropy)
 
 
 def test_gates_of_added_recipes():
-    one = Recipe(contrasts=(NoImage(),), rule=Contrastive(), gate=Undecided())
-    assert (one + Recipe()).gate == (Recipe() + one).gate == Undecided()
+    one = Recipe(contrasts=(NoImage(),), rule=Contrastive(), gate=PlausibilityGate())
+    assert (one + Recipe()).gate == (Recipe() + one).gate == PlausibilityGate()
     with pytest.raises(ValueError, match="two gates"):
-        one + Recipe(gate=Unsure())
+        one + Recipe(gate=ConfidenceGate())
 
 
 def test_what_cannot_be_gated_is_refused(llava):

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from goldens import golden, needs_shared
 from PIL import Image
-from shared import golden, needs_shared
 
 from sightline.evaluation import hallusionbench
-from sightline.evaluation.benchmark import Item, Said
+from sightline.evaluation.benchmark import Item, Prediction
 from sightline.evaluation.hallusionbench import HallusionBench, parse, score
 
 ACCURACIES = ("aAcc", "fAcc", "qAcc")
@@ -309,7 +309,7 @@ def test_ratios_are_the_figures_of_the_score(home, parser):
     made = HallusionBench(root / "HallusionBench.json", folder, parser=parser)
     answers = ["Yes.", "No.", "The eyes", "", "no, yes"]
     rng = np.random.default_rng(0)
-    said = [Said(item, answers[rng.integers(5)], 2) for item in made.items]
+    said = [Prediction(item, answers[rng.integers(5)], 2) for item in made.items]
     answered = [{**r, "model_prediction": s.text} for r, s in zip(rows, said, strict=True)]
     expected = score(answered, parser=parser)
     units = {item.unit: n for n, item in enumerate(made.items[::-4])}
@@ -332,7 +332,7 @@ def test_ratios_by_hand(home):
     made = HallusionBench(root / "HallusionBench.json", folder)
     # VS figure 1: yes, no wanted; figure 2: no, yes; VD figure 0: yes.
     texts = ["yes", "no", "yes", "yes", "perhaps"]
-    said = [Said(item, text, 1) for item, text in zip(made.items, texts, strict=True)]
+    said = [Prediction(item, text, 1) for item, text in zip(made.items, texts, strict=True)]
     ratios = made.ratios(made.tasks[0], said, {"VS/chart/0": 0, "VD/chart/0": 1})
     assert ratios["aAcc"].numerator.tolist() == [3, 0]
     assert ratios["fAcc"].numerator.tolist() == [1, 0]

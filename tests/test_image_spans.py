@@ -5,18 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from talkers import TALKERS, unpadded, within
+from chat_models import TALKERS, unpadded, within
 
-from sightline import M3ID, PAI, VDD, PostHocDebias, Recipe, Reusing, answer
+from sightline import M3ID, PAI, VDD, PostHocDebias, PromptCached, Recipe, answer
 from sightline.chat import processor_for
-from sightline.decoders.asking import Chat
-from sightline.decoders.image_spans import (
-    BareRow,
-    WrittenRow,
-    named_markers,
-    rows_of,
-    writing_of,
-)
+from sightline.engine.chat_prompts import PromptEditor
+from sightline.engine.image_spans import BareRow, named_markers, rows_of
+from sightline.engine.processor_probe import writing_of
+from sightline.engine.prompt_text import WrittenRow
 
 # A vocabulary of 640 ids: text from 30 on, special tokens from 600 on.
 IMAGE, VIDEO, TILE, FAKE, OPEN, CLOSE, USER = 610, 611, 550, 609, 608, 612, 590
@@ -223,7 +219,7 @@ def test_prompts_with_a_second_image_have_the_labels_of_the_template(monkeypatch
     inputs = talker.inputs([written(talker, arguments, None, "Why?")], talker.pictures[:1])
 
     def second(expert, model):
-        chat = Chat(talker.processor, model, arguments)
+        chat = PromptEditor(talker.processor, model, arguments)
         return chat.rows(expert)[0].as_asked(chat.shown(2))
 
     assert within(talker, inputs, second) == written(talker, arguments, None, None, "Why?")
@@ -291,7 +287,7 @@ def test_images_are_counted_where_the_features_are_not_known(talker):
         assert len(row.images) == 2
 
 
-@pytest.mark.parametrize("build", [VDD, M3ID, PAI, lambda: Reusing(VDD())])
+@pytest.mark.parametrize("build", [VDD, M3ID, PAI, lambda: PromptCached(VDD())])
 def test_what_is_made_without_a_processor_gets_the_one_of_answer(talker, build):
     decoder = build()
 
@@ -311,7 +307,7 @@ def test_a_decoder_with_a_processor_of_its_own_does_not_need_the_calls(talker):
 def test_one_warning_for_a_model_of_markers_that_stay(monkeypatch):
     talker = TALKERS["qwen"]()
     inputs = talker.asked(["Is there a cup?"])
-    monkeypatch.setattr("sightline.decoders.image_spans.MARKERS", ())
+    monkeypatch.setattr("sightline.engine.image_spans.MARKERS", ())
     (contrast,) = VDD().recipe().contrasts
     with pytest.warns(UserWarning, match=r"pass processor=.*markers="):
         blind(talker, inputs, contrast)
@@ -324,7 +320,8 @@ def test_one_warning_for_a_model_of_markers_that_stay(monkeypatch):
 def test_what_a_preparation_finds_of_a_row(talker):
     """Columns of each image in a padded batch."""
     inputs = talker.inputs(
-        [talker.chat("Is there a cup?"), talker.chat(["Look", None, "!", None])], talker.pictures
+        [talker.chat("Is there a cup?"), talker.chat(["AttentionMap", None, "!", None])],
+        talker.pictures,
     )
     images = within(talker, inputs, lambda e, m: e.images(m, talker.processor))
     assert [len(row) for row in images] == [1, 2]

@@ -3,9 +3,9 @@
 import forwards
 import pytest
 import torch
-from idle import with_all_branches
 from methods import METHODS
 from models import FAMILIES, IMAGE, PROMPTS, VIDEO, VISION_END, VISION_START
+from neutral_parts import with_all_branches
 
 MODES = {
     "greedy": {},

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import VCD, VDD, answer
-from sightline.decoders.parse import STAND_IN
 from sightline.lab import CHECKPOINT, PICTURES
+from sightline.specs import STAND_IN
 
 FOLDER = Path(__file__).parent.parent / "examples" / "lmms-eval"
 YARD = PICTURES / "yard.png"

@@ -15,7 +15,7 @@ from transformers import (
     BlipProcessor,
 )
 
-from sightline.decoders.matching import (
+from sightline.decoders.agla.matching import (
     BlipMatcher,
     Relevance,
     blurred,

@@ -14,10 +14,10 @@ from sightline import lab
 from sightline.chat import check_arguments, check_question, parse_arguments, prompt_inputs
 from sightline.checkpoints import check_device, load_processor
 from sightline.choices import parse_choices
-from sightline.decoders.parse import STAND_IN, choose, split_decoders
 from sightline.evaluation import amber, chair, files, hallusionbench, mme, pope
-from sightline.evaluation.contenders import parse_contenders
+from sightline.evaluation.setups import parse_contenders
 from sightline.messages import clipped, enumerated, short
+from sightline.specs import STAND_IN, choose, split_decoders
 
 LONGEST = 500
 MEGABYTE = "xy z," * 200_000
@@ -118,7 +118,7 @@ CALLS = {
     "preset": lambda value: choose(f"vcd.{value}", []),
     "split": lambda value: split_decoders(f"{value}=1"),
     "choices": parse_choices,
-    "contenders": lambda value: parse_contenders([value], None),
+    "setups": lambda value: parse_contenders([value], None),
     "contenders_settings": lambda value: parse_contenders([f"vdd:alpha={value}"], None),
     "contenders_mode": lambda value: parse_contenders([f"vdd+{value}"], None),
     "arguments": lambda value: parse_arguments([value]),

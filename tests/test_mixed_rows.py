@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from talkers import TALKERS
+from chat_models import TALKERS
 
-from sightline import AGLA, CARVE, ICD, MVP, VDD, VDGD, Gated, Plausibility, Recipe, Unsure
+from sightline import AGLA, CARVE, ICD, MVP, VDD, VDGD, ConfidenceGate, Gated, Plausibility, Recipe
 from sightline.decoders.vdgd import PrefixOnly
 
 QUESTIONS = ("Is there a cup in the image?", "What is in front of the table? Say it.")
@@ -23,7 +23,7 @@ DECODERS = {  # and the cut that is left of each where there is no image
     "agla": (lambda p: AGLA(p, beta=0.05), 0.05),
     "agla released": (lambda p: AGLA.released(p), 0.5),
     "mvp": (lambda p: MVP(p, caption_tokens=4, tokens=4), 0),
-    "icd gated": (lambda p: Gated(ICD(p, alpha=1.5, beta=0.05), Unsure(1.0)), 0.05),
+    "icd gated": (lambda p: Gated(ICD(p, alpha=1.5, beta=0.05), ConfidenceGate(1.0)), 0.05),
     "icd and vdd": (lambda p: ICD(p, 1.5, 0.05).recipe() + VDD(1.5, 0.05).recipe(), 0.05),
 }
 

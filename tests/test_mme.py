@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from goldens import golden, needs_shared
 from PIL import Image
-from shared import golden, needs_shared
 
 from sightline.evaluation import mme
-from sightline.evaluation.benchmark import Item, Said
+from sightline.evaluation.benchmark import Item, Prediction
 from sightline.evaluation.mme import MME, Result, parse, score
 
 GOLDEN = {"official": "official", "lmms_eval": "lmms-eval"}
@@ -354,7 +354,7 @@ def test_ratios_are_the_figures_of_the_score(tmp_path, parser):
     made = MME(tmp_path, tasks=["count"], parser=parser)
     answers = ["Yes", "no", "The answer is yes", "Snow", "   no", "y", ""]
     rng = np.random.default_rng(0)
-    said = [Said(item, answers[rng.integers(len(answers))], 2) for item in made.items]
+    said = [Prediction(item, answers[rng.integers(len(answers))], 2) for item in made.items]
     results = [Result(s.item.image, s.item.question, s.item.label, s.text) for s in said]
     expected = score({"count": results}, parser).tasks["count"]
     units = {image: n for n, image in enumerate(sorted({s.item.image for s in said}))}
@@ -374,7 +374,7 @@ def test_ratios_by_hand(folder):
     made = MME(folder, tasks=["count"])
     # a: yes, no asked; b: no, yes; c: yes, no. Right: both, the first, none.
     texts = ["yes", "no", "no", "no", "no", "yes"]
-    said = [Said(item, text, 1) for item, text in zip(made.items, texts, strict=True)]
+    said = [Prediction(item, text, 1) for item, text in zip(made.items, texts, strict=True)]
     units = {f"count/{name}.jpg": n for n, name in enumerate("abc")}
     ratios = made.ratios(made.tasks[0], said, units)
     assert ratios["accuracy"].numerator.tolist() == [2, 1, 0]

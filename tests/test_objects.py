@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from shared import SHARED, golden, needs_shared
+from goldens import SHARED, golden, needs_shared
 
 from sightline.evaluation import objects
 from sightline.evaluation.chair import Chair, read_synonyms

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from idle import ExpertOnly
+from chat_models import TALKERS
 from models import FAMILIES, PROMPTS, TEXT, UNK
 from models import llava as build_llava
-from talkers import TALKERS
+from neutral_parts import ExpertOnly
 from test_engine import counted
 from transformers import MistralConfig
 
@@ -22,7 +22,7 @@ from sightline import (
     UnknownImage,
     VASparse,
 )
-from sightline.decoders import streams
+from sightline.engine import attention_plan
 
 LONG = UnknownImage(tokens=(UNK,) * 40)  # longer than the expert's 16 tokens of an image
 CONTRASTS = {"shorter": (NoImage(),), "longer": (LONG,), "both": (NoImage(), LONG)}
@@ -53,7 +53,7 @@ def eager(request):
 def test_the_experts_equal_those_of_generate(eager, contrasts, mode, one_by_one, monkeypatch):
     """Every layer, the expert's rows, the columns of its own prompt and answer."""
     if one_by_one:
-        monkeypatch.setitem(streams.SPARED, "cpu", 0)
+        monkeypatch.setitem(attention_plan.SPARED, "cpu", 0)
     inputs = FAMILIES["llava"][1](PROMPTS)
     recipe = Recipe(contrasts=contrasts, rule=ExpertOnly())
     plain = eager.generate(**inputs, **ASKED, **mode)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig
 
-from sightline import Contrastive, Gated, Recipe, Unsure
+from sightline import ConfidenceGate, Contrastive, Gated, Recipe
 
 LAYERS, HEADS, HEAD_SIZE, FLOAT = 16, 4, 8, 4
 PICTURES, AFTER, NEW = 20, 3, 4
@@ -112,8 +112,8 @@ DECODERS = {
     "a shared picture": Recipe(contrasts=(OtherEnd(),), rule=Contrastive(1.0, 0.1)),
 }
 GATED = {
-    "a gate": Gated(DECODERS["vcd"], Unsure(1.0)),
-    "a gate, a shared picture": replace(DECODERS["a shared picture"], gate=Unsure(1.0)),
+    "a gate": Gated(DECODERS["vcd"], ConfidenceGate(1.0)),
+    "a gate, a shared picture": replace(DECODERS["a shared picture"], gate=ConfidenceGate(1.0)),
 }
 MODES = {
     "greedy": {},

@@ -6,11 +6,11 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from goldens import SHARED, golden, needs_shared
 from PIL import Image
-from shared import SHARED, golden, needs_shared
 
 from sightline.evaluation import pope
-from sightline.evaluation.benchmark import Item, Said
+from sightline.evaluation.benchmark import Item, Prediction
 from sightline.evaluation.pope import Pope, parse, score
 
 GOLDEN = {
@@ -354,7 +354,7 @@ ANSWERS = ("Yes", "No.", "no", "There isn't one", "It is snowing", "", "yes", "Y
 
 def answered(items, seed=0):
     rng = np.random.default_rng(seed)
-    return [Said(item, ANSWERS[rng.integers(len(ANSWERS))], 3) for item in items]
+    return [Prediction(item, ANSWERS[rng.integers(len(ANSWERS))], 3) for item in items]
 
 
 def many(written, images, count):
@@ -388,7 +388,7 @@ def test_ratios_are_the_figures_of_the_score(written, images, parser):
 def test_unparsed_answers_have_no_yes_or_no_as_a_word(written, images):
     made = Pope([written(ROWS)], images, parser="official")
     texts = ["Snow", "", "Yes", "There isn't one"]
-    said = [Said(item, text, 1) for item, text in zip(made.items, texts, strict=True)]
+    said = [Prediction(item, text, 1) for item, text in zip(made.items, texts, strict=True)]
     ratios = made.ratios(made.tasks[0], said, {"a.png": 0, "b.png": 1})
     assert ratios["unparsed"].value == 0.75
     assert ratios["unparsed"].numerator.tolist() == [2, 1]
@@ -397,7 +397,7 @@ def test_unparsed_answers_have_no_yes_or_no_as_a_word(written, images):
 
 def test_what_cannot_be_divided_has_no_value(written, images):
     made = Pope([written(ROWS)], images)
-    said = [Said(item, "No", 1) for item in made.items]
+    said = [Prediction(item, "No", 1) for item in made.items]
     ratios = made.ratios(made.tasks[0], said, {"a.png": 0, "b.png": 1})
     assert np.isnan(ratios["precision"].value)
     assert ratios["recall"].value == 0

@@ -5,14 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from idle import NeutralWeights
 from models import BOS, IMAGE, PAD, UNK, llava_inputs
 from models import llava as build_llava
+from neutral_parts import NeutralWeights
 from transformers import LlavaForConditionalGeneration
 
-from sightline import M3ID, PAI, VCD, VDD, Gated, Recipe, Reusing, Unsure
-from sightline.decoders.branch import Branch, Prefix
-from sightline.decoders.prompts import can_share, is_about_images
+from sightline import M3ID, PAI, VCD, VDD, ConfidenceGate, Gated, PromptCached, Recipe
+from sightline.engine.branch import Branch, Prefix
+from sightline.engine.inputs import is_about_images
+from sightline.engine.prefill import can_share
 
 SAME, OTHER, SHORTER = (
     [BOS, 8, 9, IMAGE, 20, 21, 22],
@@ -59,7 +60,7 @@ BLIND = {
     "m3id": (M3ID(rate=0.5, beta=0.05), [6]),
     "pai": (PAI(alpha=1.5, gamma=2.0, layers=(1, 3)), [6]),
     "vdd both": (VDD(1.5, 0.05, variant="both", unk_token_id=UNK), [6, 7]),
-    "a gate that is always open": (Gated(VDD(1.5, 0.05), Unsure(1.0)), [6]),
+    "a gate that is always open": (Gated(VDD(1.5, 0.05), ConfidenceGate(1.0)), [6]),
 }
 COPIES = {"greedy": {}, "beams": dict(num_beams=2), "samples": dict(num_return_sequences=2)}
 blind = pytest.mark.parametrize(("decoder", "lengths"), BLIND.values(), ids=BLIND)
@@ -130,7 +131,7 @@ def test_hidden_states_and_edits_are_of_every_row(llava):
     model, make_inputs = llava
     inputs = make_inputs([[BOS, 30, 31]] * 2)
     plain = generate(model, inputs, None, output_hidden_states=True)
-    kept = Recipe(recalibrations=(NeutralWeights(),))
+    kept = Recipe(attention_edits=(NeutralWeights(),))
     cut = VDD(0, 0.05).recipe().simplified()
     for decoder, rows in ((kept, 2), (cut, 1)):
         assert sizes_read(model, inputs, decoder) == [(rows, 3)]
@@ -183,7 +184,7 @@ def test_an_image_free_prompt_is_read_without_what_tells_of_images(rows, asked):
     (tiled, blind), (expert, amateur) = ours.branch_logits[0], without.branch_logits[0]
     torch.testing.assert_close(tiled, expert * 2 * len(rows), **EXACT)
     torch.testing.assert_close(blind, amateur, **EXACT)
-    reusing = Reusing(VDD(1.5, 0.05))
+    reusing = PromptCached(VDD(1.5, 0.05))
     read = [
         len(sizes_read(model, inputs, reusing, image_num_crops=crops, **asked)) for _ in range(2)
     ]

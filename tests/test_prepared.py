@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 import transformers
-from idle import ExpertOnly
+from neutral_parts import ExpertOnly
 from packaging.version import Version
 
 if Version(transformers.__version__) < Version("5.23"):
@@ -19,10 +19,10 @@ from checkpoints.records import RECORDS
 from checkpoints import chat, load, names, picture
 from sightline import AGLA, CARVE, MVP, VDD, Recipe, answer
 from sightline.chat import prompt_inputs
-from sightline.decoders.agla import MaskedImage
-from sightline.decoders.branch import ENCODER_INPUTS
-from sightline.decoders.matching import Matcher, Relevance
-from sightline.decoders.preparing import processed
+from sightline.decoders.agla.agla import MaskedImage
+from sightline.decoders.agla.matching import Matcher, Relevance
+from sightline.engine.branch import ENCODER_INPUTS
+from sightline.vision.processor_call import processed
 
 # Mllama's images are no placeholder tokens; nothing asks again without a chat template.
 TEMPLATED = [n for n in names() if RECORDS[n].has_template and n != "mllama"]

@@ -15,8 +15,18 @@ from transformers import (
     WatermarkingConfig,
 )
 
-from sightline import VDD, DoLa, Gated, NoImage, Plausibility, Recipe, Rule, Spread, Unsure
-from sightline.decoders.processing import AFTER, STATELESS, AfterCut, around_cut
+from sightline import (
+    VDD,
+    ConfidenceGate,
+    DoLa,
+    EntropyGate,
+    Gated,
+    NoImage,
+    Plausibility,
+    Recipe,
+    Rule,
+)
+from sightline.engine.processor_order import AFTER, STATELESS, AfterCut, around_cut
 
 STEPS = 3
 MODES = {
@@ -276,8 +286,8 @@ def test_without_bans_the_cut_comes_first(llava, decoder, asked):
     cut = Recipe(
         contrasts=recipe.contrasts,
         rule=Precut(recipe.rule),
-        recalibrations=recipe.recalibrations,
-        selections=recipe.selections,
+        attention_edits=recipe.attention_edits,
+        cache_evictions=recipe.cache_evictions,
         gate=recipe.gate,
     )
     ours = generate(model, inputs, decoder, max_new_tokens=8, **asked)
@@ -355,7 +365,7 @@ def test_an_exact_gate_changes_no_token_beside_any_processor(llava, beta, mode):
     assert torch.equal(plain.sequences, gated.sequences)
 
 
-@pytest.mark.parametrize("gate", [Unsure(1e-9), Spread(1e9)], ids=["unsure", "spread"])
+@pytest.mark.parametrize("gate", [ConfidenceGate(1e-9), EntropyGate(1e9)], ids=["unsure", "spread"])
 def test_a_gate_that_is_shut_stays_shut_beside_unknown_processors(llava, gate):
     """The scores are those of branches that agree, and a ban acts on them."""
     model, make_inputs = llava

@@ -4,9 +4,9 @@ import logging
 import warnings
 
 import pytest
-from talkers import TALKERS, Fixed
+from chat_models import TALKERS, Fixed
 
-from sightline import AGLA, CARVE, ICD, MVP, VDGD, Gated, PostHocDebias, PrefixOnly, Reusing
+from sightline import AGLA, CARVE, ICD, MVP, VDGD, Gated, PostHocDebias, PrefixOnly, PromptCached
 from sightline.decoders import DECODERS
 
 QUESTIONS = ["Describe the image.", "Is there an orange or a vase?"]
@@ -27,7 +27,7 @@ BUILDS = {
     "carve refined": lambda p: CARVE(p, tokens=3, final="refined"),
     "posthoc": PostHocDebias,
     "gated": lambda p: Gated(DECODERS["vdd"]()),
-    "reusing": lambda p: Reusing(DECODERS["vdd"]()),
+    "reusing": lambda p: PromptCached(DECODERS["vdd"]()),
 }
 EVERYTHING = dict(
     return_dict_in_generate=True,

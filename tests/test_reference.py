@@ -121,7 +121,7 @@ def test_keys_after_the_first_w_are_neutral():
 @pytest.mark.parametrize("rows", [0, 1, 2, 3])
 def test_rows_before_the_first_keep_their_scores(rows):
     logits = [0.5, 1.0, -1.0]
-    weights = KeyWeights(gain=per_key(1.0, 0.0, 1.0), rows=rows)
+    weights = KeyWeights(gain=per_key(1.0, 0.0, 1.0), first_query=rows)
     seen = probabilities(logits, weights, queries=3)
     plain = probabilities(logits)
     edited = probabilities([1.0, 1.0, 0.0])
@@ -215,10 +215,10 @@ def test_fully_masked_rows_give_zeros(inputs, dtype):
 def test_one_answer_per_row_of_the_batch(inputs):
     """rows as a tensor is each row's own int."""
     gain = torch.randn(2, 4, 9)
-    both, _ = attend(**inputs, weights=KeyWeights(gain=gain, rows=tensor([1, 4])))
+    both, _ = attend(**inputs, weights=KeyWeights(gain=gain, first_query=tensor([1, 4])))
     for row, first in enumerate([1, 4]):
         one = {**inputs, **{name: inputs[name][[row]] for name in ("query", "key", "value")}}
-        alone, _ = attend(**one, weights=KeyWeights(gain=gain[[row]], rows=first))
+        alone, _ = attend(**one, weights=KeyWeights(gain=gain[[row]], first_query=first))
         torch.testing.assert_close(both[[row]], alone, **FLOAT32)
 
 
@@ -245,7 +245,7 @@ def test_chunks_of_queries_change_nothing(inputs, recording, monkeypatch):
         **inputs,
         "mask": torch.rand(2, 1, 5, 9) > 0.2,
         "causal": True,
-        "weights": KeyWeights(gain=torch.randn(2, 4, 6), rows=tensor([1, 4])),
+        "weights": KeyWeights(gain=torch.randn(2, 4, 6), first_query=tensor([1, 4])),
         "record": recording,
     }
     output, recorded = attend(**everything)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import tensor
 from torch.nn.functional import interpolate
 
-from sightline.decoders.regions import components, contrasted, enlarged, kept_regions, refined
+from sightline.decoders.carve.regions import components, contrasted, enlarged, kept_regions, refined
 
 SIX_DIGITS = dict(atol=1.5e-6, rtol=0)  # float64
 GRID = (3, 4)

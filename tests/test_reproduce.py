@@ -10,8 +10,8 @@ from coco import lay_out
 
 from sightline.decoders import DECODERS
 from sightline.evaluation import reproduce
-from sightline.evaluation.contenders import NAMED, parse_contender
 from sightline.evaluation.reproduce import BENCHMARKS, ROWS, Job, Row
+from sightline.evaluation.setups import NAMED, parse_setup
 from sightline.lab import CHECKPOINT
 from sightline.lab.dialogue import DESCRIBE
 
@@ -82,7 +82,7 @@ class FakeProcessor:
 
 
 def parsed(row):
-    return parse_contender(row.text, FakeProcessor())
+    return parse_setup(row.text, FakeProcessor())
 
 
 def test_settings_of_papers():
@@ -393,7 +393,7 @@ def test_what_greedy_cannot_do_is_no_rows_fault(laid_out, ids, tmp_path, monkeyp
     def generate(*arguments, **keywords):
         raise RuntimeError("no kernel for this device")
 
-    monkeypatch.setattr(reproduce.Asker, "generate", generate)
+    monkeypatch.setattr(reproduce.ModelRunner, "generate", generate)
     made = plan(laid_out, ids, tmp_path, "--benchmarks", "pope")
     with pytest.raises(RuntimeError, match="no kernel"):
         made.go()

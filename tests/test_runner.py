@@ -27,12 +27,12 @@ from sightline.evaluation import command, report, runner, summary
 from sightline.evaluation.answers import Answer
 from sightline.evaluation.asking import Preparation, Source
 from sightline.evaluation.batches import Ahead, cut, sample_seed, text_lengths
-from sightline.evaluation.benchmark import Item, Said, Task, by_unit
-from sightline.evaluation.contenders import parse_contenders
+from sightline.evaluation.benchmark import Item, Prediction, Task, by_unit
 from sightline.evaluation.lab import WORDINGS, LabBenchmark
 from sightline.evaluation.metrics import Metric, parse
 from sightline.evaluation.processes import Processes, find_processes, started_one
 from sightline.evaluation.runner import Run
+from sightline.evaluation.setups import parse_contenders
 from sightline.evaluation.statistics import HIGHER, Ratio
 from sightline.lab import CHECKPOINT
 
@@ -245,11 +245,11 @@ def test_seeds_follow_from_run_task_and_place():
 
 
 def test_a_turn_leaves_closed_sets_out_of_descriptions():
-    contenders, _ = parse_contenders(["posthoc", "vdd"], Source().processor)
+    setups, _ = parse_contenders(["posthoc", "vdd"], Source().processor)
     asked = Asked([1])
     asked.tasks = (asked.tasks[0], replace(asked.tasks[1], yes_no=False))
-    plan = runner.turns(cut(asked, Words(), 1, 0), contenders)
-    assert [[c.label for c in turn.contenders] for turn in plan] == [
+    plan = runner.turns(cut(asked, Words(), 1, 0), setups)
+    assert [[c.label for c in turn.setups] for turn in plan] == [
         ["greedy", "posthoc", "vdd"],
         ["greedy", "vdd"],
     ]
@@ -260,8 +260,8 @@ def test_a_turn_leaves_closed_sets_out_of_descriptions():
 
 
 def test_who_answers_first_changes_with_the_batch():
-    contenders, _ = parse_contenders(["vdd", "sampling"], None)
-    plan = runner.turns(cut(Asked([1] * 2), Words(), 1, 0), contenders)
+    setups, _ = parse_contenders(["vdd", "sampling"], None)
+    plan = runner.turns(cut(Asked([1] * 2), Words(), 1, 0), setups)
     assert [[c.label for c in turn.rotated] for turn in plan] == [
         ["greedy", "vdd", "sampling"],
         ["vdd", "sampling", "greedy"],
@@ -345,10 +345,10 @@ def whole(tmp_path_factory):
 def test_the_file_is_in_canonical_order(whole):
     benchmark = LabBenchmark(SCENES, seed=2)
     source = Source()
-    contenders, _ = parse_contenders(DECODERS, source.processor)
+    setups, _ = parse_contenders(DECODERS, source.processor)
     batches = cut(benchmark, source.processor.tokenizer, RUN.batch_size, RUN.seed)
     answers = files.read(whole[0] / "answers.jsonl")
-    assert list(answers) == runner.order(runner.turns(batches, contenders))
+    assert list(answers) == runner.order(runner.turns(batches, setups))
     seeds = {(b.task.name, b.index): b.seed for b in batches}
     for answer in answers.values():
         assert answer.seed == seeds[answer.task, answer.batch]
@@ -696,14 +696,14 @@ def test_a_shift_turns_bare_answers_and_leaves_the_rest():
 
     def entry(text, yes, no, rest):
         logits = summary.Logits(yes, no, rest)
-        return summary.Shiftable(Said(item, text, 9), parse(text), logits)
+        return summary.Shiftable(Prediction(item, text, 9), parse(text), logits)
 
     plain = [
         entry("No", 0.0, 1.0, 0.0),  # turns to yes at 1
         entry("No, none", 0.0, 3.0, 0.0),  # at 3
         entry("Yes!", 2.0, 0.0, 0.0),
         entry("The answer is yes", 0.0, 0.0, 5.0),  # not said by its first token
-        summary.Shiftable(Said(item, "No", 9), "no", None),
+        summary.Shiftable(Prediction(item, "No", 9), "no", None),
     ]
     assert summary.shifts(plain, {"same": 2}) == []
     [more] = summary.shifts(plain, {"more": 3})
@@ -718,14 +718,14 @@ def test_a_shift_turns_bare_answers_and_leaves_the_rest():
 
 def test_figures_of_flags_by_hand():
     benchmark = Flags(4, of_a_picture=2)
-    contenders, _ = parse_contenders(["vdd"], None)
+    setups, _ = parse_contenders(["vdd"], None)
     texts = {"greedy": ["No", "No", "Yes", "what"], "vdd": ["No", "Yes", "No", "Yes"]}
     answers = [
         flag(item, label, text, (0.0, 1.0, 0.0) if label == "greedy" else None)
         for label, some in texts.items()
         for item, text in zip(benchmark.items, some, strict=True)
     ]
-    found = summary.summarise(benchmark, answers, contenders, yes_shift=False)
+    found = summary.summarise(benchmark, answers, setups, yes_shift=False)
     task = found["tasks"]["flags"]
     assert found["units"] == 2
     assert task["rows"]["greedy"]["accuracy"]["value"] == 1 / 4
@@ -742,15 +742,15 @@ def test_figures_of_flags_by_hand():
 
 def test_nine_thousand_answers_are_scored_in_five_seconds():
     benchmark = Flags(3000)
-    contenders, _ = parse_contenders(["vdd", "vcd"], None)
+    setups, _ = parse_contenders(["vdd", "vcd"], None)
     rng = np.random.default_rng(0)
     answers = [
         flag(item, c.label, ("No", "Yes")[rng.integers(2)], tuple(rng.normal(size=3)))
-        for c in contenders
+        for c in setups
         for item in benchmark.items
     ]
     started = time.process_time()
-    found = summary.summarise(benchmark, answers, contenders)
+    found = summary.summarise(benchmark, answers, setups)
     assert time.process_time() - started < 5
     assert len(answers) == 9000 and found["units"] == 500
 

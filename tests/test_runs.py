@@ -21,10 +21,9 @@ from typer.testing import CliRunner
 from sightline import cli
 from sightline.evaluation import answers as files
 from sightline.evaluation import runner
-from sightline.evaluation.asking import Asker, Preparation, Source
+from sightline.evaluation.asking import ModelRunner, Preparation, Source
 from sightline.evaluation.batches import Batch
 from sightline.evaluation.benchmark import Item
-from sightline.evaluation.contenders import parse_contenders
 from sightline.evaluation.failures import explained
 from sightline.evaluation.files import check_pictures, open_inside
 from sightline.evaluation.lab import LabBenchmark
@@ -32,6 +31,7 @@ from sightline.evaluation.lock import Lock
 from sightline.evaluation.pope import Pope
 from sightline.evaluation.record import header, versions
 from sightline.evaluation.runner import Run
+from sightline.evaluation.setups import parse_contenders
 from sightline.json_text import finite, json_text
 from sightline.lab import PICTURES
 
@@ -223,8 +223,8 @@ def loaded():
 
 
 def written(source):
-    contenders, _ = parse_contenders(["vdd"], source.processor)
-    return header(LabBenchmark(2, 0), Run(), source, contenders, versions(), "")
+    setups, _ = parse_contenders(["vdd"], source.processor)
+    return header(LabBenchmark(2, 0), Run(), source, setups, versions(), "")
 
 
 def one_weight(source):
@@ -335,19 +335,19 @@ def test_broken_weights_end_a_run_without_an_answer(tmp_path, decoders):
 @needs_weights
 @pytest.mark.parametrize("label", ["greedy", "beam", "vdd+sample"])
 def test_logits_that_break_later_end_a_run_and_what_was_said_is_kept(tmp_path, label):
-    """For each contender: its logits break in the second batch, and no line of it is written."""
-    source, answer = loaded(), Asker.answer
+    """For each setup: its logits break in the second batch, and no line of it is written."""
+    source, answer = loaded(), ModelRunner.answer
     head = source.model.get_output_embeddings()
     kept = head.weight.data.clone()
 
-    class Breaking(Asker):
-        def answer(self, contender, prepared, inputs):
-            if contender.label == label and prepared.batch.index == 1:
+    class Breaking(ModelRunner):
+        def answer(self, setup, prepared, inputs):
+            if setup.label == label and prepared.batch.index == 1:
                 head.weight.data[5] = math.nan
-            return answer(self, contender, prepared, inputs)
+            return answer(self, setup, prepared, inputs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "Asker", Breaking)
+        patch.setattr(runner, "ModelRunner", Breaking)
         names = () if label == "greedy" else (label,)
         with pytest.raises(ValueError) as refused:
             evaluate(tmp_path / "run", LabBenchmark(1, 0), names, source=source)
@@ -361,11 +361,11 @@ def test_logits_that_break_later_end_a_run_and_what_was_said_is_kept(tmp_path, l
 @needs_weights
 def test_a_banned_word_is_no_infinite_number_in_a_file():
     source = Source()
-    asker = Asker(source.model, source.processor, 1.0, {})
+    model_runner = ModelRunner(source.model, source.processor, 1.0, {})
     logits = torch.zeros(2, source.model.config.text_config.vocab_size)
-    yes, no = asker.yes_no
+    yes, no = model_runner.yes_no
     logits[0, yes], logits[1, no] = 2.0, -math.inf
-    assert asker.first_logits(logits) == [(2.0, 0.0, 0.0), None]
+    assert model_runner.first_logits(logits) == [(2.0, 0.0, 0.0), None]
 
 
 def test_json_by_hand():
@@ -388,7 +388,7 @@ def test_all_json_that_is_written_is_json():
     """No call that would write NaN, in the library, the demo and the benchmarks."""
     root = HERE.parent
     lax = []
-    for path in (*root.glob("*.py"), *root.glob("*/*.py")):
+    for path in (*root.glob("*.py"), *root.glob("*/*.py"), *root.glob("decoders/*/*.py")):
         if path.parent.name in ("tests", "build"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):

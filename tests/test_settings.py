@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import numpy as np
 import pytest
 import torch
+from chat_models import TALKERS
 from methods import METHODS
 from models import PROMPTS
-from talkers import TALKERS
 
 import sightline
 
@@ -31,25 +31,25 @@ from sightline import (
     ICD,
     MVP,
     VDGD,
+    ConfidenceGate,
     EmbeddingContrast,
     PlausibilityProcessor,
     PostHocDebias,
-    Reusing,
+    PromptCached,
     UnknownImage,
-    Unsure,
 )
-from sightline.attention.recalibrations import ImageGain, ImageScale
+from sightline.attention.edits import ImageGain, ImageScale
 from sightline.attention.reference import KeyWeights
 from sightline.chat import prompt_inputs
 from sightline.decoders import DECODERS
-from sightline.decoders.agla import SelfMatcher
+from sightline.decoders.agla.agla import SelfMatcher
 from sightline.settings import Limits
 
 GIVEN = {  # what has no default
     UnknownImage: dict(tokens=(7,)),
     ImageGain: dict(alpha=0.2),
     ImageScale: dict(image=1.2, system=0.9),
-    Reusing: dict(decoder=sightline.VDD()),
+    PromptCached: dict(decoder=sightline.VDD()),
     sightline.VDD: dict(variant="unk"),
     PostHocDebias: dict(reference="unk"),
 }
@@ -61,10 +61,10 @@ OPTIONAL = dict(
 def parts():
     """(name, setting, a value of it, a maker) of every number that a dataclass is set by."""
     classes = {*DECODERS.values(), PostHocDebias, MVP}
-    for folder in ("attention", "decoders", "logits"):
+    for folder in ("attention", "decoders", "engine", "logits"):
         package = importlib.import_module(f"sightline.{folder}")
-        for module in pkgutil.iter_modules(package.__path__):
-            found = vars(importlib.import_module(f"{package.__name__}.{module.name}")).values()
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            found = vars(importlib.import_module(module.name)).values()
             classes |= {each for each in found if is_part(each)}
     classes -= {KeyWeights, sightline.PrefixOnly}  # data; settings of VDGD that it leaves unread
     for made in sorted(classes, key=lambda each: each.__name__):
@@ -229,7 +229,7 @@ def test_processors_take_them_too(llava):
     model, _ = llava
     assert type(PlausibilityProcessor(np.float32(0.5)).beta) is float
     assert type(EmbeddingContrast(model, np.float32(0.5), np.float64(0.1)).rule.alpha) is float
-    assert type(Unsure(np.float32(0.5)).probability) is float
+    assert type(ConfidenceGate(np.float32(0.5)).probability) is float
     with pytest.raises(ValueError, match=r"beta must be in \[0, 1\], got 'half'"):
         PlausibilityProcessor("half")
 

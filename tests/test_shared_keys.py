@@ -8,16 +8,17 @@ from forwards import full_forward
 from methods import Prompt
 from models import PROMPTS
 from oracles import image_gain, image_scale, least_attended
-from test_peculiarities import CLOSE, PRESENT, SUPPRESSED, tiny
+from test_model_quirks import CLOSE, PRESENT, SUPPRESSED, tiny
 
 from sightline import SID, VAF, Recipe, VASparse
-from sightline.attention.interface import KEYWORD, Stream, Streams, recalibrated
-from sightline.attention.ledger import Ledger
-from sightline.attention.recalibrations import ImageGain, ImageScale, LeastAttended
-from sightline.decoders.caches import layers_with_every_key, layers_without_attention
-from sightline.decoders.carve import RefinedPicture
-from sightline.decoders.ensemble import complete, expert_branch, watch
-from sightline.decoders.parse import STAND_IN
+from sightline.attention.edits import ImageGain, ImageScale, LeastAttended
+from sightline.attention.hook import KEYWORD, AttentionPlan, BranchAttention, recalibrated
+from sightline.attention.recorder import AttentionRecorder
+from sightline.decoders.carve.carve import RefinedPicture
+from sightline.engine.attention_maps import watch
+from sightline.engine.inputs import complete, expert_branch
+from sightline.engine.kv_cache import layers_with_every_key, layers_without_attention
+from sightline.specs import STAND_IN
 
 EDITS = {
     "gain": ImageGain(2.0, layers=(0, 4)),
@@ -36,13 +37,13 @@ def sharing(name="gemma4", **changes):
 # One layer: the latest queries alone are read like the latest of all
 
 
-def ledger(rows=3, width=9):
+def recorder(rows=3, width=9):
     """A row padded on the left, one whose image comes late, and one without an image."""
     image = torch.zeros(rows, width, dtype=torch.bool)
     image[0, 3:5] = image[1, 6:8] = True
     mask = torch.ones_like(image)
     mask[0, :2] = False
-    made = Ledger(image, mask, layers=4)
+    made = AttentionRecorder(image, mask, layers=4)
     made.begin(0, width)
     made.row[0] = torch.rand(rows, width, generator=torch.Generator().manual_seed(1))
     return made
@@ -50,13 +51,13 @@ def ledger(rows=3, width=9):
 
 def read(parts, latest, asked=frozenset({"row", "groups", "mass"})):
     """Output and records of layer 1, which gets the `latest` of 9 queries."""
-    kept = ledger()
+    kept = recorder()
     kept.queried = torch.zeros(3, 9, dtype=torch.bool)
     kept.queried[:, 7:] = True
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 3, 2, 9, 4, generator=generator).unbind(0)
     hidden = torch.ones(9, 9, dtype=torch.bool).triu(1) | ~kept.mask[:, None, None]
-    streams = Streams([Stream(kept, parts, {1: asked})])
+    plan = AttentionPlan([BranchAttention(kept, parts, {1: asked})])
     module = SimpleNamespace(layer_idx=1)
     output, _ = recalibrated(
         torch.nn.functional.scaled_dot_product_attention,  # not called: all of it is edited
@@ -66,7 +67,7 @@ def read(parts, latest, asked=frozenset({"row", "groups", "mass"})):
         value,
         ~hidden[..., -latest:, :],
         scaling=0.5,
-        **{KEYWORD: streams},
+        **{KEYWORD: plan},
     )
     return output[:, -2:], {name: getattr(kept, name)[1] for name in asked}
 
@@ -75,7 +76,7 @@ def read(parts, latest, asked=frozenset({"row", "groups", "mass"})):
 @pytest.mark.parametrize("edit", EDITS)
 def test_the_latest_queries_alone_are_edited_and_recorded_alike(monkeypatch, edit, latest):
     monkeypatch.setattr(
-        "sightline.attention.interface.first_concerned", lambda *_: 0
+        "sightline.attention.hook.first_concerned", lambda *_: 0
     )  # so that every query is read by the edited attention
     asked = frozenset({"row", "groups", "mass", "chosen"})
     whole, records = read((EDITS[edit],), 9, asked)
@@ -109,7 +110,7 @@ def test_every_answered_token_is_edited(edit, layers):
     told = dict(output_logits=True, return_dict_in_generate=True, max_new_tokens=3)
     asked = dict(do_sample=False, **SUPPRESSED, **told)
     got = made.model.generate(
-        **made.inputs(PROMPTS), custom_generate=Recipe(recalibrations=(part,)), **asked
+        **made.inputs(PROMPTS), custom_generate=Recipe(attention_edits=(part,)), **asked
     )
     for place, row in enumerate(PROMPTS):
         answer = got.sequences[place, -3:].tolist()

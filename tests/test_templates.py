@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from shared import SHARED, needs_shared
-from talkers import CHATML, TALKERS, unpadded, within
+from chat_models import CHATML, TALKERS, unpadded, within
+from goldens import SHARED, needs_shared
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForImageTextToText,
@@ -25,12 +25,12 @@ from sightline.chat import (
     parse_arguments,
     prompt_inputs,
     templated,
-    user_turn,
     written_argument,
 )
-from sightline.decoders.asking import Chat
-from sightline.decoders.template import Template, turn
+from sightline.engine.chat_prompts import PromptEditor
+from sightline.engine.chat_template import Template, turn
 from sightline.evaluation.asking import Preparation
+from sightline.vision.images import user_turn
 
 HEADER = "<|im_end|>\n<|im_start|>assistant\n"
 OPENED = CHATML.replace(
@@ -86,7 +86,7 @@ def inputs_of(talker, processor, chats, **arguments):
 
 
 def asking(talker, processor, inputs, action):
-    return within(talker, inputs, lambda e, m: action(Chat(processor, m), e))
+    return within(talker, inputs, lambda e, m: action(PromptEditor(processor, m), e))
 
 
 def same_prompt(branch, inputs):
@@ -358,7 +358,7 @@ def test_a_processor_without_a_template_writes_its_own_prompt(processor):
     with pytest.raises(ValueError, match="no chat template that would take thinking"):
         prompt_inputs(model, own, [lab_picture()], "a cup", chat_template_kwargs={"thinking": True})
     with pytest.raises(ValueError, match="no chat template, in which this decoder would ask"):
-        Chat(own, model)
+        PromptEditor(own, model)
     batch = Preparation(None, own).encode([lab_picture()] * 2, ["a cup", "a cup and a dog"])
     assert (batch["input_ids"] == own.image_token_id).sum(axis=1).tolist() == [4, 4]
     assert batch["attention_mask"][:, -1].tolist() == [1, 1]

@@ -4,21 +4,12 @@ import inspect
 
 import pytest
 import torch
+from chat_models import TALKERS
 from methods import METHODS
 from models import BOS, PROMPTS
-from talkers import TALKERS
-from tiny import Tiny
+from tiny_families import Tiny
 
-from sightline import (
-    AGLA,
-    MVP,
-    VDD,
-    VDGD,
-    Branch,
-    Plausibility,
-    PostHocDebias,
-    Recipe,
-)
+from sightline import AGLA, MVP, VDD, VDGD, Branch, Plausibility, PostHocDebias, Recipe
 from sightline.decoders import DECODERS
 from sightline.logits.rules import Contrastive
 

@@ -5,11 +5,11 @@ from functools import cache
 
 import numpy as np
 import pytest
-import tiny
+import tiny_families
 import torch
 from models import BOS, EOS, IMAGE, PAD, PROMPTS, VISION_END, VISION_START
 from PIL import Image
-from tiny import GRID, PATCH, SIDE, TOKENS, Family, Tiny, cut, families
+from tiny_families import GRID, PATCH, SIDE, TOKENS, Family, Tiny, cut, families
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -22,17 +22,17 @@ family = pytest.mark.parametrize("name", BUILT)
 made = cache(Tiny.of)
 
 
-def answered(tiny, inputs, steps):
+def answered(tiny_families, inputs, steps):
     """The answers without what follows their ends, `[B]` lists, and `[B, steps, V]` logits."""
     asked = dict(max_new_tokens=steps, do_sample=False, return_dict_in_generate=True)
-    output = tiny.model.generate(**inputs, **asked, output_logits=True)
+    output = tiny_families.model.generate(**inputs, **asked, output_logits=True)
     logits = torch.stack(output.logits, dim=1)
     tokens = output.sequences[:, -logits.shape[1] :].tolist()
     return [row[: row.index(EOS) + 1] if EOS in row else row for row in tokens], logits
 
 
-def first(tiny, inputs):
-    return answered(tiny, inputs, 1)[1][:, 0]
+def first(tiny_families, inputs):
+    return answered(tiny_families, inputs, 1)[1][:, 0]
 
 
 def given(name, text):
@@ -50,15 +50,18 @@ def test_every_family_of_the_mapping_has_a_record():
 
 
 def test_a_family_without_a_record_is_an_untested_row(monkeypatch):
-    monkeypatch.delitem(tiny.RECORDS, "llava")
+    monkeypatch.delitem(tiny_families.RECORDS, "llava")
     assert "untested" in families()["llava"].why_untested
     with pytest.raises(ValueError, match="no tiny model of llava: untested"):
         Tiny.of("llava")
 
 
 def test_a_package_that_is_missing_is_the_reason():
-    assert "needs no_such_package" in Family(tiny.squares, needs="no_such_package").why_untested
-    assert not Family(tiny.squares, needs="torch").why_untested
+    assert (
+        "needs no_such_package"
+        in Family(tiny_families.squares, needs="no_such_package").why_untested
+    )
+    assert not Family(tiny_families.squares, needs="torch").why_untested
 
 
 @family
@@ -182,7 +185,7 @@ def test_a_token_looks_at_the_last_picture_before_it():
     ids = torch.tensor([[BOS, IMAGE, 12, IMAGE, 13], [PAD, BOS, 20, IMAGE, 21]])
     first_row = [[0, 0], [1, 0], [1, 0], [0, 1], [0, 1]]
     second_row = [[0, 0], [0, 0], [0, 0], [1, 0], [1, 0]]
-    assert tiny.latest(ids, [2, 1]).tolist() == [first_row, second_row]
+    assert tiny_families.latest(ids, [2, 1]).tolist() == [first_row, second_row]
 
 
 FLAT = dict(patch_size=PATCH, merge_size=2)

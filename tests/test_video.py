@@ -6,13 +6,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 import transformers
-from idle import with_all_branches
 from methods import METHODS
 from models import BOS, EOS, IMAGE, PAD, VIDEO, VISION_END, VISION_START
+from neutral_parts import with_all_branches
 from noises import own_noise
 from oracles import Seen, image_gain, oracle_attention, sparse
 from packaging.version import Version
-from tiny import Tiny, families
+from tiny_families import Tiny, families
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_MAPPING,
@@ -194,10 +194,10 @@ def full_layers(model):
 def refused_if_edited(watcher, method):
     """Expects a refusal where the method edits what the model does not let it."""
     recipe, reasons = method.strong.recipe(), []
-    if recipe.recalibrations and watcher.clips.no_edits:
+    if recipe.attention_edits and watcher.clips.no_edits:
         reasons.append(watcher.clips.no_edits)
     depth = watcher.model.config.get_text_config(decoder=True).num_hidden_layers
-    if recipe.selections and len(full_layers(watcher.model)) < depth:
+    if recipe.cache_evictions and len(full_layers(watcher.model)) < depth:
         reasons += ["keys can only leave", "do not keep every key"]
     return pytest.raises(ValueError, match="|".join(reasons)) if reasons else nullcontext()
 
@@ -237,7 +237,7 @@ def oracle_logits(watcher, row, answer, oracle):
     ids=["pai", "vasparse"],
 )
 def test_edited_attention_is_the_oracles(shown, decoder, oracle):
-    steps = 7  # two of VASparse's selections
+    steps = 7  # two of VASparse's cache evictions
     output = described(shown, [FIRST, BOTH], decoder, max_new_tokens=steps)
     for index, row in enumerate([FIRST, BOTH]):
         said = output.sequences[index, -steps:].tolist()

@@ -6,23 +6,23 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from talkers import TALKERS, Fixed, blacked_out, scene, unpadded, within
+from chat_models import TALKERS, Fixed, blacked_out, scene, unpadded, within
 from test_invariants import snapshot
 from torch.nn.functional import interpolate
 from transformers.generation import BaseStreamer
 
 from sightline import AGLA, CARVE, ICD, M3ID, MVP, VDGD, PrefixOnly
-from sightline.decoders.agla import SelfMatcher
-from sightline.decoders.asking import Chat
-from sightline.decoders.carve import GENERAL, SUFFIX, middle
-from sightline.decoders.ensemble import read_pictures
+from sightline.decoders.agla.agla import SelfMatcher
+from sightline.decoders.agla.matching import Matcher
+from sightline.decoders.carve.carve import GENERAL, SUFFIX, middle
+from sightline.decoders.carve.regions import kept_regions, refined
 from sightline.decoders.icd import INSTRUCTIONS
-from sightline.decoders.matching import Matcher
-from sightline.decoders.mvp import Drawn
-from sightline.decoders.noise import generator
-from sightline.decoders.parse import STAND_IN
-from sightline.decoders.regions import kept_regions, refined
+from sightline.decoders.mvp.mvp import Drawn
 from sightline.decoders.vdgd import REQUEST, STATEMENT
+from sightline.engine.chat_prompts import PromptEditor
+from sightline.engine.prefill import read_pictures
+from sightline.specs import STAND_IN
+from sightline.vision.noise import generator
 
 QUESTIONS = ["Describe the image.", "Is there an orange or a vase?"]
 ASKED = dict(output_scores=True, output_logits=True, return_dict_in_generate=True)
@@ -312,13 +312,13 @@ def test_agla_asks_the_matcher_without_the_suffix(talker):
     seen = []
 
     @dataclass(frozen=True)
-    class Listening(Matcher):
+    class StepCallback(Matcher):
         def __call__(self, pictures, questions, looks=()):
             seen.append((pictures, questions, looks))
             return Fixed()(pictures, questions)
 
     suffix = "Please answer this question with one word."
-    decoder = AGLA(talker.processor, Listening(), suffix=suffix)
+    decoder = AGLA(talker.processor, StepCallback(), suffix=suffix)
     generate(talker, decoder, [f"{question} {suffix}" for question in QUESTIONS], steps=1)
     ((pictures, questions, looks),) = seen
     assert list(questions) == QUESTIONS and list(looks) == []
@@ -413,7 +413,7 @@ def contrasts(talker, decoder, questions=QUESTIONS):
     pictures = talker.pictures[: len(questions)]
 
     def action(expert, model):
-        return part._contrast(Chat(talker.processor, model), read_pictures(expert, model))
+        return part._contrast(PromptEditor(talker.processor, model), read_pictures(expert, model))
 
     return within(talker, talker.asked(questions, pictures), action, images=list(pictures))
 
@@ -498,7 +498,7 @@ def test_carve_keeps_the_grid_of_3_to_2_pictures(qwen_talker, size, monkeypatch)
     # A bright spot in the cell of row 3, column 5: the cut must be around its pixels.
     values = torch.ones(count)
     values[3 * (gw // 2) + 5] = 9.0
-    part = "sightline.decoders.carve.RefinedPicture._contrast"
+    part = "sightline.decoders.carve.carve.RefinedPicture._contrast"
     monkeypatch.setattr(part, lambda *args: [values])
     seen = []
     whole = refined
@@ -507,7 +507,7 @@ def test_carve_keeps_the_grid_of_3_to_2_pictures(qwen_talker, size, monkeypatch)
         seen.append(kept)
         return whole(picture, kept, fill)
 
-    monkeypatch.setattr("sightline.decoders.carve.refined", spy)
+    monkeypatch.setattr("sightline.decoders.carve.carve.refined", spy)
     decoder = CARVE(small.processor, share=0.01, regions=1, tokens=2)
     generate(small, decoder, QUESTIONS[:1], [picture], steps=1)
     rows, columns = seen[0].nonzero().float().mean(0).tolist()
@@ -526,10 +526,12 @@ def test_carves_regions_are_a_maximum(lab_talker, monkeypatch):
     """K of the authors' code is the least: with 3 bright spots and K = 2 one must go."""
     values = torch.ones(64)
     values[[9, 30, 54]] = torch.tensor([9.0, 8.0, 7.0])
-    monkeypatch.setattr("sightline.decoders.carve.RefinedPicture._contrast", lambda *a: [values])
+    monkeypatch.setattr(
+        "sightline.decoders.carve.carve.RefinedPicture._contrast", lambda *a: [values]
+    )
     boxes = []
     monkeypatch.setattr(
-        "sightline.decoders.carve.refined",
+        "sightline.decoders.carve.carve.refined",
         lambda picture, kept, fill: boxes.append(kept) or refined(picture, kept, fill),
     )
     for regions in (1, 2, 3):
@@ -551,7 +553,7 @@ def test_a_share_of_1_leaves_the_picture_as_it_is(talker):
 @pytest.mark.filterwarnings("ignore:the question draws no more")
 def test_flat_maps_keep_all_of_the_picture(talker, monkeypatch):
     monkeypatch.setattr(
-        "sightline.decoders.carve.RefinedPicture._contrast",
+        "sightline.decoders.carve.carve.RefinedPicture._contrast",
         lambda self, chat, expert: [
             2 + 1e-5 * torch.arange(count) for count in expert.image_mask.sum(1).tolist()
         ],
@@ -703,16 +705,16 @@ def test_unresolved_paths_may_count_as_affirmative(qwen_talker):
 
 
 def test_captions_are_asked_once_for_each_picture(talker, monkeypatch):
-    from sightline.decoders import mvp as module
+    from sightline.decoders.mvp import mvp as module
 
     calls = []
-    own = module.say
+    own = module.generate_text
 
     def spy(model, branch, tokens, **kwargs):
         calls.append((len(branch.input_ids), tokens))
         return own(model, branch, tokens, **kwargs)
 
-    monkeypatch.setattr(module, "say", spy)
+    monkeypatch.setattr(module, "generate_text", spy)
     decoder = mvp(talker, tokens=4, caption_tokens=5)
     picture, other = talker.pictures[:2]
     generate(talker, decoder, QUESTIONS, [picture, picture])

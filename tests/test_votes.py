@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import tensor
 
-from sightline.logits.votes import (
+from sightline.decoders.mvp.votes import (
     Answer,
     FirstToken,
     Path,

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from forwards import full_branches
-from idle import with_all_branches
 from methods import METHODS
 from models import EOS, FAMILIES, IMAGE, PROMPTS, VIDEO, VISION_END, VISION_START
+from neutral_parts import with_all_branches
 from oracles import image_gain
 from transformers import (
     AutoModelForImageTextToText,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from models import IMAGE, PAD, VIDEO, VISION_END
-from tiny import GRID, PATCH, SIDE, Tiny, cut
+from tiny_families import GRID, PATCH, SIDE, Tiny, cut
 
 VIDEO_START, VIDEO_END = 101, 102
 FRAMES = 4

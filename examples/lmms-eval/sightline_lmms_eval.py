@@ -5,7 +5,7 @@
         --model_args 'pretrained=llava-hf/llava-1.5-7b-hf,decoder="vcd:alpha=0.5,beta=0.2"'
 
 Without `decoder` the checkpoint answers as it is. Names, settings and presets are those of
-`sightline decoders`, and the controls of `sightline.evaluation.contenders`; quotes keep the commas
+`sightline decoders`, and the controls of `sightline.evaluation.setups`; quotes keep the commas
 between settings from the harness. How an answer is drawn and how long it may be is the task's.
 
 What was not run: lmms-eval itself. What it asks of a model follows its model guide and release 0.7
@@ -20,8 +20,8 @@ from lmms_eval.api.model import lmms
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import answer
-from sightline.decoders.parse import choose, split_decoders
-from sightline.evaluation.contenders import NAMED
+from sightline.evaluation.setups import NAMED
+from sightline.specs import choose, split_decoders
 
 PLACEHOLDER = "<image>"
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tiny import SIZES, change, enlivened, families, shrunk
+from tiny_families import SIZES, change, enlivened, families, shrunk
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from sightline import Recipe

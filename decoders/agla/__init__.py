@@ -1,0 +1,1 @@
+"""AGLA, and how well each image patch matches the question."""

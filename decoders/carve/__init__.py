@@ -1,0 +1,1 @@
+"""CARVE, and the image regions that it keeps."""

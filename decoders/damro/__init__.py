@@ -1,0 +1,1 @@
+"""DAMRO, and the outlier tokens of a vision tower."""

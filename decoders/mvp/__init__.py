@@ -1,0 +1,1 @@
+"""MVP, and its vote over views."""

@@ -1,0 +1,1 @@
+"""VASparse, and its contrast with the last token's embedding."""

@@ -1,0 +1,1 @@
+"""Runs N branches of one answer; knows no paper."""

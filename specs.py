@@ -1,0 +1,371 @@
+"""Decoders from text: `vdd:variant=unk,alpha=0.5`, `greedy,pai:layers=1+3,vcd.pope_paper`.
+
+A comma separates settings and decoders, `+` the parts of one value, and a point a decoder and its
+preset, which settings override. Which settings and presets there are, and how a value is read,
+comes from the decoder's class: its fields, and its class methods that make one. So does what it
+says of itself: docstrings, and the range in which a setting is usually tried.
+"""
+
+import inspect
+import re
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from difflib import get_close_matches
+from functools import partial
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from sightline.decoders import DECODERS
+from sightline.engine.search_range import SearchRange
+from sightline.messages import clipped, short
+
+FILLED = "processor"
+"""The field that is filled in and not set by users."""
+STAND_IN = types.SimpleNamespace(unk_token_id=0)
+"""In the processor's place where a decoder is made to be looked at, and never run."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A decoder that was asked for, its settings read but not yet checked by the decoder.
+
+    Args:
+        label: What was asked for, without blanks and with the name in lower case.
+        kind: The decoder's class.
+        settings: Values by name.
+        preset: What the settings change. None: the defaults.
+    """
+
+    label: str
+    kind: type
+    settings: Mapping[str, Any]
+    preset: "Preset | None" = None
+
+    def build(self, processor: Any) -> Any:
+        """The decoder, with the processor where it takes one; `ValueError` for bad settings."""
+        takes = {FILLED} & {setting.name for setting in fields(self.kind)}
+        settings = dict(self.settings, **dict.fromkeys(takes, processor))
+        try:
+            if self.preset is None:
+                return self.kind(**settings)
+            return replace(self.preset.decoder(processor), **settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{clipped(self.label)}: {error}") from error
+
+
+def split_decoders(text: str) -> list[tuple[str, list[str]]]:
+    """`greedy,vdd:alpha=0.5,beta=0.2` -> [("greedy", []), ("vdd", ["alpha=0.5", "beta=0.2"])].
+
+    What has a `=` belongs to the name before it. Names come in lower case, unchecked.
+    """
+    decoders: list[tuple[str, list[str]]] = []
+    for part in text.split(","):
+        name, colon, first = part.partition(":")
+        if "=" not in name:
+            decoders.append((name.strip().lower(), [first] if colon else []))
+        elif decoders:
+            decoders[-1][1].append(part)
+        else:
+            raise ValueError(f"the setting {short(part)} stands before any decoder: name one first")
+    return decoders
+
+
+def choose(
+    name: str,
+    assignments: Sequence[str],
+    decoders: Mapping[str, type] = DECODERS,
+    others: Iterable[str] = (),
+) -> Request:
+    """A decoder of a name, or of a name and a preset, and its `name=value` settings.
+
+    Args:
+        name: In lower case: `vcd` or `vcd.pope_paper`.
+        assignments: Each of one setting.
+        decoders: What the names stand for.
+        others: Names that the caller knows besides, for the message on a wrong one.
+
+    Raises:
+        ValueError: For an unknown name, preset or setting, listing those that exist; for a value
+            of another type, and for a setting that is given twice.
+    """
+    kind, preset = find(name, decoders, others)
+    known = settable(kind)
+    texts = split_assignments(name, assignments)
+    values = {key: read_setting(name, known, key, text) for key, text in texts.items()}
+    asked = ",".join(f"{key}={text}" for key, text in texts.items())
+    return Request(f"{name}:{asked}" if asked else name, kind, values, preset)
+
+
+def find(
+    name: str, decoders: Mapping[str, type] = DECODERS, others: Iterable[str] = ()
+) -> "tuple[type, Preset | None]":
+    """The class and the preset of a name; arguments and errors as in `choose`."""
+    base, point, chosen = name.partition(".")
+    if base not in decoders:
+        raise unknown("decoder", name, (*others, *decoders))
+    kind = decoders[base]
+    made = presets(kind)
+    if point and chosen not in made:
+        raise unknown(f"preset of {base}", chosen, made)
+    return kind, made.get(chosen)
+
+
+def read_setting(name: str, known: "Mapping[str, Setting]", key: str, text: str) -> Any:
+    """The value of a decoder's setting from its text; errors as in `choose`."""
+    if key not in known:
+        raise unknown(f"setting of {name}", key, known)
+    reader = known[key].reader
+    try:
+        return reader.read(text)
+    except ValueError:
+        raise ValueError(f"{key} of {name} must be {reader.wanted}, got {short(text)}") from None
+
+
+def split_assignments(name: str, assignments: Iterable[str]) -> dict[str, str]:
+    """`["alpha=0.5", "beta=0.2"]` -> texts by setting."""
+    texts: dict[str, str] = {}
+    for assignment in assignments:
+        key, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals or not key:
+            raise ValueError(f"a setting of {name} is written NAME=VALUE, got {short(assignment)}")
+        if key in texts:
+            raise ValueError(f"{key} of {name} is set twice")
+        texts[key] = text
+    return texts
+
+
+def unknown(what: str, name: str, names: Iterable[str]) -> ValueError:
+    """For a name that does not exist: says the nearest one that does, and all of them."""
+    known = list(names)
+    near = get_close_matches(name, known, n=1)
+    guess = f" (did you mean {near[0]}?)" if near else ""
+    there = f"there are {', '.join(known)}" if known else "there is none"
+    return ValueError(f"no {what} is called {short(name)}{guess}: {there}")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Turns a setting's text into a value; raises `ValueError` for what is not `wanted`."""
+
+    wanted: str
+    read: Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A decoder's setting that can be written as text.
+
+    Args:
+        name: Of the field.
+        kind: Its type, as annotated.
+        value: Its default; `MISSING` where there is none.
+        reader: Of its text.
+        usual: The range in which it is usually tried. None: none was noted.
+    """
+
+    name: str
+    kind: Any
+    value: Any
+    reader: Reader
+    usual: SearchRange | None = None
+
+    @property
+    def default(self) -> str:
+        """The default as one would write it; "required" where there is none."""
+        return "required" if self.value is MISSING else value_text(self.value)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """All values that it may have; empty where they are not listed."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings under a name.
+
+    Args:
+        name: Of the class method.
+        make: Makes the decoder.
+        meaning: The first line of the method's docstring.
+    """
+
+    name: str
+    make: Callable[[], Any]
+    meaning: str
+
+    def decoder(self, processor: Any) -> Any:
+        """The decoder, made with the processor where the method takes one."""
+        takes = {FILLED} & inspect.signature(self.make).parameters.keys()
+        return self.make(**dict.fromkeys(takes, processor))
+
+    def changes(self) -> dict[str, str]:
+        """The settings that it does not leave at their default, as one would write them."""
+        decoder = self.decoder(STAND_IN)
+        known = settable(type(decoder))
+        texts = {name: value_text(getattr(decoder, name)) for name in known}
+        return {name: text for name, text in texts.items() if text != known[name].default}
+
+
+def presets(kind: type) -> dict[str, Preset]:
+    """The presets of a decoder by name: class methods that return one and need no arguments."""
+    found = {}
+    for member in inspect.classify_class_attrs(kind):
+        if member.kind == "class method" and not member.name.startswith("_"):
+            make = getattr(kind, member.name)
+            made = get_type_hints(make).get("return")
+            if isinstance(made, type) and issubclass(kind, made) and needs_nothing(make):
+                meaning = (inspect.getdoc(make) or "").partition("\n")[0]
+                found[member.name] = Preset(member.name, make, meaning)
+    return found
+
+
+def needs_nothing(make: Callable[..., Any]) -> bool:
+    """Whether it can be called without arguments."""
+    try:
+        inspect.signature(make).bind()
+    except TypeError:
+        return False
+    return True
+
+
+def settable(kind: type) -> dict[str, Setting]:
+    """The settings of a decoder that can be written as text, by name."""
+    kinds, noted = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    own = [each for each in fields(kind) if each.init and each.name != FILLED]
+    found = (setting(each, kinds[each.name], noted[each.name]) for each in own)
+    return {each.name: each for each in found if each}
+
+
+def setting(field: Field, kind: Any, noted: Any) -> Setting | None:
+    """A field as a setting, by its type without and with notes.
+
+    None for types that cannot be written as text.
+    """
+    notes = get_args(noted)[1:] if get_origin(noted) is Annotated else ()
+    usual = next((note for note in notes if isinstance(note, SearchRange)), None)
+    value = field.default if field.default_factory is MISSING else field.default_factory()
+    known = reader(kind)
+    return None if known is None else Setting(field.name, kind, value, known, usual)
+
+
+def value_text(value: Any) -> str:
+    """A value as one would write it; "empty" where nothing is written."""
+    return written(value) or "empty"
+
+
+def written(value: Any) -> str:
+    """A value as its reader reads it."""
+    if isinstance(value, tuple):
+        return "+".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def reader(hint: Any) -> Reader | None:
+    """How a value of a type is read; None for types that cannot be written as text."""
+    if hint in READERS:
+        return READERS[hint]
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return Reader(f"one of {', '.join(parts)}", partial(read_choice, parts))
+    if get_origin(hint) in (Union, types.UnionType):
+        return read_as_one_of(parts)
+    if get_origin(hint) not in (tuple, Sequence) or not parts:
+        return None
+    if get_origin(hint) is Sequence or parts[1:] == (...,):
+        inner = reader(parts[0])
+        return inner and Reader(
+            f"{inner.wanted}, or several joined by +", partial(read_several, inner.read)
+        )
+    inners = [reader(part) for part in parts]
+    known = [inner for inner in inners if inner]
+    if len(known) < len(parts):
+        return None
+    wanted = " + ".join(inner.wanted for inner in known)
+    return Reader(wanted, partial(read_each, [inner.read for inner in known]))
+
+
+def read_as_one_of(hints: Sequence[Any]) -> Reader | None:
+    """A union's reader: of the types that a text fits, the narrowest."""
+    kinds = [hint for hint in hints if hint is not types.NoneType]
+    readers = {hint: inner for hint in kinds if (inner := reader(hint))}
+    if len(readers) < len(kinds):
+        return None
+    reads = [readers[hint].read for hint in sorted(kinds, key=width)]
+    optional = len(kinds) < len(hints)
+    wanted = " or ".join([*(readers[hint].wanted for hint in kinds), *["none"] * optional])
+    return Reader(wanted, partial(read_first, reads, optional))
+
+
+def width(hint: Any) -> int:
+    """The place of a type's scalars in `READERS`, where each fits more texts than those before.
+
+    The words of a closed set come before them all.
+    """
+    if get_origin(hint) is Literal:
+        return -1
+    if hint in READERS:
+        return list(READERS).index(hint)
+    return max(width(part) for part in get_args(hint) if part not in (..., types.NoneType))
+
+
+def read_truth(text: str) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True}
+    words |= {"false": False, "no": False, "off": False, "0": False}
+    if text.lower() not in words:
+        raise ValueError(text)
+    return words[text.lower()]
+
+
+def read_choice(choices: Sequence[str], text: str) -> str:
+    if text not in choices:
+        raise ValueError(text)
+    return text
+
+
+def read_first(reads: Sequence[Callable[[str], Any]], optional: bool, text: str) -> Any:
+    if optional and text.lower() == "none":
+        return None
+    for read in reads:
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    raise ValueError(text)
+
+
+def read_several(read: Callable[[str], Any], text: str) -> tuple[Any, ...]:
+    return tuple(read(part.strip()) for part in text.split("+")) if text else ()
+
+
+def read_each(reads: Sequence[Callable[[str], Any]], text: str) -> tuple[Any, ...]:
+    return tuple(read(part.strip()) for read, part in zip(reads, text.split("+"), strict=True))
+
+
+READERS = {
+    int: Reader("a whole number", int),
+    float: Reader("a number", float),
+    bool: Reader("true or false", read_truth),
+    str: Reader("text", str),
+}
+
+
+def read_arguments(docstring: str) -> dict[str, str]:
+    """The meanings of the arguments in a docstring's `Args`, by name, each on one line."""
+    meanings: dict[str, str] = {}
+    _, _, section = docstring.partition("\nArgs:\n")
+    name = ""
+    for line in section.splitlines():
+        if line and not line.startswith(" "):
+            break
+        if entry := re.match(r" {4}(\w+): (.*)", line):
+            name, meanings[entry[1]] = entry[1], entry[2]
+        elif name:
+            meanings[name] = f"{meanings[name]} {line.strip()}".strip()
+    return meanings
+
+
+def paper(kind: type) -> str:
+    """The first line of the docstring of the module that defines a decoder: method and paper."""
+    return (inspect.getdoc(sys.modules[kind.__module__]) or "").partition("\n")[0].rstrip(".")

@@ -1,0 +1,369 @@
+"""Other words about the same picture: prompts, positions, keys that are shared, refusals."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from chat_models import TALKERS, own_positions, positions_of, scene, unpadded, within
+from PIL import Image
+
+from sightline import AGLA, CARVE, ICD, MVP, VDGD
+from sightline.chat import prompt_inputs
+from sightline.decoders.carve.carve import beside, instead
+from sightline.engine.chat_prompts import PromptEditor
+from sightline.engine.inputs import complete
+from sightline.engine.prefill import read_pictures
+from sightline.engine.subgeneration import generate_text
+
+QUESTIONS = ["Is there a cup in the image?", "Do you see an orange or a vase?\nSay it.", "Why?"]
+OTHERS = ["What is in the image?", "Describe this picture.", "Is there a dog in the picture?"]
+
+
+@pytest.fixture(scope="module", params=sorted(TALKERS))
+def talker(request):
+    return TALKERS[request.param]()
+
+
+@pytest.fixture(scope="module")
+def lab_talker():
+    return TALKERS["lab"]()
+
+
+def conversations(talker):
+    """(prompts, those with another last question), rows of different lengths."""
+    before = [
+        lambda q: talker.chat(q),
+        lambda q: talker.chat("Describe the image.", "The image contains a cat.", q),
+        lambda q: talker.chat(["Look well.\n", None, "Is there a cow?"], "No", "Sure?", "Yes", q),
+    ]
+    return [
+        [make(q) for make, q in zip(before, asked, strict=True)] for asked in (QUESTIONS, OTHERS)
+    ]
+
+
+def chatted(talker, inputs, action, **kwargs):
+    return within(
+        talker, inputs, lambda e, m: action(PromptEditor(talker.processor, m), e), **kwargs
+    )
+
+
+# Reading and writing
+
+
+def test_lead_question_and_closing_are_found_in_each_row(talker):
+    prompts, _ = conversations(talker)
+    inputs = talker.inputs(prompts, talker.pictures)
+    found = chatted(talker, inputs, lambda chat, expert: chat.asked(expert))
+    assert [asked.question for asked in found] == QUESTIONS
+    for row, asked in enumerate(found):
+        assert inputs["input_ids"][row, asked.start - 1] == talker.image
+        assert not (inputs["input_ids"][row, asked.start :] == talker.image).any()
+        ids = inputs["input_ids"][row, asked.start :]
+        assert asked.lead + asked.question + asked.closing == talker.processor.decode(ids)
+        assert asked.closing.strip().endswith(talker.chat("x").rpartition("x")[2].strip())
+
+
+def test_question_tokens_are_the_words_of_the_last_question(talker):
+    prompts, _ = conversations(talker)
+    inputs = talker.inputs(prompts, talker.pictures)
+    chosen = chatted(talker, inputs, lambda chat, expert: chat.question_tokens(expert))
+    for row, question in enumerate(QUESTIONS):
+        words = talker.processor.decode(inputs["input_ids"][row][chosen[row]])
+        assert words.strip() == question
+
+
+def test_a_rows_own_question_gives_its_own_tokens(talker):
+    prompts, _ = conversations(talker)
+    inputs = talker.inputs(prompts, talker.pictures)
+    asked = chatted(talker, inputs, lambda chat, expert: chat.ask(expert, range(3), QUESTIONS))
+    mask = inputs["attention_mask"]
+    assert unpadded(asked.input_ids, asked.attention_mask) == unpadded(inputs["input_ids"], mask)
+    check_positions(asked, talker, inputs)
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["prefix", "whole"])
+def test_another_question_gives_the_processors_prompt(talker, shares):
+    prompts, wanted = conversations(talker)
+
+    def ask(chat, expert):
+        expert = read_pictures(expert, chat.model) if shares else expert
+        made = chat.ask(expert, [2, 0, 1, 0], [OTHERS[r] for r in (2, 0, 1, 0)])
+        assert (made.prefix is not None) == shares
+        return made
+
+    made = chatted(talker, talker.inputs(prompts, talker.pictures), ask)
+    rows = [2, 0, 1, 0]
+    expected = talker.inputs([wanted[r] for r in rows], [talker.pictures[r] for r in rows])
+    check_prompt(made, talker, expected)
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["prefix", "whole"])
+def test_a_reply_and_more_words_give_the_processors_prompt(talker, shares):
+    replies = ["The image contains a fork.", "No", "x"]
+
+    def go_on(chat, expert):
+        expert = read_pictures(expert, chat.model) if shares else expert
+        return chat.go_on(expert, replies, OTHERS)
+
+    made = chatted(talker, talker.asked(QUESTIONS), go_on)
+    turns = zip(QUESTIONS, replies, OTHERS, strict=True)
+    expected = talker.inputs([talker.chat(*turn) for turn in turns], talker.pictures)
+    check_prompt(made, talker, expected)
+
+
+def test_words_before_the_picture_give_the_processors_prompt(talker):
+    made = chatted(
+        talker, talker.asked(QUESTIONS), lambda chat, expert: chat.put_before(expert, OTHERS)
+    )
+    pairs = zip(OTHERS, QUESTIONS, strict=True)
+    prompts = [talker.chat([f"{other}\n", None, question]) for other, question in pairs]
+    check_prompt(made, talker, talker.inputs(prompts, talker.pictures))
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["prefix", "whole"])
+def test_a_second_picture_gives_the_processors_prompt(talker, shares):
+    more = [scene(40).resize((84, 140)), scene(41).resize((112, 84)), scene(42)]
+
+    def add(chat, expert):
+        expert = read_pictures(expert, chat.model) if shares else expert
+        return complete(beside(expert, more, chat), chat.model, expert.call.generation_config)
+
+    made = chatted(talker, talker.asked(QUESTIONS), add, images=list(talker.pictures))
+    pictures = [p for pair in zip(talker.pictures, more, strict=True) for p in pair]
+    prompts = [talker.chat([None, None, question]) for question in QUESTIONS]
+    expected = talker.inputs(prompts, pictures)
+    check_prompt(made, talker, expected)
+    check_features(made, talker, expected)
+
+
+def test_another_picture_gives_the_processors_prompt(talker):
+    others = [scene(40).resize((84, 140)), scene(41).resize((168, 168)), scene(42)]
+
+    def change(chat, expert):
+        made = instead(read_pictures(expert, chat.model), others, chat)
+        return complete(made, chat.model, expert.call.generation_config)
+
+    made = chatted(talker, talker.asked(QUESTIONS), change, images=list(talker.pictures))
+    expected = talker.asked(QUESTIONS, others)
+    check_prompt(made, talker, expected)
+    check_features(made, talker, expected)
+
+
+def check_prompt(branch, talker, expected):
+    mask = expected["attention_mask"]
+    rows = unpadded(branch.input_ids, branch.attention_mask)
+    assert rows == unpadded(expected["input_ids"], mask)
+    assert torch.equal(branch.image_mask, branch.input_ids == talker.image)
+    if "mm_token_type_ids" in expected:
+        kept = unpadded(branch.aligned["mm_token_type_ids"], branch.attention_mask)
+        assert kept == unpadded(expected["mm_token_type_ids"], mask)
+    check_positions(branch, talker, expected)
+
+
+def check_positions(branch, talker, expected):
+    for ours, theirs in zip(positions_of(branch), own_positions(talker, expected), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def check_features(branch, talker, expected):
+    names = ("pixel_values", "image_grid_thw")
+    given = {name: expected[name] for name in names if name in expected}
+    own = talker.model.model.get_image_features(**given, return_dict=True).pooler_output
+    for ours, theirs in zip(branch.features["image"].pooler_output, own, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)  # float32, other batches
+
+
+def test_inserted_words_are_never_read_as_special_tokens(talker):
+    special = "".join(talker.processor.tokenizer.all_special_tokens)
+    texts = [f"{special}Look {special} here{special}"] * 3
+
+    def count(branch):
+        ids = torch.tensor(talker.processor.tokenizer.all_special_ids)
+        return torch.isin(branch.input_ids, ids).logical_and(branch.attention_mask.bool()).sum(1)
+
+    def write(chat, expert):
+        words = ["Look here"] * 3
+        return [
+            (count(make(texts)), count(make(words)))
+            for make in (
+                lambda given: chat.ask(expert, range(3), given),
+                lambda given: chat.put_before(expert, given),
+                lambda given: chat.go_on(expert, given, given),
+            )
+        ]
+
+    for made, expected in chatted(talker, talker.asked(QUESTIONS), write):
+        assert torch.equal(made, expected)
+
+
+# Keys that are shared
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_an_answer_after_a_shared_prefix_is_that_of_the_whole_prompt(talker, copies):
+    """Rows of different lengths before, in and after the picture: padding between keys."""
+    prompts, wanted = conversations(talker)
+    rows = [2, 0, 1]
+
+    def both(chat, expert):
+        found = []
+        for source in (expert, read_pictures(expert, chat.model)):
+            asking = chat.ask(source, rows, [OTHERS[r] for r in rows])
+            steps = []
+            said = generate_text(
+                chat.model,
+                asking,
+                6,
+                copies=copies,
+                on_step=lambda ensemble, answer, steps=steps: steps.append(ensemble.latest[0]),
+            )
+            found.append((asking, said, torch.stack(steps)))
+        return found
+
+    inputs = talker.inputs(prompts, talker.pictures)
+    (whole, said, logits), (shared, again, others) = chatted(talker, inputs, both)
+    assert whole.prefix is None and shared.prefix is not None
+    assert torch.equal(said, again)
+    torch.testing.assert_close(logits, others, atol=1e-4, rtol=1e-4)  # float32
+    expected = talker.inputs([wanted[r] for r in rows], [talker.pictures[r] for r in rows])
+    with torch.no_grad():
+        first = talker.model(**expected).logits[:, -1].repeat_interleave(copies, dim=0)
+    torch.testing.assert_close(others[0], first, atol=2e-4, rtol=1e-4)
+
+
+def test_a_prefix_is_dropped_where_it_would_not_hold(talker):
+    """A row without a picture, and text cut before the prefix's end."""
+
+    def read(chat, expert):
+        ends_in_picture = replace(expert, image_mask=expert.attention_mask.bool())
+        assert read_pictures(ends_in_picture, chat.model).prefix is None
+        without = replace(expert, image_mask=expert.image_mask & False)
+        assert read_pictures(without, chat.model).prefix is None
+        shared = read_pictures(expert, chat.model)
+        made = shared.continued(torch.arange(3), [5, 5, 9], [[7], [8], [9]], chat.model.config)
+        return made.prefix
+
+    assert chatted(talker, talker.asked(QUESTIONS), read) is None
+
+
+@contextmanager
+def calls_of(module, *names):
+    """What a module is given under the first of some names, call by call."""
+    found = []
+
+    def remember(module, args, kwargs):
+        found.append((*args, *(kwargs[name] for name in names if name in kwargs))[0])
+
+    hook = module.register_forward_pre_hook(remember, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+SHARING = {
+    "icd": (lambda p: ICD(p), 1),
+    "vdgd": (lambda p: VDGD(p, tokens=4), 1),
+    "vdgd continue": (lambda p: VDGD(p, tokens=4, layout="continue"), 1),
+    "carve": (lambda p: CARVE(p, tokens=3), 2),
+    "mvp": (lambda p: MVP(p, tokens=3, caption_tokens=4), 1),
+    "agla": (lambda p: AGLA(p), 2),
+}
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_pictures_are_encoded_once_and_their_keys_read_once(talker, name):
+    build, distinct = SHARING[name]
+    pictures = talker.pictures[:2]
+    inputs = talker.asked(QUESTIONS[:2], pictures)
+    with (
+        calls_of(talker.tower, "pixel_values", "hidden_states") as encoded,
+        calls_of(talker.model.model, "input_ids") as read,
+    ):
+        talker.model.generate(
+            **inputs,
+            images=list(pictures),
+            custom_generate=build(talker.processor),
+            max_new_tokens=3,
+        )
+    assert len(encoded) == distinct
+    assert encoded[0].shape == inputs["pixel_values"].shape
+    tokens = [count for ids in read if (count := int((ids == talker.image).sum()))]
+    assert len(tokens) == distinct
+    assert tokens[0] == (inputs["input_ids"] == talker.image).sum()
+
+
+# Refusals
+
+
+def test_refusals(lab_talker):
+    talker = lab_talker
+    processor, picture = talker.processor, talker.pictures[0]
+    fine = talker.asked(QUESTIONS[:1])
+    nothing = talker.inputs([talker.chat([None, " "])], [picture])
+    unfinished = {
+        "input_ids": fine["input_ids"][:, :-1],
+        "attention_mask": fine["attention_mask"][:, :-1],
+        "pixel_values": fine["pixel_values"],
+    }
+    two = talker.inputs([talker.chat([None, None, "Which?"])], [picture, picture])
+    decoders = [VDGD(processor), ICD(processor), CARVE(processor), AGLA(processor), MVP(processor)]
+    for decoder in decoders:
+        refused(talker, nothing, decoder, [picture], "found no question after the picture")
+        refused(talker, unfinished, decoder, [picture], "add_generation_prompt=True")
+        if getattr(decoder, "needs_images", False):
+            refused(talker, fine, decoder, None, "images=picture")
+            refused(talker, fine, decoder, [picture] * 2, "holds 2 pictures and the prompt 1")
+            refused(talker, two, decoder, [picture], "holds 1 pictures and the prompt 2")
+            refused(talker, fine, decoder, [__file__], "is not a picture that can be read")
+    refused(talker, two, CARVE(processor), [picture] * 2, "one picture is refined at a time")
+
+
+def refused(talker, inputs, decoder, images, match):
+    given = {} if images is None else {"images": images}
+    with pytest.raises(ValueError, match=match):
+        talker.model.generate(**inputs, **given, custom_generate=decoder, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("build", [VDGD, ICD, CARVE, AGLA, MVP])
+def test_a_processor_is_asked_for_and_its_own(build):
+    with pytest.raises(ValueError, match="processor="):
+        build()
+    lab, qwen = (TALKERS[name]() for name in ("lab", "qwen"))
+    fine, images = lab.asked(QUESTIONS[:1]), lab.pictures[:1]
+    refused(lab, fine, build(qwen.processor), list(images), "belongs to another model")
+    template, lab.processor.chat_template = lab.processor.chat_template, None
+    try:
+        refused(lab, fine, build(lab.processor), list(images), "no chat template")
+    finally:
+        lab.processor.chat_template = template
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("build", [CARVE, AGLA])
+def test_pictures_of_every_kind_go_through(talker, build):
+    seen = talker.pictures[0].convert("RGBA")
+    seen.paste((200, 0, 0, 0), (0, 0, seen.width // 2, seen.height))
+    upright = talker.pictures[0].copy()
+    upright.paste((255, 255, 255), (0, 0, seen.width // 2, seen.height))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    turned.info["exif"] = exif.tobytes()
+    inputs = prompt_inputs(talker.model, talker.processor, upright, QUESTIONS[0])
+    decoder = build(talker.processor)
+    asked = dict(output_logits=True, return_dict_in_generate=True, max_new_tokens=2)
+    expected, *others = (
+        talker.model.generate(**inputs, images=[p], custom_generate=decoder, **asked)
+        for p in (upright, seen, turned)
+    )
+    for out in others:
+        for ours, theirs in zip(logits_of(out), logits_of(expected), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def logits_of(out):
+    return out.branch_logits if "branch_logits" in out else out.logits

@@ -1,0 +1,493 @@
+"""Decoders from text: how they are split, what their settings become, and what is refused."""
+
+import inspect
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from types import SimpleNamespace
+from typing import Annotated, Literal, Optional, get_args
+
+import pytest
+
+from sightline import (
+    AGLA,
+    CARVE,
+    DAMRO,
+    ICD,
+    M3ID,
+    MVP,
+    PAI,
+    SID,
+    VAF,
+    VCD,
+    VDD,
+    VDGD,
+    DeCo,
+    DoLa,
+    PostHocDebias,
+    VASparse,
+)
+from sightline.decoders import DECODERS
+from sightline.engine.search_range import SearchRange
+from sightline.specs import (
+    choose,
+    paper,
+    presets,
+    read_arguments,
+    settable,
+    split_decoders,
+    unknown,
+)
+
+
+@dataclass
+class Odd:
+    """A class with a setting of every kind."""
+
+    needed: int
+    flag: bool = True
+    ids: tuple[int, ...] = ()
+    share: float | None = None
+    words: tuple[str, ...] = ("yes", "no")
+    made: tuple[int, ...] = field(default_factory=lambda: (1, 2))
+    some: Optional[tuple[float, ...]] = None  # noqa: UP045, both spellings are read
+    name: str = "x"
+    processor: str = ""
+    nested: dict | None = None
+    either: int | str = 1
+    pair: tuple[int, int] = (1, 2)
+    fixed: int = field(default=1, init=False)
+    loose: str | bool | float | int | None = None
+    path: str | tuple[int, ...] = "low"
+    window: tuple[float, float] | tuple[int, int] = (0.5, 1.0)
+    mixed: tuple[int, str] | None = None
+    open: tuple[int, dict] = (1, {})
+    half: int | dict = 1
+    several: Sequence[str] = ("a", "b c.")
+    weights: Sequence[float] | None = None
+    silent: str = ""
+    mode: Literal["fast", "slow"] = "fast"
+    many: int | Literal["all", "7"] = 1
+    strength: Annotated[float, "a note", SearchRange(0, 2.5)] = 1.0
+    maybe: Annotated[int | None, SearchRange(1, 9)] = None
+
+    @classmethod
+    def small(cls) -> "Odd":
+        """A needed 1.
+
+        Nothing more is shown.
+        """
+        return cls(1, ids=(4, 5), share=0.5)
+
+    @classmethod
+    def optional(cls, needed: int = 2, *more, **others) -> "Odd":
+        return cls(needed)
+
+    @classmethod
+    def filled(cls, processor: str = "") -> "Odd":
+        """Is made with a processor."""
+        return cls(1, name=f"made with {processor}", processor=processor)
+
+    @classmethod
+    def sized(cls, needed: int) -> "Odd":
+        """Needs an argument."""
+        return cls(needed)
+
+    @classmethod
+    def count(cls) -> int:
+        """Makes none."""
+        return 1
+
+    @classmethod
+    def _hidden(cls) -> "Odd":
+        return cls(1)
+
+    @staticmethod
+    def loner() -> "Odd":
+        """Knows no class."""
+        return Odd(1)
+
+
+@dataclass
+class Odder(Odd):
+    """Has the presets of its parent."""
+
+
+ODD = {"odd": Odd, "odder": Odder}
+
+
+WORDS = SimpleNamespace(unk_token_id=3)
+"""Stands in for a processor."""
+
+
+def asked(text, decoders=DECODERS):
+    """The request of a text with one decoder."""
+    [(name, assignments)] = split_decoders(text)
+    return choose(name, assignments, decoders)
+
+
+@pytest.mark.parametrize(
+    ("text", "decoders"),
+    [
+        (" VDD ", [("vdd", [])]),
+        ("vdd:markers=5+6,alpha=1", [("vdd", ["markers=5+6", "alpha=1"])]),
+        (
+            "greedy, VDD:alpha=0.5,variant=both,vcd,vdd:beta=0",
+            [
+                ("greedy", []),
+                ("vdd", ["alpha=0.5", "variant=both"]),
+                ("vcd", []),
+                ("vdd", ["beta=0"]),
+            ],
+        ),
+        ("a:x=b:c,y=d:e", [("a", ["x=b:c", "y=d:e"])]),
+        ("vdd:markers=5,6", [("vdd", ["markers=5"]), ("6", [])]),
+        ("vdd:", [("vdd", [""])]),
+        ("", [("", [])]),
+    ],
+)
+def test_commas_separate_settings_and_decoders(text, decoders):
+    assert split_decoders(text) == decoders
+
+
+def test_a_setting_belongs_to_a_decoder():
+    with pytest.raises(ValueError, match="'alpha=1' stands before any decoder"):
+        split_decoders("alpha=1,vdd")
+
+
+def test_what_can_be_set_is_listed_with_its_default_and_type():
+    assert {s.name: (s.default, s.reader.wanted) for s in settable(Odd).values()} == {
+        "needed": ("required", "a whole number"),
+        "flag": ("true", "true or false"),
+        "ids": ("empty", "a whole number, or several joined by +"),
+        "share": ("none", "a number or none"),
+        "words": ("yes+no", "text, or several joined by +"),
+        "made": ("1+2", "a whole number, or several joined by +"),
+        "some": ("none", "a number, or several joined by + or none"),
+        "name": ("x", "text"),
+        "either": ("1", "a whole number or text"),
+        "pair": ("1+2", "a whole number + a whole number"),
+        "loose": ("none", "text or true or false or a number or a whole number or none"),
+        "path": ("low", "text or a whole number, or several joined by +"),
+        "window": ("0.5+1.0", "a number + a number or a whole number + a whole number"),
+        "mixed": ("none", "a whole number + text or none"),
+        "several": ("a+b c.", "text, or several joined by +"),
+        "weights": ("none", "a number, or several joined by + or none"),
+        "silent": ("empty", "text"),
+        "mode": ("fast", "one of fast, slow"),
+        "many": ("1", "a whole number or one of all, 7"),
+        "strength": ("1.0", "a number"),
+        "maybe": ("none", "a whole number or none"),
+    }
+
+
+def test_a_range_and_a_closed_set_are_read_off_the_annotation():
+    known = settable(Odd)
+    assert {s.name: str(s.usual) for s in known.values() if s.usual} == {
+        "strength": "0 to 2.5",
+        "maybe": "1 to 9",
+    }
+    assert {s.name: s.choices for s in known.values() if s.choices} == {"mode": ("fast", "slow")}
+    assert known["strength"].kind is float and known["strength"].value == 1.0
+    assert known["made"].value == (1, 2)
+    with pytest.raises(ValueError, match="from low to high, got 2 and 2"):
+        SearchRange(2, 2)
+
+
+CLOSED = {
+    ("vdd", "variant"): ("none", "unk", "both"),
+    ("damro", "score"): ("auto", "concat", "head_mean", "pooled_query", "received", "norm"),
+    ("damro", "layer"): ("features", "last"),
+    ("vaf", "mode"): ("scale", "abs"),
+    ("dola", "divergence"): ("jsd", "code"),
+    ("m3id", "space"): ("log_softmax", "logits"),
+    ("vdgd", "truncation"): ("plausibility", "nucleus", "knee"),
+    ("vdgd", "reduction"): ("min", "avg", "sum"),
+    ("vdgd", "layout"): ("image_first", "official", "continue"),
+    ("mvp", "unresolved"): ("skip", "affirmative"),
+    ("carve", "steps"): ("full", "start", "end"),
+    ("carve", "final"): ("both", "refined"),
+    ("carve", "fill"): ("black", "mean", "blur"),
+    ("posthoc", "reference"): ("none", "unk", "none_unk"),
+    ("posthoc", "aggregate"): ("max", "sum"),
+}
+ALL = {**DECODERS, "posthoc": PostHocDebias}
+
+
+def test_closed_sets_are_listed():
+    listed = {
+        (name, setting.name): setting.choices
+        for name, kind in ALL.items()
+        for setting in settable(kind).values()
+        if setting.choices
+    }
+    assert listed == CLOSED
+    hint = get_args(settable(DoLa)["layers"].kind)[0]
+    assert get_args(hint) == ("low", "high")
+
+
+@pytest.mark.parametrize(("place", "names"), CLOSED.items(), ids=".".join)
+def test_every_value_of_a_closed_set_is_taken(place, names):
+    decoder, setting = place
+    for name in names:
+        made = asked(f"{decoder}:{setting}={name}", ALL).build(WORDS)
+        assert getattr(made, setting) == name
+
+
+NUMBERS = (int, float, int | None, float | None)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_number_has_a_range_whose_ends_are_taken(name):
+    # An unknown token is an id: there is no range to try.
+    numbers = {
+        key: setting
+        for key, setting in settable(ALL[name]).items()
+        if setting.kind in NUMBERS and key != "unk_token_id"
+    }
+    for key, setting in numbers.items():
+        assert setting.usual, f"{key} of {name} has no range"
+        for end in (setting.usual.low, setting.usual.high):
+            asked(f"{name}:{key}={end}", ALL).build(WORDS)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_default_can_be_written(name):
+    kind, decoder = DECODERS[name], asked(name).build(WORDS)
+    for setting in settable(kind).values():
+        text = "" if setting.default == "empty" else setting.default
+        assert setting.reader.read(text) == getattr(decoder, setting.name)
+
+
+def test_only_what_is_no_text_cannot_be_set():
+    hidden = {
+        name: {f.name for f in fields(kind) if f.init} - settable(kind).keys() - {"processor"}
+        for name, kind in DECODERS.items()
+    }
+    assert {name: names for name, names in hidden.items() if names} == {"agla": {"matcher"}}
+
+
+def test_settings_take_the_type_of_their_field():
+    text = "odd:needed=-2,flag=off,ids=4+5,share=none,words=a+b,made=,some=1e-3+2,name=none"
+    request = asked(text, ODD)
+    assert request.label == text
+    assert request.build("a processor") == Odd(
+        -2, False, (4, 5), None, ("a", "b"), (), (1e-3, 2.0), "none", "a processor"
+    )
+    assert asked("ODD: share = 0.5 ,ids = 7", ODD).label == "odd:share=0.5,ids=7"
+    assert asked("odd:share=inf", ODD).settings == {"share": math.inf}
+    assert asked("vdd:alpha=2").build(None) == VDD(alpha=2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("either=7", 7),
+        ("either=7.5", "7.5"),
+        ("pair=3+4", (3, 4)),
+        ("pair= 3 + 4 ", (3, 4)),
+        ("loose=1", 1),
+        ("loose=1.0", 1.0),
+        ("loose=true", True),
+        ("loose=None", None),
+        ("loose=nothing", "nothing"),
+        ("path=low", "low"),
+        ("path=3", (3,)),
+        ("path=1+3", (1, 3)),
+        ("path=1+x", "1+x"),
+        ("window=1+3", (1, 3)),
+        ("window=0.5+1", (0.5, 1.0)),
+        ("mixed=3+4", (3, "4")),
+        ("mixed=none", None),
+        ("mode=slow", "slow"),
+        ("many=all", "all"),
+        ("many=7", "7"),
+        ("many=8", 8),
+        ("strength=2", 2.0),
+        ("maybe=none", None),
+        ("maybe=3", 3),
+    ],
+)
+def test_of_several_types_the_narrowest_that_fits_is_taken(text, value):
+    [setting] = asked(f"odd:{text}", ODD).settings.values()
+    assert setting == value and type(setting) is type(value)
+    if isinstance(value, tuple):
+        assert list(map(type, setting)) == list(map(type, value))
+
+
+@pytest.mark.parametrize(
+    ("text", "decoder"),
+    [
+        ("pai:layers=1+3", PAI(layers=(1, 3))),
+        ("pai:layers=none,markers=3+4", PAI(markers=(3, 4))),
+        ("vaf:layers=0+2,mode=abs,heads=5", VAF(layers=(0, 2), mode="abs", heads=(5,))),
+        ("vaf:heads=None", VAF()),
+        ("deco:layers=1+3", DeCo(layers=(1, 3))),
+        ("deco:layers=0.5+0.75", DeCo(layers=(0.5, 0.75))),
+        ("dola:layers=high,divergence=code", DoLa("high", "code")),
+        ("dola:layers=2", DoLa(layers=(2,))),
+        ("dola:layers=0+2", DoLa(layers=(0, 2))),
+        ("sid:count=4", SID(count=4)),
+        ("damro:k=none,score=norm", DAMRO(score="norm")),
+        ("m3id:cap=2,confidence=0.9", M3ID(cap=2.0, confidence=0.9)),
+        ("icd:instruction=Be careless.", ICD(WORDS, instruction="Be careless.")),
+        ("carve:layers=1+3,suffix=", CARVE(WORDS, layers=(1, 3), suffix="")),
+        (
+            "vdgd:layout=continue,request=Describe the image.",
+            VDGD(WORDS, layout="continue", request="Describe the image."),
+        ),
+        (
+            "mvp:requests=What?+Where is it?,labels=A+B,weights=1+.2,template={caption}{question}",
+            MVP(
+                WORDS,
+                requests=("What?", "Where is it?"),
+                weights=(1.0, 0.2),
+                labels=("A", "B"),
+                template="{caption}{question}",
+            ),
+        ),
+        ("mvp:requests=What?,weights=1", MVP(WORDS, requests=("What?",), weights=(1.0,))),
+        ("posthoc:labels=a+b", PostHocDebias(WORDS, labels=("a", "b"))),
+    ],
+)
+def test_the_methods_settings_are_read(text, decoder):
+    assert asked(text, {**DECODERS, "posthoc": PostHocDebias}).build(WORDS) == decoder
+
+
+def test_presets_are_class_methods_that_make_one():
+    assert list(presets(Odd)) == list(presets(Odder)) == ["filled", "optional", "small"]
+    assert list(presets(VDD)) == ["paper"] and presets(DoLa) == {}
+    small = presets(Odd)["small"]
+    assert small.meaning == "A needed 1." and presets(Odd)["optional"].meaning == ""
+    assert small.changes() == {"needed": "1", "ids": "4+5", "share": "0.5"}
+    assert type(asked("odder.small", ODD).build("")) is Odder
+
+
+@pytest.mark.parametrize(
+    ("text", "decoder"),
+    [
+        ("vcd.pope_paper", VCD.pope_paper()),
+        ("vcd.pope_paper:alpha=0.5", VCD(alpha=0.5, noise_step=999)),
+        ("vcd.pope_paper:noise_step=7", VCD(noise_step=7)),
+        ("vasparse.paper", VASparse.paper()),
+        ("pai.without_guidance:alpha=0.4", PAI.without_guidance(0.4)),
+        ("sid.sid_2408:count=none,ratio=0.5", SID(beta=0.4, start=2, ratio=0.5)),
+        ("damro.first_release", DAMRO(layer="last")),
+        ("vasparse.released", VASparse(alpha=1.1, keep=1.0, sum_to_one=False)),
+        ("vcd.pope_script", VCD(beta=0.2)),
+        ("agla.released", AGLA(WORDS, first_only=True)),
+        ("carve.paper_best:layers=1+2", replace(CARVE.paper_best(WORDS), layers=(1, 2))),
+    ],
+)
+def test_settings_override_presets(text, decoder):
+    request = asked(text)
+    assert request.label == text
+    assert request.build(WORDS) == decoder
+
+
+def test_presets_get_the_processor_and_their_settings_are_checked():
+    assert asked("odd.small:needed=3", ODD).build("a processor") == Odd(
+        3, ids=(4, 5), share=0.5, processor="a processor"
+    )
+    words = SimpleNamespace(unk_token_id=7)
+    assert asked("vdd.paper").build(words) == VDD(variant="both", processor=words)
+    with pytest.raises(ValueError, match=r"vdd\.paper: .*pass processor="):
+        asked("vdd.paper").build(None)
+    filled = asked("odd.filled", ODD).build("a processor")
+    assert (filled.name, filled.processor) == ("made with a processor", "a processor")
+    with pytest.raises(ValueError, match=r"carve\.paper_best: .* needs processor="):
+        asked("carve.paper_best").build(None)
+    for kind in DECODERS.values():
+        assert all(preset.meaning and preset.changes() for preset in presets(kind).values())
+
+
+@pytest.mark.parametrize(
+    ("texts", "value"),
+    [(("true", "Yes", "on", "1"), True), (("false", "No", "off", "0"), False)],
+)
+def test_words_for_truth(texts, value):
+    assert all(asked(f"odd:flag={text}", ODD).settings["flag"] is value for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vddd", "no decoder is called 'vddd' (did you mean vdd?): there are vcd, vdd"),
+        ("", "no decoder is called '': there are vcd"),
+        (
+            "vdd:alfa=1",
+            "no setting of vdd is called 'alfa' (did you mean alpha?): there are alpha, beta, v",
+        ),
+        ("vdd:processor=1", "no setting of vdd is called 'processor'"),
+        ("odd:processor=1", "no setting of odd is called 'processor'"),
+        ("vdd:alpha=much", "alpha of vdd must be a number, got 'much'"),
+        ("vdd:alpha==1", "alpha of vdd must be a number, got '=1'"),
+        ("vdd:unk_token_id=x", "unk_token_id of vdd must be a whole number or none, got 'x'"),
+        ("vdd:markers=3+", "markers of vdd must be a whole number, or several joined by +, got"),
+        ("vcd:noise_step=1.5", "noise_step of vcd must be a whole number, got '1.5'"),
+        ("vcd:noise_step=", "noise_step of vcd must be a whole number, got ''"),
+        ("odd:flag=maybe", "flag of odd must be true or false, got 'maybe'"),
+        ("vdd:alpha=1,alpha=2", "alpha of vdd is set twice"),
+        ("vdd:", "a setting of vdd is written NAME=VALUE, got ''"),
+        ("vdd:alpha", "a setting of vdd is written NAME=VALUE, got 'alpha'"),
+        ("vdd:=1", "a setting of vdd is written NAME=VALUE, got '=1'"),
+        ("vdd:alpha=-1", "vdd:alpha=-1: alpha must be a finite number >= 0"),
+        (
+            "vcd.pope_papers",
+            "no preset of vcd is called 'pope_papers' (did you mean pope_paper?): there are pope",
+        ),
+        ("vcd.", "no preset of vcd is called ''"),
+        ("dola.paper", "no preset of dola is called 'paper': there is none"),
+        ("odd.sized", "no preset of odd is called 'sized'"),
+        ("vcdx.pope_paper", "no decoder is called 'vcdx.pope_paper': there are vcd, vdd"),
+        ("vcd.pope_paper:alpha=-1", "vcd.pope_paper:alpha=-1: alpha must be a finite number >= 0"),
+        ("vcd.pope_paper:alfa=1", "no setting of vcd.pope_paper is called 'alfa'"),
+        (
+            "pai:layers=3",
+            "layers of pai must be a whole number + a whole number or none, got '3'",
+        ),
+        ("pai:layers=1+2+3", "layers of pai must be a whole number + a whole number or none"),
+        ("pai:layers=(1+3)", "or none, got '(1+3)'"),
+        ("pai:layers=3+1", "pai:layers=3+1: layers must be (first, first after)"),
+        ("deco:layers=low", "a number + a number or a whole number + a whole number, got 'low'"),
+        ("agla:matcher=blip", "no setting of agla is called 'matcher'"),
+        ("mvp:weights=1+x", "weights of mvp must be a number, or several joined by +, got '1+x'"),
+        ("vdgd", "vdgd: a description needs processor="),
+        (
+            "dola:layers=lwo",
+            "layers of dola must be one of low, high or a whole number, or several joined by +",
+        ),
+        ("dola:layers=1+1", 'dola:layers=1+1: layers must be "low", "high" or a tuple'),
+        ("odd:mode=Fast", "mode of odd must be one of fast, slow, got 'Fast'"),
+        ("odd:many=2.5", "many of odd must be a whole number or one of all, 7, got '2.5'"),
+        ("odd", "odd: Odd.__init__() missing 1 required positional argument: 'needed'"),
+    ],
+)
+def test_what_cannot_be_made_says_what_can(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        asked(text, {**DECODERS, **ODD}).build(None)
+
+
+def test_other_names_are_listed_too():
+    with pytest.raises(ValueError, match=r"did you mean greedy\?\): there are greedy, vcd, vdd"):
+        choose("gredy", [], others=["greedy"])
+    assert str(unknown("setting of it", "x", [])) == "no setting of it is called 'x': there is none"
+
+
+def test_docstrings_are_read_to_the_end_of_their_arguments():
+    text = "Head.\n\nArgs:\n    one: First,\n        second line.\n    two: Third.\n\nDiffers: no."
+    assert read_arguments(text) == {"one": "First, second line.", "two": "Third."}
+    assert read_arguments("Head.") == {}
+
+
+@pytest.mark.parametrize("kind", ALL.values())
+def test_every_setting_is_documented(kind):
+    documented = read_arguments(inspect.getdoc(kind))
+    assert all(documented[setting] for setting in settable(kind))
+
+
+def test_a_decoder_names_its_paper():
+    assert paper(PAI) == (
+        "Paying More Attention to Image, Liu et al., ECCV 2024 (arXiv:2407.21771)"
+    )
