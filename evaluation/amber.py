@@ -16,7 +16,7 @@ last decimal, and by more where a denominator is small.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +25,9 @@ from typing import Any
 from PIL import Image
 
 from sightline.evaluation import metrics, objects, pope
-from sightline.evaluation.benchmark import Item, Prediction, Task, by_unit
+from sightline.evaluation.benchmark import Item, Prediction, Task, asked, by_unit, unasked
 from sightline.evaluation.files import (
+    Malformed,
     Row,
     as_list,
     check_length,
@@ -38,10 +39,12 @@ from sightline.evaluation.files import (
     read_json,
     read_lines,
     read_rows,
+    read_sifted,
+    sound,
 )
 from sightline.evaluation.metrics import NO, YES, Metric
 from sightline.evaluation.statistics import HIGHER, LOWER, Ratio
-from sightline.messages import short
+from sightline.messages import clipped, short
 
 PUBLISHED = "It is published in github.com/junyangwang0410/AMBER, under data/"
 RELATION_PUBLISHED = (
@@ -501,15 +504,28 @@ def read_annotations(path: Path) -> list[Row]:
     return rows
 
 
-def read_queries(path: Path) -> list[Row]:
-    """Rows of one of query_*.json: id, image, query."""
-    rows = read_rows(path, PUBLISHED)
-    for row in rows:
-        row.key("id")
+def read_queries(
+    path: Path, known: Container[str] | None = None, seen: dict[str, str] | None = None
+) -> list[Row | Malformed]:
+    """Rows of one of query_*.json: id, image, query.
+
+    Args:
+        path: The file.
+        known: The ids of annotations.json; None: not checked.
+        seen: The ids of files read before, with their places; new ones are added.
+    """
+
+    def check(row: Row) -> str:
         row.text("image")
         row.text("query")
-    check_unique(rows, "id", lambda row: row.key("id"))
-    return rows
+        key = row.key("id")
+        if known is not None and key not in known:
+            raise ValueError(
+                f"{row.place}: id {clipped(key)} is not in the annotations. {PUBLISHED}"
+            )
+        return key
+
+    return read_sifted(path, check, "id", PUBLISHED, seen)
 
 
 def read_responses(path: Path) -> list[Row]:
@@ -572,8 +588,9 @@ class Amber:
         answer_tokens: Of an answer to a yes/no question.
 
     Raises:
-        ValueError: For files of another kind, queries without annotations, tables that are not
-            given, and missing pictures.
+        ValueError: For files of another kind, queries of which most are malformed or have no
+            annotation (fewer become error rows), a malformed row of the annotations, tables that
+            are not given, and missing pictures.
     """
 
     name = "amber"
@@ -598,25 +615,18 @@ class Amber:
         self._parse = pick("parser", parser, PARSERS)
         ending = pick("suffix", suffix, pope.SUFFIXES)
         files = [Path(file) for file in as_list(queries)]
-        asked = [read_queries(path) for path in files]
-        rows = [row for file in asked for row in file]
-        check_unique(rows, "id", lambda row: row.key("id"))
         notes = read_annotations(annotations)
         self._notes = {note.key("id"): note for note in notes}
-        unknown = [row for row in rows if row.key("id") not in self._notes]
-        if unknown:
-            raise ValueError(
-                f"{unknown[0].place}: id {unknown[0].key('id')} is not in "
-                f"{Path(annotations).name}. {PUBLISHED}"
-            )
-        self.items: Sequence[Item] = [self._item(row, ending) for row in rows]
+        seen: dict[str, str] = {}
+        read = [read_queries(path, self._notes, seen) for path in files]
+        self.items: Sequence[Item] = [item for lines in read for item in self._items(lines, ending)]
         kinds = {item.task for item in self.items}
         self.tables = read_tables(relation, safe_words, noun_forms) if GENERATIVE in kinds else None
-        for item in self.items:
+        for item in asked(self.items):
             if self.tables is not None and item.task == GENERATIVE:
                 note = self._notes[item.id]
                 self.tables.associated([*note["truth"], *note["hallu"]])  # or raises
-        check_pictures(self.images, [item.image for item in self.items])
+        check_pictures(self.images, [item.image for item in asked(self.items)])
         self.tasks: tuple[Task, ...] = tuple(
             Task(GENERATIVE, title, max_new_tokens, False, GENERATIVE_METRICS)
             if name == GENERATIVE
@@ -626,7 +636,7 @@ class Amber:
         )
         self._fixed: dict[str, Any] = {
             "queries": [
-                fingerprint(path, len(file)) for path, file in zip(files, asked, strict=True)
+                fingerprint(path, len(lines)) for path, lines in zip(files, read, strict=True)
             ],
             "annotations": fingerprint(annotations, len(notes)),
             "suffix": ending,
@@ -642,6 +652,18 @@ class Amber:
                 "noun_forms": noun_forms and fingerprint(noun_forms, len(self.tables.forms)),
                 "similarity": _name(similarity),
             }
+
+    def _items(self, lines: Sequence[Row | Malformed], ending: str) -> Iterator[Item]:
+        """A malformed line is counted at the task of the line before it, or of the first that is
+        not malformed: queries are published task by task."""
+        task = TYPES[self._notes[sound(lines)[0].key("id")]["type"]]
+        for line in lines:
+            if isinstance(line, Malformed):
+                yield unasked(task, line)
+            else:
+                item = self._item(line, ending)
+                task = item.task
+                yield item
 
     def _item(self, row: Row, ending: str) -> Item:
         note = self._notes[row.key("id")]

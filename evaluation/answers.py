@@ -40,7 +40,7 @@ class Answer:
         steps: Tokens that the batch's loop made for each row.
         peak_mb: The device's peak of allocated memory in the batch; None on a CPU.
         logits: For greedy yes/no, the first token's best "yes", best "no" and best other logit.
-        error: Why the picture could not be read; None where it could.
+        error: Why the picture or the question's line could not be read; None where it could.
     """
 
     task: str

@@ -103,7 +103,7 @@ class Prepared:
     Args:
         batch: Errors and all.
         items: Those whose picture could be read, in the batch's order.
-        errors: Why the others' could not, by id.
+        errors: Why the others' picture or line could not, by id.
         pictures: Of `items`.
         inputs: The processor's output for `items`, as arrays; empty where there are none.
     """
@@ -137,11 +137,12 @@ class Preparation:
     def __call__(self, batch: Batch) -> Prepared:
         opened: dict[str, Image.Image | str] = {}
         for item in batch.items:
-            if item.image not in opened:
+            if not item.error and item.image not in opened:
                 opened[item.image] = self.open(item)
         items, pictures, errors = [], [], {}
         for item in batch.items:
-            found = self.broken.get((item.task, item.id)) or opened[item.image]
+            known = item.error or self.broken.get((item.task, item.id))
+            found = known or opened[item.image]
             if isinstance(found, str):
                 errors[item.id] = found
             else:

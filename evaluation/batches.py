@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from sightline.evaluation.benchmark import Benchmark, Item, Task
+from sightline.evaluation.benchmark import Benchmark, Item, Task, asked
 
 STREAM = 20261122  # keeps samples of this module apart from others of the same seed
 AHEAD = 2  # batches that are prepared before they are asked for
@@ -45,23 +45,32 @@ def cut(benchmark: Benchmark, tokenizer: Any, size: int, seed: int) -> list[Batc
 
     Items of a task are sorted by the tokens of their text, then by the width and height of their
     picture where the benchmark has `size(item)`, so that little is padded; ties stay in order.
+    Malformed lines have batches of their own at the end of their task: the others are those of a
+    file without these lines.
 
     Args:
-        size: Items in a batch, but for the last of each task.
+        size: Items in a batch, but for the last of each task and of its malformed lines.
         seed: Of the run.
     """
     measure = getattr(benchmark, "size", None)
     batches: list[Batch] = []
     for task in benchmark.tasks:
         items = [item for item in benchmark.items if item.task == task.name]
+        malformed = [item for item in items if item.error]
+        items = asked(items)
         lengths = text_lengths(tokenizer, [item.question for item in items])
         sizes = [measure(item) if measure else (0, 0) for item in items]
         order = sorted(range(len(items)), key=lambda i: (lengths[i], sizes[i]))
-        for index, start in enumerate(range(0, len(items), size)):
-            some = tuple(items[i] for i in order[start : start + size])
+        dealt = [*split([items[i] for i in order], size), *split(malformed, size)]
+        for index, some in enumerate(dealt):
             drawn_from = sample_seed(seed, task.name, index)
             batches.append(Batch(task, index, len(batches), drawn_from, some))
     return batches
+
+
+def split(items: Sequence[Item], size: int) -> list[tuple[Item, ...]]:
+    """Parts of one size, but for the last."""
+    return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def text_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from sightline.evaluation.files import Malformed
 from sightline.evaluation.metrics import Metric
 from sightline.evaluation.statistics import Ratio
 
@@ -48,6 +49,8 @@ class Item:
             together. Units of different tasks are the same where their names are.
         label: "yes" or "no" where that is the truth; None for captions.
         kind: The kind of question within its task; empty where there is one kind.
+        error: Why it cannot be asked: its line of the question file is malformed. Empty where it
+            can be asked; else the item is in no figure, and its question and image are empty.
     """
 
     task: str
@@ -57,6 +60,12 @@ class Item:
     unit: str
     label: str | None = None
     kind: str = ""
+    error: str = ""
+
+
+def unasked(task: str, line: Malformed) -> Item:
+    """The item of a malformed line, which becomes an error row."""
+    return Item(task, id=line.place, question="", image="", unit="", error=line.error)
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,8 @@ class Benchmark(Protocol):
 
     @property
     def items(self) -> Sequence[Item]:
-        """All questions, in the order of their files. Batches follow from them alone."""
+        """All questions, in the order of their files, malformed lines among them (`unasked`).
+        Batches follow from them alone."""
         ...
 
     def picture(self, item: Item) -> Image.Image:
@@ -111,8 +121,8 @@ class Benchmark(Protocol):
 
         Args:
             task: One of `tasks`.
-            said: Answers of one decoder to that task's items, without those whose picture could
-                not be read.
+            said: Answers of one decoder to that task's items, without those whose picture or
+                line could not be read.
             units: Unit -> its place in the arrays of a `Ratio`.
         """
         ...
@@ -122,6 +132,11 @@ class Benchmark(Protocol):
         their rows and a hash, prompt suffix, parser or pipeline. Plain values; no path of this
         machine."""
         ...
+
+
+def asked(items: Iterable[Item]) -> list[Item]:
+    """Those whose line is not malformed."""
+    return [item for item in items if not item.error]
 
 
 def by_unit(

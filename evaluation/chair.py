@@ -22,8 +22,10 @@ from typing import Any, cast
 from PIL import Image
 
 from sightline.evaluation import objects
-from sightline.evaluation.benchmark import Item, Prediction, Task, by_unit
+from sightline.evaluation.benchmark import Item, Prediction, Task, by_unit, unasked
 from sightline.evaluation.files import (
+    Line,
+    Malformed,
     as_list,
     check_length,
     check_pictures,
@@ -31,10 +33,13 @@ from sightline.evaluation.files import (
     fingerprint,
     open_inside,
     pick,
+    read_entries,
     read_json,
     read_lines,
+    read_row,
     read_rows,
-    read_text,
+    sift,
+    sound,
 )
 from sightline.evaluation.metrics import Metric
 from sightline.evaluation.objects import Vocabulary
@@ -701,47 +706,65 @@ def all_text(values: Iterable[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def read_ids(path: Path) -> list[int]:
+def read_ids(path: Path) -> list[int | Malformed]:
     """Image ids from a file: numbers or COCO's file names, one in each line or in a JSON array.
 
     JSON lines are read too, and a JSON object that holds one such array; where there are several,
-    none is chosen.
+    none is chosen. What is no id, or an id for the second time, is `Malformed`; where most are, the
+    file is refused.
     """
-    text, name = read_text(path, IDS_WANTED).lstrip(), Path(path).name
-    if text.startswith("["):
-        return check_listed(read_json(path), name)
-    if not text.startswith("{"):
-        return check_listed([line.strip() for _, line in read_lines(path)], name)
-    rows = read_rows(path)
-    if len(rows) > 1 or any(key in rows[0] for key in ID_KEYS):
-        return check_listed(rows, name)
-    lists = [value for value in rows[0].values() if isinstance(value, list)]
-    if len(lists) != 1:
-        raise ValueError(
-            f"{name} is an object with {enumerated(rows[0])}: write the one list that you want to "
-            f"a file of its own. {IDS_WANTED}"
-        )
-    return check_listed(lists[0], name)
+    name, entries = Path(path).name, read_entries(path, IDS_WANTED)
+    if len(entries) == 1 and _is_object(entries[0][1]):
+        row = read_row(*entries[0])
+        lists = [value for value in row.values() if isinstance(value, list)]
+        if not any(key in row for key in ID_KEYS):
+            if len(lists) != 1:
+                raise ValueError(
+                    f"{name} is an object with {enumerated(row) or 'nothing'}: write the one list "
+                    f"that you want to a file of its own. {IDS_WANTED}"
+                )
+            entries = _numbered(lists[0], name)
+    return sift(entries, _listed, "image id")
 
 
 def check_listed(ids: Iterable[Any], where: str) -> list[int]:
     """The ids as a list, or `ValueError` for none, for what is no id, and for a repetition."""
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise ValueError(f"{where} must be a list, got {short(ids)}. {IDS_WANTED}")
-    found: dict[int, None] = {}
-    for entry in ids:
-        value = entry
-        if isinstance(entry, Mapping):
-            value = next((entry[key] for key in ID_KEYS if key in entry), None)
-        image = image_number(value)
-        if image is None:
-            raise ValueError(f"{where}: {short(entry)} is no image id. {IDS_WANTED}")
-        if image in found:
-            raise ValueError(f"{where}: image id {image} comes twice")
-        found[image] = None
-    if not found:
+    found = sift(_numbered(ids, where), _listed, "image id")
+    for line in found:
+        if isinstance(line, Malformed):
+            raise ValueError(line.error)
+    return sound(found)
+
+
+def _numbered(ids: Iterable[Any], where: str) -> list[tuple[str, Any]]:
+    """Each id after its place."""
+    entries = [(f"{where}, entry {n}", entry) for n, entry in enumerate(ids, start=1)]
+    if not entries:
         raise ValueError(f"{where} holds no image ids. {IDS_WANTED}")
-    return list(found)
+    return entries
+
+
+def _listed(place: str, entry: Any) -> tuple[str, int]:
+    """The image id of an entry, as key and as number."""
+    if _is_object(entry):
+        row = read_row(place, entry)
+        value = next((row[key] for key in ID_KEYS if key in row), None)
+    else:
+        value = entry.text.strip() if isinstance(entry, Line) else entry
+    image = image_number(value)
+    if image is None:
+        shown = entry.text if isinstance(entry, Line) else entry
+        raise ValueError(f"{place}: {short(shown)} is no image id. {IDS_WANTED}")
+    return str(image), image
+
+
+def _is_object(entry: Any) -> bool:
+    """Whether this is an object, or a line that is meant to be one."""
+    if isinstance(entry, Line):
+        return entry.text.lstrip().startswith("{")
+    return isinstance(entry, Mapping)
 
 
 def draw_ids(instances: Source, count: int, seed: int = 0) -> list[int]:
@@ -779,7 +802,8 @@ class ChairBenchmark:
         metric: Finds the objects; the package's own vocabulary by default.
 
     Raises:
-        ValueError: For files of another kind, images without annotations and missing pictures.
+        ValueError: For files of another kind, images without annotations, missing pictures, and a
+            list of ids of which most are malformed; fewer become error rows.
     """
 
     name = "chair"
@@ -801,9 +825,10 @@ class ChairBenchmark:
         if not instances:
             raise ValueError(f"no instances file is given. {COCO_PUBLISHED}")
         if isinstance(image_ids, Path | str):
-            ids = read_ids(Path(image_ids))
+            listed = read_ids(Path(image_ids))
         else:
-            ids = check_listed(image_ids, "image_ids")
+            listed = [*check_listed(image_ids, "image_ids")]
+        ids = sound(listed)
         check_characters(prompt, "the prompt")
         self.images, self.prompt, self.cut = Path(images), prompt, cut
         self.metric = metric or Chair()
@@ -818,15 +843,22 @@ class ChairBenchmark:
             for image in content.get("images", ())
             if "file_name" in image
         }
-        pictures = [picture_name(self.images, image, published.get(image)) for image in ids]
-        check_pictures(self.images, pictures)
+        pictures = {image: picture_name(self.images, image, published.get(image)) for image in ids}
+        check_pictures(self.images, pictures.values())
         self.tasks: tuple[Task, ...] = (Task("caption", "CHAIR", max_new_tokens, False, METRICS),)
         self.items: Sequence[Item] = [
-            Item("caption", str(image), prompt, picture, picture)
-            for image, picture in zip(ids, pictures, strict=True)
+            unasked("caption", line)
+            if isinstance(line, Malformed)
+            else Item("caption", str(line), prompt, pictures[line], pictures[line])
+            for line in listed
         ]
         self._fixed = {
-            "image_ids": {"count": len(ids), "sha256": _hash(ids)},
+            "image_ids": {
+                "count": len(listed),
+                "sha256": _hash(
+                    [line.error if isinstance(line, Malformed) else line for line in listed]
+                ),
+            },
             "instances": _fingerprints(annotated),
             "captions": _fingerprints(described) or "none: the truth is what is annotated",
             "prompt": prompt,

@@ -9,6 +9,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +19,11 @@ from sightline.json_text import json_text
 from sightline.messages import LONGEST, check_characters, clipped, enumerated, short
 from sightline.vision.images import open_picture, path_is
 
+S = TypeVar("S")
 T = TypeVar("T")
 GZIP = b"\x1f\x8b"  # the first two bytes
 SHOWN = 3  # missing pictures named in a message
+UNDECODED = re.compile(r"[\udc80-\udcff]")  # bytes that "surrogateescape" could not decode
 HALF = re.compile(r"\\ud[89a-f]|[\ud800-\udfff]", re.IGNORECASE)  # of a surrogate pair, maybe alone
 
 
@@ -69,17 +72,72 @@ class Row(dict[str, Any]):
         return self[field]
 
 
-def read_text(path: Path, published: str = "") -> str:
+@dataclass(frozen=True)
+class Malformed:
+    """A line of a question file that cannot be asked; it stands where its question would.
+
+    Attributes:
+        place: As `Row.place`.
+        error: Names file and line, and what is wrong.
+    """
+
+    place: str
+    error: str
+
+
+def sift(
+    placed: Iterable[tuple[str, S]],
+    read: Callable[[str, S], tuple[str, T]],
+    what: str,
+    seen: dict[str, str] | None = None,
+) -> list[T | Malformed]:
+    """Reads each line of a file by itself, so that a malformed one costs no other.
+
+    Args:
+        placed: The lines, each after its place.
+        read: Gives a line's key and value, or raises `ValueError`.
+        what: The key, as messages name it. Of two lines with one key the second is malformed.
+        seen: Key -> place, of files read before; new ones are added.
+
+    Raises:
+        ValueError: More than half of the lines are malformed: the error of the first, since this
+            is another kind of file.
+    """
+    seen = {} if seen is None else seen
+    found: list[T | Malformed] = []
+    bad: list[Malformed] = []
+    for place, line in placed:
+        try:
+            key, value = read(place, line)
+            if key in seen:
+                raise ValueError(comes_twice(place, what, key, seen[key]))
+            seen[key] = place
+            found.append(value)
+        except ValueError as error:
+            bad.append(Malformed(place, str(error)))
+            found.append(bad[-1])
+    if 2 * len(bad) > len(found):
+        raise ValueError(bad[0].error)
+    return found
+
+
+def sound(lines: Iterable[T | Malformed]) -> list[T]:
+    """The lines that are not malformed."""
+    return [line for line in lines if not isinstance(line, Malformed)]
+
+
+def read_text(path: Path, published: str = "", errors: str = "strict") -> str:
     """A file's text, UTF-8 with or without a byte order mark; a file of gzip is unpacked.
 
     Args:
         published: A sentence on where the file is published, for the message where it is missing.
+        errors: What `bytes.decode` does with bytes that are no UTF-8.
     """
     name = clipped(path, 3 * LONGEST)
     try:
         content = Path(path).read_bytes()
         packed = content.startswith(GZIP)
-        return (gzip.decompress(content) if packed else content).decode("utf-8-sig")
+        return (gzip.decompress(content) if packed else content).decode("utf-8-sig", errors)
     except FileNotFoundError:
         raise ValueError(f"{name}: no such file. {published}".rstrip()) from None
     except UnicodeDecodeError as error:
@@ -94,13 +152,7 @@ def read_lines(path: Path, published: str = "") -> list[tuple[str, str]]:
 
     Lines end in LF or CRLF. Other characters that some take for line ends belong to the text.
     """
-    lines = read_text(path, published).split("\n")
-    name = Path(path).name
-    return [
-        (f"{name}, line {number}", line.removesuffix("\r"))
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    return _lines(read_text(path, published), Path(path).name)
 
 
 def read_json(path: Path, published: str = "") -> Any:
@@ -145,22 +197,82 @@ def read_rows(path: Path, published: str = "") -> list[Row]:
     Raises:
         ValueError: The file is missing, empty, no JSON, or one of its rows is no object.
     """
-    text = read_text(path, published)
-    name = Path(path).name
+    return [read_row(*entry) for entry in read_entries(path, published)]
+
+
+def read_sifted(
+    path: Path,
+    check: Callable[[Row], str],
+    what: str,
+    published: str = "",
+    seen: dict[str, str] | None = None,
+) -> list[Row | Malformed]:
+    """The objects of a question file, as `read_rows` takes them, and its malformed lines.
+
+    Args:
+        check: Gives a row's key, or raises `ValueError` for a row that cannot be asked.
+        what: See `sift`.
+        seen: See `sift`.
+
+    Raises:
+        ValueError: The file is missing or empty, or as a whole of another kind: a JSON array that
+            does not end, for example, or most lines are malformed.
+    """
+
+    def read(place: str, entry: Any) -> tuple[str, Row]:
+        row = read_row(place, entry)
+        return check(row), row
+
+    return sift(read_entries(path, published), read, what, seen)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a file that is not one JSON value as a whole."""
+
+    text: str
+
+
+def read_entries(path: Path, published: str = "") -> list[tuple[str, Any]]:
+    """What a file lists, each after its place: the values of a JSON array, its one object, or each
+    `Line` that is not blank.
+
+    Raises:
+        ValueError: The file is missing, is empty, or is a JSON array that cannot be read.
+    """
+    text, name = read_text(path, published, "surrogateescape"), Path(path).name
     if not text.strip():
         raise ValueError(f"{name} is empty: JSON lines or one JSON array are wanted")
-    if text.lstrip().startswith("[") or ("\n" in text.strip() and _is_json(text)):
-        values = read_json(path)
-        values = values if isinstance(values, list) else [values]
-        placed = [(f"{name}, row {n}", value) for n, value in enumerate(values, start=1)]
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        whole = None
+    if isinstance(whole, dict) and "\n" in text.strip():
+        whole = [whole]
+    if isinstance(whole, list):
+        if not whole:
+            raise ValueError(f"{name} holds no rows. {published}".rstrip())
+        return [(f"{name}, row {n}", value) for n, value in enumerate(whole, start=1)]
+    lines = _lines(text, name)
+    objects = sum(_is_object(line) for _, line in lines)
+    if text.lstrip().startswith("[") and 2 * objects <= len(lines):
+        read_json(path)  # an array that is cut off: raises
+    return [(place, Line(line)) for place, line in lines]
+
+
+def read_row(place: str, entry: Any) -> Row:
+    """The object of an entry, or `ValueError` for one that is none."""
+    if isinstance(entry, Line):
+        value = _object(place, entry.text)
     else:
-        placed = [(place, _object(place, line)) for place, line in read_lines(path)]
-    if not placed:
-        raise ValueError(f"{name} holds no rows")
-    for place, value in placed:
-        if not isinstance(value, dict):
-            raise ValueError(f"{place}: a JSON object is wanted, got {type(value).__name__}")
-    return [Row(value, place) for place, value in placed]
+        value = entry
+        try:
+            check_characters(json_text(value, ensure_ascii=False), place)
+        except RecursionError:
+            raise ValueError(f"{place}: the JSON is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: a JSON object is wanted, got {type(value).__name__}")
+    return Row(value, place)
 
 
 def as_list(values: Any) -> list[Any]:
@@ -174,10 +286,12 @@ def check_unique(rows: Iterable[Row], what: str, key: Callable[[Row], str]) -> N
     for row in rows:
         name = key(row)
         if name in first:
-            raise ValueError(
-                f"{row.place}: {what} {clipped(name)} comes twice, first in {first[name]}"
-            )
+            raise ValueError(comes_twice(row.place, what, name, first[name]))
         first[name] = row.place
+
+
+def comes_twice(place: str, what: str, key: str, first: str) -> str:
+    return f"{place}: {what} {clipped(key)} comes twice, first in {first}"
 
 
 def fingerprint(path: Path, rows: int) -> dict[str, Any]:
@@ -249,18 +363,24 @@ def check_length(max_new_tokens: int) -> None:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
 
 
-def _is_json(text: str) -> bool:
-    """Whether the text as a whole is one value, which two or more lines of objects are not."""
+def _lines(text: str, name: str) -> list[tuple[str, str]]:
+    return [
+        (f"{name}, line {number}", line.removesuffix("\r"))
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+
+
+def _is_object(line: str) -> bool:
     try:
-        json.loads(text)
-    except json.JSONDecodeError:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
         return False
-    except (RecursionError, ValueError):  # told where it is read
-        return True
-    return True
 
 
 def _object(place: str, line: str) -> Any:
+    if UNDECODED.search(line):
+        raise ValueError(f"{place} is no UTF-8 text")
     try:
         return parse_json(line, place)
     except json.JSONDecodeError as error:

@@ -13,8 +13,9 @@ from typing import Any
 from PIL import Image
 
 from sightline.evaluation import metrics
-from sightline.evaluation.benchmark import Item, Prediction, Task
+from sightline.evaluation.benchmark import Item, Prediction, Task, asked, unasked
 from sightline.evaluation.files import (
+    Malformed,
     Row,
     check_length,
     check_name,
@@ -23,7 +24,8 @@ from sightline.evaluation.files import (
     fingerprint,
     open_inside,
     pick,
-    read_rows,
+    read_sifted,
+    sound,
 )
 from sightline.evaluation.metrics import NO, YES, Metric
 from sightline.evaluation.pope import SUFFIXES, UNPARSED, YES_RATE, all_right, yes_no_ratios
@@ -221,16 +223,21 @@ def _error_type(row: Row) -> str | None:
 # Files
 
 
-def read_questions(file: Path) -> list[Row]:
+def read_questions(file: Path) -> list[Row | Malformed]:
     """The rows of the published file, each checked; those without a picture among them."""
-    rows = read_rows(file, PUBLISHED)
-    for row in rows:
-        row.text("question")
-        row.choice("gt_answer", LABELS)
-        if row.choice("visual_input", ("0", "1", "2")) != NO_PICTURE:
-            row.text("filename")
-    check_unique(rows, "the row", lambda row: _place(row).id)
-    return rows
+    return read_sifted(file, _check, "the row", PUBLISHED)
+
+
+def _check(row: Row) -> str:
+    row.text("question")
+    row.choice("gt_answer", LABELS)
+    if row.choice("visual_input", ("0", "1", "2")) != NO_PICTURE:
+        row.text("filename")
+    return _place(row).id
+
+
+def _has_no_picture(row: Row | Malformed) -> bool:
+    return isinstance(row, Row) and row.key("visual_input") == NO_PICTURE
 
 
 def _place(row: Row) -> Place:
@@ -253,7 +260,9 @@ class HallusionBench:
     """The questions that come with a picture.
 
     Rows without a picture are left out, as nothing is there to decode against; so fAcc and qAcc
-    are over the figures that were asked.
+    are over the figures that were asked. A malformed row becomes an error row, and since it may not
+    even say which figure and question it belongs to, fAcc and qAcc are those of the file without
+    it: a figure or question has right answers on all of its other rows.
 
     Args:
         questions: The published file.
@@ -263,8 +272,8 @@ class HallusionBench:
         max_new_tokens: Longest answer.
 
     Raises:
-        ValueError: The file or a picture is missing; a row comes twice or has a field that is
-            missing or wrong; a name does not exist.
+        ValueError: The file or a picture is missing; most rows are malformed: come twice, or have
+            a field that is missing or wrong; a name does not exist.
     """
 
     name = "hallusionbench"
@@ -282,17 +291,20 @@ class HallusionBench:
         ending = pick("suffix", suffix, SUFFIXES)
         self.images, self.parser, self.suffix = Path(images), parser, suffix
         rows = read_questions(Path(questions))
-        asked = [row for row in rows if row.key("visual_input") != NO_PICTURE]
-        if not asked:
+        kept = [row for row in rows if not _has_no_picture(row)]
+        if not sound(kept):
             raise ValueError(f"{questions}: no row has a picture (visual_input is 0 everywhere)")
         self.file = fingerprint(Path(questions), len(rows))
-        self.left_out = len(rows) - len(asked)
-        self.places = {place.id: place for place in map(_place, asked)}
-        self.items: Sequence[Item] = [self._item(row, ending) for row in asked]
+        self.left_out = len(rows) - len(kept)
+        self.places = {place.id: place for place in map(_place, sound(kept))}
+        self.items: Sequence[Item] = [
+            unasked(TASK, row) if isinstance(row, Malformed) else self._item(row, ending)
+            for row in kept
+        ]
         self.tasks: tuple[Task, ...] = (
             Task(TASK, "HallusionBench", max_new_tokens, yes_no=True, metrics=METRICS),
         )
-        check_pictures(self.images, (item.image for item in self.items))
+        check_pictures(self.images, (item.image for item in asked(self.items)))
 
     def _item(self, row: Row, ending: str) -> Item:
         place = _place(row)
@@ -329,7 +341,7 @@ class HallusionBench:
     def fixed(self) -> dict[str, Any]:
         return {
             "files": [self.file],
-            "pictures": len({item.image for item in self.items}),
+            "pictures": len({item.image for item in asked(self.items)}),
             "rows without a picture left out": self.left_out,
             "suffix": self.suffix,
             "parser": self.parser,

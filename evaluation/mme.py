@@ -7,15 +7,16 @@ position and color (attribute level). The other tasks of the same layout are rea
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from sightline.evaluation import metrics
-from sightline.evaluation.benchmark import Item, Prediction, Task
+from sightline.evaluation.benchmark import Item, Prediction, Task, asked, unasked
 from sightline.evaluation.files import (
+    Malformed,
     as_list,
     check_length,
     check_name,
@@ -25,6 +26,7 @@ from sightline.evaluation.files import (
     pick,
     read_lines,
     read_text,
+    sift,
 )
 from sightline.evaluation.metrics import NO, YES, Metric
 from sightline.evaluation.pope import (
@@ -229,7 +231,7 @@ def check_pairs(task: str, labelled: Iterable[tuple[str, str]]) -> None:
     """Raises `ValueError` unless each picture has one question of each label.
 
     Args:
-        task: Named in the message.
+        task: Or a file of it; named in the message.
         labelled: The picture and the label of each question.
     """
     labels: defaultdict[str, list[str]] = defaultdict(list)
@@ -257,17 +259,20 @@ class Question:
     label: str
 
 
-def read_task(folder: Path, task: str) -> list[Question]:
-    """The questions of a task, in the order of the pictures' names.
+def read_task(folder: Path, task: str) -> list[list[Question] | Malformed]:
+    """The pairs of questions of a task, in the order of the pictures' names.
 
     Texts lie beside the pictures, or in `questions_answers_YN/` and the pictures in `images/`. Each
     `<name>.txt` has two lines, `question<TAB>Yes` or `No`, about the picture `<name>`. Hidden files
     (`._<name>.txt`, left by macOS) are left out, and so are a README and other notes: texts
     without a tab and without a picture of their name.
 
+    A pair with a malformed line is no pair, and `Malformed` as a whole, as accuracy+ and the score
+    are over pictures with both questions: where a line has other columns or another answer, or
+    the picture has not one question of each answer.
+
     Raises:
-        ValueError: The task, its texts or a picture is missing; a line has other columns; a picture
-            has not one question of each answer.
+        ValueError: The task, its texts or a picture is missing; most pairs are malformed.
     """
     home = Path(folder) / task
     if not path_is(home, Path.is_dir):
@@ -280,15 +285,19 @@ def read_task(folder: Path, task: str) -> list[Question]:
     ]
     if not texts:
         raise ValueError(f"{home} holds no questions, as <picture>.txt. {PUBLISHED}")
-    questions = []
-    for file in texts:
+
+    def image(file: Path) -> str:
         # A picture that is missing gets a name as well, for the message of the check.
         path = pictures.get(file.stem, _part(home, "images") / f"{file.stem}.jpg")
-        image = path.relative_to(folder).as_posix()
-        questions += [Question(image, text, label) for text, label in _read_pair(file)]
-    check_pictures(folder, (question.image for question in questions))
-    check_pairs(task, [(question.image, question.label) for question in questions])
-    return questions
+        return path.relative_to(folder).as_posix()
+
+    def read(place: str, file: Path) -> tuple[str, list[Question]]:
+        pair = [Question(image(file), text, label) for text, label in _read_pair(file)]
+        check_pairs(place, [(question.image, question.label) for question in pair])
+        return image(file), pair
+
+    check_pictures(folder, map(image, texts))
+    return sift([(f"{task}, {file.name}", file) for file in texts], read, "the pair of")
 
 
 def read_results(path: Path) -> dict[str, list[Result]]:
@@ -369,6 +378,8 @@ def _label(place: str, text: str) -> str:
 class MME:
     """MME's tasks, read from the benchmark's own folders.
 
+    Both questions of a pair with a malformed line become error rows.
+
     Args:
         folder: Holds a folder for each task.
         tasks: Names of these folders; the hallucination subset unless others are named.
@@ -401,9 +412,10 @@ class MME:
         items: list[Item] = []
         self.files: list[dict[str, Any]] = []
         for task in tasks:
-            questions = read_task(self.folder, task)
-            items += _items(task, questions, suffix)
-            self.files.append(_fingerprint(task, questions))
+            pairs = read_task(self.folder, task)
+            for pair in pairs:
+                items += _items(task, pair, suffix)
+            self.files.append(_fingerprint(task, pairs))
         self.items: Sequence[Item] = items
         self.tasks: tuple[Task, ...] = tuple(
             Task(task, f"MME, {task}", max_new_tokens, yes_no=True, metrics=METRICS)
@@ -432,30 +444,28 @@ class MME:
     def fixed(self) -> dict[str, Any]:
         return {
             "files": self.files,
-            "pictures": len({item.image for item in self.items}),
+            "pictures": len({item.image for item in asked(self.items)}),
             "suffix": self.suffix,
             "parser": self.parser,
             "max_new_tokens": self.max_new_tokens,
         }
 
 
-def _items(task: str, questions: Sequence[Question], suffix: str) -> list[Item]:
+def _items(task: str, pair: list[Question] | Malformed, suffix: str) -> list[Item]:
     """Numbered within their picture, as they stand in its file."""
-    count: Counter[str] = Counter()
-    items = []
-    for question in questions:
-        count[question.image] += 1
-        items.append(
-            Item(
-                task=task,
-                id=f"{Path(question.image).name}#{count[question.image]}",
-                question=worded(question.text, suffix),
-                image=question.image,
-                unit=question.image,
-                label=question.label,
-            )
+    if isinstance(pair, Malformed):
+        return [unasked(task, replace(pair, place=f"{pair.place}#{n}")) for n in (1, 2)]
+    return [
+        Item(
+            task=task,
+            id=f"{Path(question.image).name}#{n}",
+            question=worded(question.text, suffix),
+            image=question.image,
+            unit=question.image,
+            label=question.label,
         )
-    return items
+        for n, question in enumerate(pair, start=1)
+    ]
 
 
 def worded(question: str, suffix: str) -> str:
@@ -464,7 +474,12 @@ def worded(question: str, suffix: str) -> str:
     return start + SUFFIXES[suffix]
 
 
-def _fingerprint(task: str, questions: Sequence[Question]) -> dict[str, Any]:
+def _fingerprint(task: str, pairs: Sequence[list[Question] | Malformed]) -> dict[str, Any]:
     """Of the questions in their order, since they lie in a file for each picture."""
-    rows = "\n".join(f"{q.image}\t{q.text}\t{q.label}" for q in questions)
-    return {"name": task, "rows": len(questions), "sha256": digest(rows.encode())}
+    rows: list[str] = []
+    for pair in pairs:
+        if isinstance(pair, Malformed):
+            rows.append(pair.error)
+        else:
+            rows += [f"{q.image}\t{q.text}\t{q.label}" for q in pair]
+    return {"name": task, "rows": 2 * len(pairs), "sha256": digest("\n".join(rows).encode())}

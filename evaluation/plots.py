@@ -269,7 +269,8 @@ def machine(summary: Mapping[str, Any]) -> str:
 
 def errors(task: Mapping[str, Any]) -> str:
     count = task.get("errors", 0)
-    return f"Left out: {count:,} questions whose picture could not be read." if count else ""
+    source = "picture or line" if task.get("malformed") else "picture"
+    return f"Left out: {count:,} questions whose {source} could not be read." if count else ""
 
 
 def notes(*sentences: str) -> tuple[str, ...]:

@@ -14,18 +14,18 @@ from typing import Any
 from PIL import Image
 
 from sightline.evaluation import metrics
-from sightline.evaluation.benchmark import Item, Prediction, Task, by_unit
+from sightline.evaluation.benchmark import Item, Prediction, Task, asked, by_unit, unasked
 from sightline.evaluation.files import (
+    Malformed,
     Row,
     as_list,
     check_length,
     check_name,
     check_pictures,
-    check_unique,
     fingerprint,
     open_inside,
     pick,
-    read_rows,
+    read_sifted,
 )
 from sightline.evaluation.metrics import NO, YES, Metric
 from sightline.evaluation.statistics import HIGHER, LOWER, Ratio
@@ -279,8 +279,8 @@ class Pope:
         max_new_tokens: Longest answer.
 
     Raises:
-        ValueError: A file is missing, empty, or has a row with a missing field, a wrong label or a
-            question_id that was there before; a picture is missing; a name does not exist.
+        ValueError: A file is missing, empty, or most of its lines are malformed (fewer become
+            error rows); a picture is missing; a name does not exist.
     """
 
     name = "pope"
@@ -305,13 +305,13 @@ class Pope:
         tasks: list[Task] = []
         self.files: list[dict[str, Any]] = []
         for file, name in zip(files, task_names(files), strict=True):
-            asked = read_questions(file, name, ending)
-            items += asked
-            self.files.append({"task": name, **fingerprint(file, len(asked))})
+            read = read_questions(file, name, ending)
+            items += read
+            self.files.append({"task": name, **fingerprint(file, len(read))})
             tasks.append(Task(name, f"POPE, {name}", max_new_tokens, yes_no=True, metrics=METRICS))
         self.items: Sequence[Item] = items
         self.tasks: tuple[Task, ...] = tuple(tasks)
-        check_pictures(self.images, (item.image for item in self.items))
+        check_pictures(self.images, (item.image for item in asked(self.items)))
 
     def picture(self, item: Item) -> Image.Image:
         return open_inside(self.images, item.image)
@@ -341,7 +341,7 @@ class Pope:
     def fixed(self) -> dict[str, Any]:
         return {
             "files": self.files,
-            "pictures": len({item.image for item in self.items}),
+            "pictures": len({item.image for item in asked(self.items)}),
             "suffix": self.suffix,
             "parser": self.parser,
             "max_new_tokens": self.max_new_tokens,
@@ -349,17 +349,24 @@ class Pope:
 
 
 def read_questions(file: Path, task: str, ending: str = "") -> list[Item]:
-    """The questions of one file, in its order.
+    """The questions of one file, in its order; a malformed line is an item with its error.
+
+    A line is malformed where it is no JSON object, a field is missing or of another kind, the label
+    is neither yes nor no, or the question_id was there before.
 
     Args:
         file: JSON lines or an array of `{"question_id", "image", "text", "label"}`.
         task: The name of their task.
         ending: Put after each question, as it is.
     """
-    rows = read_rows(file, PUBLISHED)
-    items = [_item(row, task, ending) for row in rows]
-    check_unique(rows, "question_id", lambda row: row.key("question_id"))
-    return items
+
+    def check(row: Row) -> str:
+        return _item(row, task, ending).id
+
+    return [
+        unasked(task, line) if isinstance(line, Malformed) else _item(line, task, ending)
+        for line in read_sifted(file, check, "question_id", PUBLISHED)
+    ]
 
 
 def _item(row: Row, task: str, ending: str) -> Item:

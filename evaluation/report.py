@@ -125,10 +125,15 @@ def task_notes(summary: Mapping[str, Any], name: str) -> list[str]:
     told = [f"{task['questions']:,} questions."]
     if task["yes_no"]:
         told.append("`invalid` answers are neither yes nor no, and wrong.")
-    if task["errors"]:
+    if pictures := task["errors"] - task["malformed"]:
         told.append(
-            f"Pictures that could not be read: those of {task['errors']:,} questions, which are "
+            f"Pictures that could not be read: those of {pictures:,} questions, which are "
             "left out of all figures."
+        )
+    if task["malformed"]:
+        told.append(
+            f"Malformed lines of the question files: those of {task['malformed']:,} questions, "
+            "which are left out of all figures."
         )
     notes = [*told]
     if name == next(iter(summary["tasks"])):

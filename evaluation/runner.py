@@ -243,6 +243,7 @@ def evaluate(
         say(STARTED_ONE, style="yellow")
     decoders = [decoders] if isinstance(decoders, str) else decoders
     setups, yes_shift = choose(benchmark, decoders, source.processor, wordings, controls)
+    tell_malformed(benchmark, say)
     with closing(Lock(out)) as lock:
         if processes.is_first:
             files.check_folder(out, resume)
@@ -274,6 +275,18 @@ def evaluate(
         if plan and not asked.items:
             return None
         return write_summary(asked, setups, whole, out, yes_shift, run.seed, say)
+
+
+def tell_malformed(benchmark: Benchmark, say: Callable[..., None]) -> None:
+    """Says how many questions are left out because their lines are malformed, if any are."""
+    errors = [item.error for item in benchmark.items if item.error]
+    if errors:
+        say(
+            f"malformed lines: {len(errors):,} of {len(benchmark.items):,} questions become error "
+            f"rows and are left out of all figures. The first: {errors[0]}",
+            style="yellow",
+            markup=False,
+        )
 
 
 def can_shift(model_runner: ModelRunner, controls: bool, say: Callable[..., None]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sightline.evaluation.answers import Answer
-from sightline.evaluation.benchmark import Benchmark, Prediction, Task
+from sightline.evaluation.benchmark import Benchmark, Prediction, Task, asked
 from sightline.evaluation.metrics import NO, YES, Logits, fit_shift
 from sightline.evaluation.setups import GREEDY, YES_SHIFT, PlausibilityOnly, Setup
 from sightline.evaluation.statistics import RESAMPLES, Estimate, Ratio, estimate, resample, verdict
@@ -143,7 +143,9 @@ def summarise(
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
     """
-    units = {unit: i for i, unit in enumerate(dict.fromkeys(i.unit for i in benchmark.items))}
+    units = {
+        unit: i for i, unit in enumerate(dict.fromkeys(i.unit for i in asked(benchmark.items)))
+    }
     weights = resample(len(units), resamples, seed)
     by_task: dict[str, list[Answer]] = {task.name: [] for task in benchmark.tasks}
     for answer in answers:
@@ -181,7 +183,7 @@ def task_figures(
     weights: np.ndarray,
     yes_shift: bool,
 ) -> Figures:
-    """The figures of a task; items whose picture could not be read are in none of them."""
+    """The figures of a task; items whose picture or line could not be read are in none of them."""
     items = {item.id: item for item in benchmark.items if item.task == task.name}
     broken = {answer.id for answer in answers if answer.error is not None}
     by_label: dict[str, list[Answer]] = {c.label: [] for c in setups}
@@ -215,6 +217,7 @@ def task_figures(
         "yes_no": task.yes_no,
         "questions": len(items),
         "errors": len(broken),
+        "malformed": sum(bool(item.error) for item in items.values()),
         "metrics": [asdict(metric) for metric in task.metrics],
         "rows": rows(task, sampled),
         "invalid": invalid,

@@ -603,7 +603,7 @@ def test_benchmark_refuses(files, changed, message):
 
 def test_questions_of_other_annotations_are_refused(files):
     written(files["annotations"], [note(["sky"], [])])
-    with pytest.raises(ValueError, match=r"query_all\.json, row 2: id 2 is not in annotations"):
+    with pytest.raises(ValueError, match=r"query_all\.json, row 2: id 2 is not in the annotations"):
         Amber(**files)
 
 

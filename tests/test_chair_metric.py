@@ -583,12 +583,12 @@ def test_a_json_line_alone_is_read(tmp_path):
     ("content", "message"),
     [
         ({"opera": [1], "halc": [2]}, "an object with opera, halc"),
-        ([1, "dog.jpg"], "'dog.jpg' is no image id"),
-        ([1, True], "True is no image id"),
-        ([1, 2.5], "2.5 is no image id"),
-        ([{"caption": "a"}], "is no image id"),
-        ([], "holds no image ids"),
-        ([1, 2, "000000000001.jpg"], "image id 1 comes twice"),
+        (["dog.jpg"], r"ids\.json, row 1: 'dog.jpg' is no image id"),
+        ([True, 1, 2.5], r"ids\.json, row 1: True is no image id"),
+        ([{"caption": "a"}] * 2, r"ids\.json, row 1: .* is no image id"),
+        ([], "holds no rows. Image ids are"),
+        ({"ids": []}, "holds no image ids"),
+        ([1, "1", "000000000001.jpg"], "row 2: image id 1 comes twice, first in .* row 1"),
     ],
 )
 def test_files_of_ids_that_are_none(tmp_path, content, message):

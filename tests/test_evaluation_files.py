@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -170,6 +171,88 @@ def test_a_missing_file_says_where_it_is_published(tmp_path):
         files.read_rows(tmp_path / "none.json", "Published by A.")
     with pytest.raises(ValueError, match="cannot be read"):
         files.read_rows(tmp_path)
+
+
+# Malformed lines
+
+KEYS = {
+    "pope": "question_id",
+    "amber-queries": "id",
+    "hallusionbench": "question_id",
+    "chair-ids": "image_id",
+}
+"""The readers of question files, with the field that names a row."""
+SPOILT = {
+    "cut-off": ("lines", lambda row, first: json.dumps(row)[:-4]),
+    "list": ("lines", lambda row, first: "[1, 2]"),
+    "bytes": ("lines", lambda row, first: json.dumps(row)[:-2] + '\udcff"}'),
+    "deep": ("lines", lambda row, first: "{" + '"a": {' * 100_000),
+    "digits": ("lines", lambda row, first: '{"a": ' + "1" * 10_000 + "}"),
+    "no-object": ("both", lambda row, first: 7.5),
+    "null": ("both", lambda row, first: None),
+    "empty": ("both", lambda row, first: {}),
+    "no-key": ("both", lambda row, first: {**row, **dict.fromkeys(KEYS.values())}),
+    "key-of-a-kind": ("both", lambda row, first: {**row, **{key: [1] for key in KEYS.values()}}),
+    "twice": ("both", lambda row, first: first),
+    "half-a-character": ("both", lambda row, first: {**row, "more": "\ud83d"}),
+}
+"""Ways to spoil a row: in lines alone or in arrays too, by a text or by a value."""
+
+
+def one_each(form, texts):
+    return "\n".join(texts) + "\n" if form == "lines" else f"[{', '.join(texts)}]"
+
+
+@pytest.mark.parametrize("at", [0, 2, 4])
+@pytest.mark.parametrize(
+    ("form", "spoil"),
+    [
+        pytest.param(form, spoil, id=f"{form}-{name}")
+        for name, (where, spoil) in SPOILT.items()
+        for form in (["lines"] if where == "lines" else ["lines", "array"])
+    ],
+)
+@pytest.mark.parametrize("name", KEYS)
+def test_a_malformed_line_costs_no_other(written, name, form, spoil, at):
+    reader, (first, _) = PUBLISHED[name]
+    rows = [{**first, KEYS[name]: n} for n in range(1, 5)]
+    bad = spoil({**first, KEYS[name]: 5}, rows[0])
+    texts = list(map(json.dumps, rows))
+    expected = reader(written(one_each(form, texts)))
+    texts.insert(at, bad if isinstance(bad, str) else json.dumps(bad))
+    content = one_each(form, texts).encode(errors="surrogateescape")
+    found = reader(written(content))
+    wrong = [line for line in found if getattr(line, "error", "")]
+    assert [line for line in found if line not in wrong] == expected
+    assert len(wrong) == 1
+    # Of two equal lines the second is malformed.
+    wrong_at = max(at, 1) if bad == rows[0] else at
+    assert found[wrong_at] == wrong[0]
+    place = f"rows.json, {'line' if form == 'lines' else 'row'} {wrong_at + 1}"
+    assert re.match(rf"{place}\b", wrong[0].error)
+    # A file of which most lines are like this is refused.
+    spoilt = texts[at]
+    for many in ([spoilt] * 4, [json.dumps(rows[3]), *[spoilt] * 4]):
+        with pytest.raises(ValueError, match=r"rows\.json"):
+            reader(written(one_each(form, many).encode(errors="surrogateescape")))
+
+
+def test_half_of_the_lines_may_be_malformed(written):
+    good, bad = b'{"id": 1}\n{"id": 2}\n', b"{\n"
+    read = [
+        files.read_sifted(written(good + bad * count), lambda row: row.key("id"), "id")
+        for count in (1, 2)
+    ]
+    assert [sum(isinstance(line, files.Malformed) for line in lines) for lines in read] == [1, 2]
+    with pytest.raises(ValueError, match=r"rows\.json, line 3: not JSON"):
+        files.read_sifted(written(good + bad * 3), lambda row: row.key("id"), "id")
+
+
+def test_an_array_that_is_cut_off_is_no_file_of_lines(written):
+    rows = [json.dumps({"id": n}) for n in range(20)]
+    for text in ("[" + ", ".join(rows), "[" + ",\n".join(rows), "[\n" + "\n,\n".join(rows)):
+        with pytest.raises(ValueError, match="the file is cut off or of another kind"):
+            files.read_sifted(written(text), lambda row: row.key("id"), "id")
 
 
 # Fields

@@ -258,15 +258,18 @@ def test_the_folder_of_pictures_or_the_one_around_it_may_be_passed(home):
     assert inside.picture(inside.items[0]).size == (3, 2)
 
 
+def each(rows, **changes):
+    for row in rows:
+        row.update(changes)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda rows: rows[0].update(gt_answer="2"), "row 1: gt_answer must be one of 0, 1"),
-        (lambda rows: rows[2].update(gt_answer="2"), "row 3: gt_answer must be one of 0, 1"),
-        (lambda rows: rows[2].update(filename=None), "row 3: filename must be text"),
-        (lambda rows: rows[2].pop("visual_input"), "row 3: the field visual_input is missing"),
-        (lambda rows: rows[2].update(visual_input="3"), "visual_input must be one of 0, 1, 2"),
-        (lambda rows: rows.append(rows[0]), "row 8: the row VS/chart/0/0/0 comes twice"),
+        (lambda rows: each(rows, gt_answer="2"), "row 1: gt_answer must be one of 0, 1"),
+        (lambda rows: each(rows[2:], filename=None), "row 3: filename must be text"),
+        (lambda rows: each(rows, visual_input="3"), "visual_input must be one of 0, 1, 2"),
+        (lambda rows: rows.extend([rows[0]] * 8), "row 8: the row VS/chart/0/0/0 comes twice"),
         (lambda rows: rows[3].update(filename="x/y.png"), r"1 of 4 pictures .*: x/y\.png"),
         (lambda rows: [rows.pop() for _ in range(5)], "no row has a picture"),
     ],
@@ -278,6 +281,29 @@ def test_a_broken_file_is_refused(home, spoil, message):
     (root / "HallusionBench.json").write_text(json.dumps(rows))
     with pytest.raises(ValueError, match=message):
         HallusionBench(root / "HallusionBench.json", folder)
+
+
+def test_figures_and_questions_are_those_of_the_file_without_a_malformed_row(home):
+    root, folder = home
+    rows = json.loads(json.dumps(ROWS))
+    rows[5].pop("question_id")  # VS figure 2, the question that figure 1 was asked too
+    (root / "HallusionBench.json").write_text(json.dumps(rows))
+    made = HallusionBench(root / "HallusionBench.json", folder)
+    [error] = [item for item in made.items if item.error]
+    assert error.id == "HallusionBench.json, row 6"
+    assert error.error.startswith("HallusionBench.json, row 6: the field question_id is missing")
+    asked = [item for item in made.items if not item.error]
+    # VS figure 1: yes, no wanted; figure 2: no; VD figure 0: yes.
+    texts = ["yes", "yes", "no", "yes"]
+    said = [Prediction(item, text, 1) for item, text in zip(asked, texts, strict=True)]
+    ratios = made.ratios(made.tasks[0], said, {"VS/chart/0": 0, "VD/chart/0": 1})
+    # The one row that is left of figure 2 is right; the second question has one figure left.
+    assert ratios["aAcc"].numerator.tolist() == [2, 1]
+    assert ratios["fAcc"].numerator.tolist() == [1, 1]
+    assert ratios["fAcc"].denominator.tolist() == [2, 1]
+    assert ratios["qAcc"].numerator.tolist() == [1, 1]
+    assert ratios["qAcc"].denominator.tolist() == [2, 1]
+    assert made.fixed()["files"][0]["rows"] == 7
 
 
 def test_wrong_settings_are_refused(home):

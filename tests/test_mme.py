@@ -196,20 +196,20 @@ def test_both_layouts_are_read(tmp_path, parted):
     lay_out(tmp_path, "posters", ["0002", "0001"], parted, suffix=".PNG")
     home = "posters/images/" if parted else "posters/"
     read = mme.read_task(tmp_path, "posters")
-    assert [(q.image, q.label) for q in read] == [
+    assert [(q.image, q.label) for pair in read for q in pair] == [
         (f"{home}0001.PNG", "no"),
         (f"{home}0001.PNG", "yes"),
         (f"{home}0002.PNG", "yes"),
         (f"{home}0002.PNG", "no"),
     ]
-    assert read[1].text == "Is there a dog 0001 in this image? Please answer yes or no."
+    assert read[0][1].text == "Is there a dog 0001 in this image? Please answer yes or no."
 
 
 @pytest.mark.parametrize("parted", [False, True])
 def test_what_systems_and_people_leave_in_a_folder_is_left_out(tmp_path, parted):
     lay_out(tmp_path, "count", ["a", "b"], parted)
     expected = mme.read_task(tmp_path, "count")
-    assert len(expected) == 4
+    assert list(map(len, expected)) == [2, 2]
     double = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X\xff\xfe"  # how AppleDouble begins
     home = tmp_path / "count"
     for folder in {home, *(path for path in home.iterdir() if path.is_dir())}:
@@ -243,8 +243,9 @@ def test_result_files_are_read_and_scored(tmp_path):
         mme.read_results(tmp_path)
 
 
-def write(path, text):
-    path.write_text(text)
+def write_all(folder, text):
+    for path in folder.glob("*.txt"):
+        path.write_text(text)
 
 
 @pytest.mark.parametrize(
@@ -252,10 +253,11 @@ def write(path, text):
     [
         (lambda d: (d / "a.jpg").unlink(), r"1 of 2 pictures are not in .*: count/a\.jpg"),
         (lambda d: Image.new("RGB", (1, 1)).save(d / "a.png"), r"has a\.jpg and a\.png"),
-        (lambda d: write(d / "a.txt", "Is it?\tYes"), r"count/a\.jpg must have two questions"),
-        (lambda d: write(d / "a.txt", "Is it?\tYes\nIs it?\tYes"), "answers are yes, yes"),
-        (lambda d: write(d / "a.txt", "Is it? Yes"), r"a\.txt, line 1: .* got 1 columns"),
-        (lambda d: write(d / "a.txt", "\nIs it?\tMaybe"), "line 2: the answer must be Yes or No"),
+        (lambda d: write_all(d, "Is it?\tYes"), r"a\.txt: count/a\.jpg must have two questions"),
+        (lambda d: write_all(d, "Is it?\tYes\nIs it?\tYes"), "answers are yes, yes"),
+        (lambda d: write_all(d, "Is it? Yes"), r"a\.txt, line 1: .* got 1 columns"),
+        (lambda d: write_all(d, "\nIs it?\tMaybe"), "line 2: the answer must be Yes or No"),
+        (lambda d: write_all(d, ""), r"a\.txt: there are no questions"),
         (lambda d: [f.unlink() for f in d.glob("*.txt")], "holds no questions"),
     ],
 )
@@ -264,6 +266,40 @@ def test_a_broken_task_is_refused(tmp_path, spoil, message):
     spoil(tmp_path / "count")
     with pytest.raises(ValueError, match=message):
         mme.read_task(tmp_path, "count")
+
+
+HALVES = {
+    "one-line": "Is it?\tYes",
+    "three-lines": "Is it?\tYes\nIs it not?\tNo\nIs it?\tYes",
+    "one-label": "Is it?\tYes\nIs it?\tYes",
+    "no-tab": "Is it?\tYes\nIs it not? No",
+    "no-label": "Is it?\tYes\nIs it not?\tMaybe",
+    "no-text": "Is it?\tYes\nIs it not?\xff\tNo",
+    "empty": "\n",
+}
+"""Texts of a picture that hold no pair."""
+
+
+@pytest.mark.parametrize("text", HALVES.values(), ids=HALVES)
+def test_a_pair_with_a_malformed_line_is_no_pair(tmp_path, text):
+    lay_out(tmp_path, "count", ["a", "b", "c"])
+    (tmp_path / "count" / "b.txt").write_bytes(text.encode("latin-1"))
+    made = MME(tmp_path, tasks=["count"])
+    errors = [item for item in made.items if item.error]
+    assert [(item.task, item.id) for item in errors] == [
+        ("count", "count, b.txt#1"),
+        ("count", "count, b.txt#2"),
+    ]
+    assert all("b.txt" in item.error for item in errors)
+    has_bad_line = text in (HALVES["no-tab"], HALVES["no-label"])
+    assert errors[0].error.startswith("b.txt, line 2: ") == has_bad_line
+    other = tmp_path / "without"
+    lay_out(other, "count", ["a", "c"])
+    for name in ("a.txt", "c.txt"):
+        (other / "count" / name).write_bytes((tmp_path / "count" / name).read_bytes())
+    assert [item for item in made.items if not item.error] == MME(other, tasks=["count"]).items
+    assert made.fixed()["files"] != MME(other, tasks=["count"]).fixed()["files"]
+    assert (made.fixed()["files"][0]["rows"], made.fixed()["pictures"]) == (6, 2)
 
 
 def test_a_missing_task_says_where_mme_is_published(tmp_path):

@@ -315,8 +315,8 @@ def test_files_that_cannot_be_told_apart_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([*ROWS, ROWS[0]], "line 5: question_id 1 comes twice, first in .* line 1"),
-        ([ROWS[0], {**ROWS[1], "label": "maybe"}], "line 2: label must be one of yes, no"),
+        ([ROWS[0]] * 3, "line 2: question_id 1 comes twice, first in .* line 1"),
+        ([{**row, "label": "maybe"} for row in ROWS], "line 1: label must be one of yes, no"),
         ([{**ROWS[0], "image": None}], "line 1: image must be text"),
         ([{"question_id": 1, "text": "?", "label": "no"}], "line 1: the field image is missing"),
         (
