@@ -125,14 +125,15 @@ def task_notes(summary: Mapping[str, Any], name: str) -> list[str]:
     told = [f"{task['questions']:,} questions."]
     if task["yes_no"]:
         told.append("`invalid` answers are neither yes nor no, and wrong.")
-    if pictures := task["errors"] - task["malformed"]:
+    malformed = task.get("malformed", 0)  # absent in summaries of older versions
+    if pictures := task["errors"] - malformed:
         told.append(
             f"Pictures that could not be read: those of {pictures:,} questions, which are "
             "left out of all figures."
         )
-    if task["malformed"]:
+    if malformed:
         told.append(
-            f"Malformed lines of the question files: those of {task['malformed']:,} questions, "
+            f"Malformed lines of the question files: those of {malformed:,} questions, "
             "which are left out of all figures."
         )
     notes = [*told]
