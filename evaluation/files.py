@@ -179,7 +179,7 @@ def parse_json(text: str, place: str) -> Any:
     try:
         value = json.loads(text)
         if HALF.search(text):
-            check_characters(json_text(value, ensure_ascii=False), place)
+            check_characters(json_text(value, ensure_ascii=False), "its text")
     except RecursionError:
         raise ValueError(f"{place}: the JSON is nested too deeply") from None
     except json.JSONDecodeError:

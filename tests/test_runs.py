@@ -451,7 +451,7 @@ def test_every_reader_refuses_what_no_text_holds(tmp_path, reader, rows):
     bad = {
         DEEP: "rows.json",
         '{"id": ' + DEEP: "rows.json",
-        json.dumps(rows[0]) + "\n" + '{"id": ' + DEEP + "\n": "rows.json",
+        json.dumps(rows[0]) + ("\n" + '{"id": ' + DEEP) * 2: "rows.json, line 2",
         '[{"id": ' + "9" * 5000 + "}]": "rows.json",
         json.dumps([{**rows[0], "further": "half \ud83d of it"}]): "rows.json.*half a character",
         json.dumps({**rows[0], "further\udc00": 1}): "rows.json.*half a character",
