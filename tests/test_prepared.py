@@ -156,13 +156,13 @@ def test_an_image_that_stays_as_it_is_changes_no_answer(name, number):
 def test_images_that_do_not_make_the_prompt_again_are_refused(name):
     """Before the first forward: the prompt was made with arguments that are not passed on."""
     checkpoint = load(name)
-    plain = asked(checkpoint, [WIDE], {})
+    plain, changed = asked(checkpoint, [WIDE], {}), changing(name)  # which asks the model itself
     ran = []
     handle = checkpoint.model.get_output_embeddings().register_forward_pre_hook(
         lambda *_: ran.append(1)
     )
     try:
-        for inputs in changing(name).values():
+        for inputs in changed.values():
             if torch.equal(inputs["input_ids"], plain["input_ids"]):
                 continue  # other pixels in as many tokens
             for decoder in decoders(checkpoint.processor):
