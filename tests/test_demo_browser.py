@@ -93,7 +93,7 @@ def talkers(tmp_path_factory):
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
     AutoProcessor.from_pretrained(CHECKPOINT).save_pretrained(folder)
-    served = Server(tmp_path_factory.mktemp("demo"), "--model", str(folder), "--max-tokens", "1500")
+    served = Server(tmp_path_factory.mktemp("demo"), "--model", str(folder), "--max-tokens", "4000")
     yield served
     served.end()
 
@@ -296,7 +296,7 @@ def test_keys_reach_what_the_mouse_does(visit):
 
 def begin_long_answers(page):
     open_drawing(page)
-    fill(page, "#drawing-max_new_tokens", 1500)
+    fill(page, "#drawing-max_new_tokens", 4000)
     page.click("#compare")
     page.wait_for_function("document.querySelectorAll('#answer-1 .token').length > 3")
 
@@ -315,7 +315,7 @@ def test_one_answer_is_stopped_and_the_others_go_on(visit, talkers):
     assert time.monotonic() - start < 3
     page.wait_for_selector("#compare:not([disabled])")
     assert [state(page, place) for place in range(3)] == ["stopped"] * 3
-    assert page.locator("#answer-1 .token").count() == length < 1500
+    assert page.locator("#answer-1 .token").count() == length < 4000
     page.click('#answer-1 .token[data-index="2"]')  # a stopped answer is explained too
     page.wait_for_selector("#token-table")
 
