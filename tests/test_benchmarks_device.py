@@ -125,9 +125,11 @@ def test_without_a_device(capsys, tmp_path):
 
 def test_versions_that_differ_are_said(monkeypatch, capsys):
     installed = {"torch": "2.11.0+cu130", "transformers": "5.23.0", "triton": "3.9.0"}
+    installed["numpy"] = "2.3.5"
     monkeypatch.setattr(device, "version", installed.get)
     device.print_versions()
     assert capsys.readouterr().out.splitlines() == [
+        "numpy 2.3.5 (tested: 2.4.6; range: any; a dry run with Triton 3.6 needs one below 2.4)",
         "torch 2.11.0+cu130 (tested: 2.13.0; range: 2.9 to 2.13)",
         "transformers 5.23.0",
         "triton 3.9.0",
