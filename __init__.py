@@ -32,6 +32,7 @@ _HOMES = {
     "UnknownImage": "decoders.contrasts",
     "DAMRO": "decoders.damro.damro",
     "DeCo": "decoders.deco",
+    "Combined": "engine.strategy",
     "Decoder": "engine.strategy",
     "Gated": "engine.strategy",
     "Recipe": "engine.strategy",
@@ -94,6 +95,7 @@ __all__ = [
     "Branch",
     "CacheEviction",
     "CalibrationProcessor",
+    "Combined",
     "ConfidenceGate",
     "Contrastive",
     "DeCo",
@@ -166,7 +168,7 @@ if TYPE_CHECKING:
     from sightline.decoders.vdd import VDD
     from sightline.decoders.vdgd import VDGD, Described, PrefixOnly
     from sightline.engine.branch import Branch
-    from sightline.engine.strategy import Decoder, Gated, PromptCached, Recipe
+    from sightline.engine.strategy import Combined, Decoder, Gated, PromptCached, Recipe
     from sightline.logits.gates import ConfidenceGate, EntropyGate, Gate, PlausibilityGate
     from sightline.logits.grounding import Grounded
     from sightline.logits.growing import GrowingGuidance

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from sightline.choices import PLAIN
 from sightline.decoders import DECODERS
+from sightline.docstrings import read_arguments
 from sightline.engine.search_range import SearchRange
 from sightline.specs import (
     STAND_IN,
@@ -19,7 +20,6 @@ from sightline.specs import (
     choose,
     find,
     presets,
-    read_arguments,
     read_setting,
     settable,
     written,

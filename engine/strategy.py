@@ -3,12 +3,14 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from torch import Tensor
 
+from sightline import hub, serialization
 from sightline.attention.base import AttentionEdit, CacheEviction
 from sightline.engine.branch import ENCODER_INPUTS, POSITION_INPUTS, Branch
 from sightline.engine.decode import decode
@@ -18,7 +20,7 @@ from sightline.engine.parts import about_images, needs_images, needs_pixels
 from sightline.engine.prompt_cache import PromptCache
 from sightline.logits.gates import Gate, PlausibilityGate
 from sightline.logits.rules import Alone, Plausibility, Rule
-from sightline.settings import Checked, Count
+from sightline.settings import Checked, Count, Wanted
 
 Contrast = Callable[[Branch, Any], Branch]
 Preparation = Callable[[Branch, Any], Branch]
@@ -56,6 +58,40 @@ class Passed(Checked):
                 f"in custom_generate={cls.__name__}()"
             )
         return super().__new__(cls)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The class and all settings but the processor, as JSON has them; for `from_dict`.
+
+        Raises:
+            ValueError: A setting or a part holds a function, a model or another object.
+        """
+        return serialization.to_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, processor: Any = None) -> Self:
+        """What `to_dict` wrote. `Decoder.from_dict` makes any decoder, `VDD.from_dict` a VDD.
+
+        Args:
+            values: From anywhere; settings that are missing keep their defaults.
+            processor: The model's own, for decoders and parts that take one.
+
+        Raises:
+            ValueError: Names and values are checked as where a decoder is made.
+        """
+        wanted = Passed if inspect.isabstract(cls) else cls
+        decoder = serialization.from_dict(values, processor, wanted)
+        if not isinstance(decoder, wanted):
+            kind = "decoder" if wanted is Passed else wanted.__name__
+            raise ValueError(f"a {kind} was wanted, got a {type(decoder).__name__}")
+        return decoder
+
+    def save_pretrained(self, folder: str | Path, *, force: bool = False) -> list[Path]:
+        """Writes the folder that `custom_generate=folder` takes; see `sightline.hub.export`."""
+        return hub.export(self, folder, force=force)
+
+    def push_to_hub(self, repo: str, **arguments: Any) -> str:
+        """Writes that folder to a repository of the hub; see `sightline.hub.push`."""
+        return hub.push(self, repo, **arguments)
 
 
 class Strategy(Passed, ABC):
@@ -261,7 +297,9 @@ class Combined(Strategy):
         decoders: Two or more; at most one kind of rule and one gate among them.
     """
 
-    decoders: tuple[Strategy, ...]
+    decoders: Annotated[
+        tuple[Strategy, ...], Wanted("two decoders or more", lambda given: len(given) > 1)
+    ]
 
     def __post_init__(self):
         super().__post_init__()
@@ -341,8 +379,3 @@ class Decoder(Strategy):
     def __post_init__(self):
         super().__post_init__()
         self.recipe()
-
-    @classmethod
-    def settings(cls) -> dict[str, Any]:
-        """Names of the settings with their defaults."""
-        return {each.name: each.default for each in fields(cls)}

@@ -289,7 +289,7 @@ class ModelRunner:
         said = {
             i.id: a for i, a in zip(prepared.items, self.say(setup, prepared, inputs), strict=True)
         }
-        settings, batch = setup.plain_settings, prepared.batch
+        settings, batch = setup.settings, prepared.batch
         nothing = Reply("", 0, 0.0, None, 0, None)
         return [
             Answer(

@@ -27,7 +27,8 @@ from sightline import AGLA, CARVE, ICD, MVP, VCD, VDD, VDGD, VASparse, answer, c
 from sightline.choices import parse_choices
 from sightline.decoders import DECODERS
 from sightline.demo import page
-from sightline.specs import paper, presets, settable
+from sightline.docstrings import paper
+from sightline.specs import presets, settable
 
 SCRIPT = Path(sys.executable).with_name("sightline")
 TABLE = str(lab.PICTURES / "table.png")

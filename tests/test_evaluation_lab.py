@@ -317,7 +317,7 @@ def test_contenders_have_their_modes():
     sampled = found[1].generation(0.7)
     assert sampled["temperature"] == 0.7
     assert (sampled["top_k"], sampled["top_p"]) == (0, 1.0)  # the whole distribution
-    assert found[1].settings()["decoder"] == "VDD"
+    assert found[1].settings["decoder"]["class"] == "VDD"
     assert parse_contenders(["vdd", "greedy"], None)[0][0].label == "greedy"
 
 
@@ -432,7 +432,7 @@ def test_wordings_are_settings_unless_a_user_sets_them():
     best = replace(CARVE.paper_best(STAND_IN), general="Say.")
     assert made("carve.paper_best").strategy == best
     assert made("agla").strategy == AGLA(STAND_IN)
-    assert made("vdgd").settings()["request"] == "Say." != VDGD(STAND_IN).request
+    assert made("vdgd").settings["decoder"]["request"] == "Say." != VDGD(STAND_IN).request
 
 
 def test_every_name_is_listed_where_one_is_wrong():
@@ -664,7 +664,8 @@ def test_the_labs_model_knows_the_words_it_is_asked_in(small):
 
 @needs_weights
 def test_settings_show_the_wordings_that_were_used(whole):
-    written = json.loads((whole[0] / "run.json").read_text())["fixed"]["decoders"]
+    fixed = json.loads((whole[0] / "run.json").read_text())["fixed"]
+    written = {label: setup.get("decoder") for label, setup in fixed["decoders"].items()}
     for name in ("vdgd", "vdgd-prefix"):
         assert written[name].items() >= lab.WORDINGS[name].items()
     assert written["mvp"]["requests"] == list(lab.DESCRIBE)

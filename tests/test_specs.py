@@ -29,16 +29,10 @@ from sightline import (
     VASparse,
 )
 from sightline.decoders import DECODERS
+from sightline.docstrings import paper, read_arguments
 from sightline.engine.search_range import SearchRange
-from sightline.specs import (
-    choose,
-    paper,
-    presets,
-    read_arguments,
-    settable,
-    split_decoders,
-    unknown,
-)
+from sightline.messages import unknown
+from sightline.specs import choose, presets, settable, split_decoders
 
 
 @dataclass
