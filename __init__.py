@@ -21,6 +21,7 @@ _HOMES = {
     "KeyWeights": "attention.reference",
     "WeakAnswerKeys": "attention.eviction",
     "answer": "chat",
+    "UnsupportedModelError": "models",
     "AGLA": "decoders.agla.agla",
     "MaskedImage": "decoders.agla.agla",
     "SelfMatcher": "decoders.agla.agla",
@@ -135,6 +136,7 @@ __all__ = [
     "State",
     "Unattended",
     "UnknownImage",
+    "UnsupportedModelError",
     "VASparse",
     "WeakAnswerKeys",
     "__version__",
@@ -175,6 +177,7 @@ if TYPE_CHECKING:
     from sightline.logits.layers import LayerContrast, LayerCorrection
     from sightline.logits.processors import CalibrationProcessor, PlausibilityProcessor
     from sightline.logits.rules import Additive, Contrastive, Guidance, Plausibility, Rule, State
+    from sightline.models import UnsupportedModelError
     from sightline.vision.images import open_picture
 
 

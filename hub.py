@@ -272,7 +272,7 @@ class Argument:
 
 def exported(decoder: Any) -> Iterator[Argument]:
     """The decoder's settings, and its processor where it, or a part of it, takes one."""
-    kind = type(decoder)
+    kind: Any = type(decoder)
     hints, meanings = hints_of(kind), read_arguments(inspect.getdoc(kind) or "")
     for each in fields(kind):
         if each.init:
@@ -308,7 +308,7 @@ def expression(value: Any, **given: Any) -> Piece:
 def code(decoder: Any, arguments: Sequence[Argument]) -> str:
     """The module that transformers loads, as `ruff format` leaves it."""
     free = [each for each in arguments if not each.is_fixed]
-    taken = [("", Code("model")), ("", Code("*"))]
+    taken: list[tuple[str, Piece]] = [("", Code("model")), ("", Code("*"))]
     taken += [(f"{each.name}=", piece(each.value)) for each in free]
     taken += [("", Code("streamer=None")), ("", Code("**arguments"))]
     own = {each.name for each in fields(decoder)}

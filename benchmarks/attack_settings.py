@@ -29,6 +29,7 @@ import torch
 import sightline
 from sightline.decoders import DECODERS
 from sightline.json_text import json_text
+from sightline.models import UnsupportedModelError
 from sightline.specs import choose, settable
 
 TRIES, TRIES_SHORT = 2000, 200
@@ -205,6 +206,8 @@ def complaint(tried: Wrong) -> str:
             return f"a foreign {type(error).__name__}: {message[:LONGEST]}"
         if not linecache.getline(str(file), line).strip().startswith("raise"):
             return f"{type(error).__name__} that nobody raised: {message[:LONGEST]}"
+        if isinstance(error, UnsupportedModelError):
+            return f"an error about a model: {message[:LONGEST]}"
         if tried.field not in message or len(message) > LONGEST or "\n" in message:
             return f"a message that does not help: {message[:LONGEST]}"
         return ""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated
 
 from sightline.engine.branch import Branch
 from sightline.engine.chat_prompts import PromptEditor
@@ -10,6 +10,7 @@ from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Contrastive
 from sightline.messages import short
+from sightline.models import Model
 from sightline.settings import Checked, Processor, Strength, UnitInterval
 
 INSTRUCTIONS = {
@@ -52,7 +53,7 @@ class OtherInstruction(Checked):
                 f"{short(self.instruction)}"
             )
 
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def __call__(self, expert: Branch, model: Model) -> Branch:
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         words = INSTRUCTIONS.get(self.instruction, self.instruction)
         texts = [f"{words} {asked.question}" for asked in editor.asked(expert)]

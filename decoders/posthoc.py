@@ -29,6 +29,7 @@ from sightline.engine.validation import (
 )
 from sightline.logits.calibration import Aggregate, calibrate, label_masses, reference
 from sightline.logits.finite import check_finite
+from sightline.models import Model
 from sightline.settings import Markers, Positive, Processor, TokenId, Words, wrong
 from sightline.weak_lru import Memory
 
@@ -102,7 +103,7 @@ class PostHocDebias(Passed):
         variant = VARIANTS[self.reference]
         return image_free(variant, self.processor, self.unk_token_id, self.markers)
 
-    def probabilities(self, model: Any, **inputs: Any) -> Tensor:
+    def probabilities(self, model: Model, **inputs: Any) -> Tensor:
         """Calibrated probability of each label, `[B, C]` float32, for the processor's output."""
 
         def calibrated(model, input_ids, generation_config, **kwargs):
@@ -114,7 +115,7 @@ class PostHocDebias(Passed):
 
     def __call__(
         self,
-        model: Any,
+        model: Model,
         input_ids: Tensor,
         logits_processor: Any,
         stopping_criteria: Any,
@@ -132,7 +133,7 @@ class PostHocDebias(Passed):
         return as_generated(input_ids, closed, fill, generation_config, token_streamer)
 
     def _calibrated(
-        self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
+        self, model: Model, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities `[B, C]`, and the first answer token's logits `[B, V]`."""
         check_one_answer("PostHocDebias", generation_config)
@@ -158,7 +159,7 @@ class PostHocDebias(Passed):
         prior = torch.where(has_image, reference(*priors), even) if priors else even
         return calibrate(masses, prior, self.smoothing), logits
 
-    def _remembered(self, model: Any, branch: Branch, shared: dict[str, Any]) -> Tensor:
+    def _remembered(self, model: Model, branch: Branch, shared: dict[str, Any]) -> Tensor:
         """Masses `[B, C]` of an image-free branch, which depend on the text alone.
 
         Each text is asked once and kept: a benchmark puts one question to many pictures.
@@ -176,7 +177,9 @@ class PostHocDebias(Passed):
 
         return torch.stack(self._known.recall(model, texts, found))
 
-    def _masses(self, model: Any, branch: Branch, shared: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _masses(
+        self, model: Model, branch: Branch, shared: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         """Unnormalised label masses `[B, C]` and logits `[B, V]` at the first answer position."""
         cache = branch.cache(model)
         logits = forward_prompt(model, branch, cache, shared).logits[:, -1].float()
@@ -228,7 +231,7 @@ class PostHocDebias(Passed):
 
 
 def sequence_score(
-    model: Any,
+    model: Model,
     branch: Branch,
     cache: Any,
     first: Tensor,

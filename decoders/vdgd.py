@@ -1,7 +1,7 @@
 """Visual Description Grounded Decoding, Ghosh et al., ICLR 2025 (arXiv:2405.15683)."""
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -13,6 +13,7 @@ from sightline.engine.strategy import Decoder, Recipe
 from sightline.engine.subgeneration import eos_token_ids, generate_text
 from sightline.logits.grounding import SUPPORT, Grounded, Reduction, Support, Truncation
 from sightline.logits.rules import Rule
+from sightline.models import Model
 from sightline.settings import Checked, Count, Processor, Share, UnitInterval, Words, holding
 
 REQUEST = (
@@ -59,7 +60,7 @@ class Described(Checked):
         if self.processor is None:
             raise ValueError("a description needs processor=, the model's own, to be asked for")
 
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def __call__(self, expert: Branch, model: Model) -> Branch:
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         expert = read_pictures(expert, model)
         asked = editor.asked(expert)

@@ -13,6 +13,7 @@ from sightline.demo.comparison import Explained, Row
 from sightline.engine.processor_order import AfterCut
 from sightline.engine.strategy import Recipe, Strategy
 from sightline.logits.rules import Rule
+from sightline.models import Model
 from sightline.vision.token_layout import Layout, locate
 
 BEST = 10
@@ -21,7 +22,7 @@ EXPERT = "as asked"
 
 
 def explain(
-    model: Any,
+    model: Model,
     processor: Any,
     image: Image.Image,
     question: str,

@@ -31,6 +31,7 @@ from sightline.engine.prompt_cache import PromptCache
 from sightline.engine.validation import check_cached, check_reached, check_reusable
 from sightline.logits.finite import FiniteRows
 from sightline.logits.rules import Rule, State
+from sightline.models import Model
 
 PER_TOKEN = ("hidden_states", "attentions")  # of a forward, by layer
 COMPILED = Lock()  # the next replay of a recorded graph, by any thread, writes over its outputs
@@ -76,7 +77,7 @@ class Ensemble:
         call_config: The settings of the call.
     """
 
-    def __init__(self, model: Any, branches: list[Branch], rule: Rule, call_config: CallConfig):
+    def __init__(self, model: Model, branches: list[Branch], rule: Rule, call_config: CallConfig):
         if call_config.texts is not None:
             check_reusable(model, branches)
         self.model = model

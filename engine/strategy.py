@@ -20,10 +20,11 @@ from sightline.engine.parts import about_images, needs_images, needs_pixels
 from sightline.engine.prompt_cache import PromptCache
 from sightline.logits.gates import Gate, PlausibilityGate
 from sightline.logits.rules import Alone, Plausibility, Rule
+from sightline.models import Model
 from sightline.settings import Checked, Count, Wanted
 
-Contrast = Callable[[Branch, Any], Branch]
-Preparation = Callable[[Branch, Any], Branch]
+Contrast = Callable[[Branch, Model], Branch]
+Preparation = Callable[[Branch, Model], Branch]
 
 
 class _Signature:
@@ -78,7 +79,7 @@ class Passed(Checked):
         Raises:
             ValueError: Names and values are checked as where a decoder is made.
         """
-        wanted = Passed if inspect.isabstract(cls) else cls
+        wanted: Any = Passed if inspect.isabstract(cls) else cls
         decoder = serialization.from_dict(values, processor, wanted)
         if not isinstance(decoder, wanted):
             kind = "decoder" if wanted is Passed else wanted.__name__
@@ -125,7 +126,7 @@ class Strategy(Passed, ABC):
 
     def __call__(
         self,
-        model: Any,
+        model: Model,
         input_ids: Tensor,
         logits_processor: Any,
         stopping_criteria: Any,
@@ -226,7 +227,7 @@ class Recipe(Strategy):
             (self.preparations, self.attention_edits, self.cache_evictions)
         )
 
-    def ensemble(self, model: Any, branches: list[Branch], call_config: CallConfig) -> Ensemble:
+    def ensemble(self, model: Model, branches: list[Branch], call_config: CallConfig) -> Ensemble:
         """What holds these branches, the expert first."""
         rule = self.rule or Plausibility(beta=0)
         if self.gate is None or len(branches) == 1:

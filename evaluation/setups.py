@@ -26,6 +26,7 @@ from sightline.engine.branch import Branch
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Additive, Plausibility
 from sightline.messages import short, unknown
+from sightline.models import Model
 from sightline.specs import choose, split_decoders
 
 GREEDY = "greedy"
@@ -52,7 +53,7 @@ class PlausibilityOnly(Decoder):
 class SameImage:
     """The prompt as it is, a second time."""
 
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def __call__(self, expert: Branch, model: Model) -> Branch:
         return expert
 
 

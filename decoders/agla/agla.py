@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated
 
 from PIL import Image
 
@@ -22,6 +22,7 @@ from sightline.engine.reprocessing import check_reproduced, picture_inputs
 from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Additive
+from sightline.models import Model
 from sightline.settings import Checked, Layers, Processor, Share, Strength, UnitInterval
 
 
@@ -91,13 +92,13 @@ class MaskedImage(Checked):
         """Whether the expert's prompt is read in parts, to watch it."""
         return self.matcher.needs_attention
 
-    def check(self, expert: Branch, model: Any) -> None:
+    def check(self, expert: Branch, model: Model) -> None:
         PromptEditor(
             self.processor, model, expert.call.chat_template_kwargs
         )  # raises for another model's
         check_reproduced(self.processor, expert, model)
 
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def __call__(self, expert: Branch, model: Model) -> Branch:
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         asked = editor.asked(expert)
         pairs = [

@@ -42,6 +42,7 @@ from sightline.engine.validation import (
     check_vision_language,
     is_text_only,
 )
+from sightline.models import Model
 from sightline.settings import (
     Count,
     Processor,
@@ -156,7 +157,7 @@ class MVP(Passed):
 
     def probabilities(
         self,
-        model: Any,
+        model: Model,
         images: Any = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **inputs: Any,
@@ -186,7 +187,7 @@ class MVP(Passed):
 
     def __call__(
         self,
-        model: Any,
+        model: Model,
         input_ids: Tensor,
         logits_processor: Any,
         stopping_criteria: Any,
@@ -227,7 +228,7 @@ class MVP(Passed):
 
     def _expert(
         self,
-        model: Any,
+        model: Model,
         input_ids: Tensor,
         generation_config: Any,
         images: Any,
@@ -246,7 +247,7 @@ class MVP(Passed):
         call = Call(pictures, generation_config, self.processor, template or {})
         return replace(expert, call=call)
 
-    def _votes(self, model: Any, expert: Branch) -> list["Votes"]:
+    def _votes(self, model: Model, expert: Branch) -> list["Votes"]:
         """Of each row; every one has an image."""
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         asked = editor.asked(expert)

@@ -6,7 +6,6 @@ token in any text. As a processor for a plain `generate`, and as a rule for a de
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from transformers import LogitsProcessor
@@ -14,6 +13,7 @@ from transformers import LogitsProcessor
 from sightline.engine.early_exit import Head, embedding_scale, one_token
 from sightline.logits.layers import stacked
 from sightline.logits.rules import Rule, State
+from sightline.models import Model
 from sightline.settings import Strength, UnitInterval, wrong
 
 RELEASED = 1.1  # alpha of the authors' code as it would run
@@ -90,7 +90,7 @@ class EmbeddingContrast(LogitsProcessor):
     """
 
     def __init__(
-        self, model: Any, alpha: float = 0.1, beta: float = 0.1, *, sum_to_one: bool = True
+        self, model: Model, alpha: float = 0.1, beta: float = 0.1, *, sum_to_one: bool = True
     ):
         self.rule = EmbeddingContrastive(alpha, beta, sum_to_one)
         if not hasattr(model, "get_output_embeddings"):
@@ -101,7 +101,7 @@ class EmbeddingContrast(LogitsProcessor):
         self.scale = embedding_scale(model, embedded, outputs.hidden_states[0])
 
     @classmethod
-    def released(cls, model: Any) -> "EmbeddingContrast":
+    def released(cls, model: Model) -> "EmbeddingContrast":
         """What the authors' code would compute if repaired: `EmbeddingContrastive.released`."""
         rule = EmbeddingContrastive.released()
         return cls(model, rule.alpha, rule.beta, sum_to_one=rule.sum_to_one)
