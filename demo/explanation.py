@@ -132,9 +132,9 @@ def table(tokenizer: Any, branches: Tensor, scores: Tensor, chosen: int) -> tupl
 
 def cut(rule: Rule | None, expert: Tensor) -> float | None:
     """The expert's probability below which the rule leaves tokens out; None if it has none."""
-    if rule is None or rule.threshold == 0:
+    if rule is None or not rule.needs.cut:
         return None
-    return float(rule.threshold * expert.softmax(dim=-1).max())
+    return float(expert.softmax(dim=-1)[rule.keep(expert[None])[0]].min())
 
 
 def visible(tokenizer: Any, token: int) -> str:

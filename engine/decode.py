@@ -164,7 +164,7 @@ def decode(
     branches = [ready_to_read(branch, generation_config) for branch in branches]
     del expert, others  # the ensemble lets go of what is read
     before: Any = LogitsProcessorList()
-    if recipe.rule is not None and recipe.rule.cuts:
+    if recipe.rule is not None and recipe.rule.needs.cut:
         before, logits_processor = around_cut(logits_processor)
     call_config = CallConfig(
         prompt_length=input_ids.shape[1],

@@ -26,8 +26,9 @@ class EarlyLogits:
         head = model.get_output_embeddings()
         tied = head is not None and head.weight is model.get_input_embeddings().weight
         self.model = model
-        self.layers = rule.early_layers(config.num_hidden_layers, tied)
-        self.norm = last_norm(model) if self.layers and rule.early_norm else None
+        needs = rule.needs
+        self.layers = needs.early(config.num_hidden_layers, tied) if needs.early else ()
+        self.norm = last_norm(model) if self.layers and needs.normed else None
         self.head: Head | None = None
 
     @property

@@ -85,7 +85,6 @@ class Ensemble:
         self.rule = rule
         self.call_config = call_config
         self.state = State(
-            image_masks=tuple(b.image_mask for b in branches),
             has_image=branches[0].image_mask.any(dim=1).repeat_interleave(call_config.copies),
             notes={
                 name: values.repeat_interleave(call_config.copies, dim=0)

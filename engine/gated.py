@@ -35,7 +35,6 @@ class GatedEnsemble(Ensemble):
         check_gated(model, branches)
         expert, *others = branches
         super().__init__(model, [expert], rule, replace(call_config, texts=None))
-        self.state.image_masks = tuple(branch.image_mask for branch in branches)
         self.gate = gate
         behind = replace(
             call_config,

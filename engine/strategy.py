@@ -19,7 +19,7 @@ from sightline.engine.gated import GatedEnsemble
 from sightline.engine.parts import about_images, needs_images, needs_pixels
 from sightline.engine.prompt_cache import PromptCache
 from sightline.logits.gates import Gate, PlausibilityGate
-from sightline.logits.rules import Alone, Plausibility, Rule
+from sightline.logits.rules import Alone, Needs, Plausibility, Rule
 from sightline.models import Model
 from sightline.settings import Checked, Count, Wanted
 
@@ -242,9 +242,9 @@ class Recipe(Strategy):
             cache_evictions=tuple(part for part in self.cache_evictions if not part.is_neutral),
         )
         rule = self.rule
-        if rule is None or rule.uses_others:
+        if rule is None or rule.needs.others:
             return recipe
-        return replace(recipe, contrasts=(), rule=None if rule.is_identity else rule)
+        return replace(recipe, contrasts=(), rule=None if rule.needs == Needs() else rule)
 
     def without_images(self) -> "Recipe":
         """The recipe for prompts without an image: parts about images do nothing, the rest acts.

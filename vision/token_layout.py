@@ -109,27 +109,6 @@ class Layout:
             reached |= self._covers(tile)
         return reached
 
-    def to_tokens(self, pixels: Tensor) -> Tensor:
-        """`[height, width]` -> `[N]` float32: mean over each token's cell, by area.
-
-        0 for tokens without a place, and for cells with no part in the picture.
-        """
-        if pixels.shape != self.size[::-1]:
-            raise ValueError(
-                f"pixels of a {self.size[0]} x {self.size[1]} picture are [{self.size[1]}, "
-                f"{self.size[0]}], got {list(pixels.shape)}: pass the map of the picture itself"
-            )
-        pixels = pixels.float()
-        means = pixels.new_zeros(self.count)
-        for tile in self.tiles:
-            rows, columns = (part.to(pixels) for part in _overlaps(tile, self.size))
-            area = rows.sum(dim=-1)[:, None] * columns.sum(dim=-1)
-            sums = rows @ pixels @ columns.mT
-            tokens = tile.tokens.to(pixels.device)
-            has_token = tokens >= 0
-            means[tokens[has_token]] = (sums / area.where(area > 0, 1))[has_token]
-        return means
-
     def cells(self) -> Tensor:
         """`[N, 4]` float32: left, top, right, bottom of each token; NaN for those without place."""
         boxes = torch.full((self.count, 4), math.nan, device="cpu")
@@ -285,17 +264,6 @@ def _members(tile: Tile, size: tuple[int, int]) -> list[Tensor]:
         (centres.floor()[:, None] == torch.arange(count, device="cpu")).float()
         for centres, count in _centres(tile, size)
     ]
-
-
-def _overlaps(tile: Tile, size: tuple[int, int]) -> list[Tensor]:
-    """How much of each pixel is in each cell, `[gh, height]` and `[gw, width]`, 0 to 1."""
-    parts = []
-    for edges, length in zip(_edges(tile), size[::-1], strict=True):
-        pixel = torch.arange(length, dtype=torch.float64, device="cpu")
-        start = torch.maximum(edges[:-1, None], pixel)
-        end = torch.minimum(edges[1:, None], pixel + 1)
-        parts.append((end - start).clamp(min=0).float())
-    return parts
 
 
 @dataclass(frozen=True)
