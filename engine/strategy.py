@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -69,7 +69,7 @@ class Passed(Checked):
         return serialization.to_dict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, processor: Any = None) -> Self:
+    def from_dict(cls, values: Mapping[str, Any], *, processor: Any = None) -> Any:
         """What `to_dict` wrote. `Decoder.from_dict` makes any decoder, `VDD.from_dict` a VDD.
 
         Args:
