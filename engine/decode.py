@@ -173,7 +173,7 @@ def decode(
         keep_logits=wants(generation_config, "output_logits"),
         cache_evictions=recipe.cache_evictions,
         looks=looks,
-        texts=recipe.texts if recipe.contrasts else None,
+        prompt_cache=recipe.prompt_cache if recipe.contrasts else None,
         processors=before,
         is_beam=loop.is_beam,
     )

@@ -34,7 +34,7 @@ class GatedEnsemble(Ensemble):
     ):
         check_gated(model, branches)
         expert, *others = branches
-        super().__init__(model, [expert], rule, replace(call_config, texts=None))
+        super().__init__(model, [expert], rule, replace(call_config, prompt_cache=None))
         self.gate = gate
         behind = replace(
             call_config,

@@ -201,7 +201,7 @@ class Recipe(Strategy):
         attention_edits: What the expert's attention weighs more or less.
         cache_evictions: Which keys leave the cache between steps.
         gate: When the contrasts are asked; None: at every token.
-        texts: Keeps image-free prompts as they were read, for later calls; None: nothing does.
+        prompt_cache: Keeps image-free prompts as they were read, for later calls; None: nothing does.
     """
 
     preparations: tuple[Preparation, ...] = ()
@@ -210,7 +210,7 @@ class Recipe(Strategy):
     attention_edits: tuple[AttentionEdit, ...] = ()
     cache_evictions: tuple[CacheEviction, ...] = ()
     gate: Gate | None = None
-    texts: PromptCache | None = None
+    prompt_cache: PromptCache | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -286,7 +286,7 @@ class Recipe(Strategy):
             self.attention_edits + other.attention_edits,
             self.cache_evictions + other.cache_evictions,
             self.gate or other.gate,
-            self.texts or other.texts,
+            self.prompt_cache or other.prompt_cache,
         )
 
 
@@ -347,25 +347,25 @@ class PromptCached(Strategy):
 
     Args:
         decoder: Has a branch without a picture; any other raises `ValueError` when it is used.
-        most: Texts that are kept for each model, 1 or more. One of T tokens takes
+        capacity: Texts that are kept for each model, 1 or more. One of T tokens takes
             2 * layers * KV heads * head size * T numbers: of 60 tokens and LLaVA-1.5-7B in 16
             bits 31 MB.
     """
 
     decoder: Strategy
-    most: Count = 8
-    _texts: PromptCache = field(init=False, repr=False, compare=False)
+    capacity: Count = 8
+    _prompt_cache: PromptCache = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "_texts", PromptCache(self.most))
+        object.__setattr__(self, "_prompt_cache", PromptCache(self.capacity))
 
     def clear(self) -> None:
         """Forgets the texts, of every model."""
-        self._texts.clear()
+        self._prompt_cache.clear()
 
     def recipe(self) -> Recipe:
-        return replace(self.decoder.recipe(), texts=self._texts)
+        return replace(self.decoder.recipe(), prompt_cache=self._prompt_cache)
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ WRAPPED = {
     "posthoc": PostHocDebias,
     "posthoc sequences": lambda processor: PostHocDebias(processor, labels=("yes, it is", "no")),
     "gated": lambda processor: Gated(PAI(), ConfidenceGate(0.5)),
-    "reusing": lambda processor: PromptCached(VDD(processor=processor), most=3),
-    "reusing gated": lambda processor: PromptCached(Gated(VDD()), most=3),
+    "reusing": lambda processor: PromptCached(VDD(processor=processor), capacity=3),
+    "reusing gated": lambda processor: PromptCached(Gated(VDD()), capacity=3),
     "recipe": lambda processor: PromptCached(VDD(alpha=2)).recipe(),
 }
 COPIES = {
@@ -67,7 +67,7 @@ def settings_of(value):
             if field.name != "processor"
         }
     if isinstance(value, Memory):
-        return type(value), value.most
+        return type(value), value.capacity
     return value
 
 

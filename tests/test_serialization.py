@@ -91,7 +91,7 @@ WRONG = {
     "function": ({"class": "answer"}, "no decoder or part is called 'answer'"),
     "unknown setting": ({"class": "VDD", "alhpa": 1}, r"of VDD is called 'alhpa' .*mean alpha"),
     "odd setting": ({"class": "VDD", 3: 1}, "no setting of VDD is called 3"),
-    "memory": ({"class": "PromptCached", "_texts": None}, "is called '_texts'"),
+    "memory": ({"class": "PromptCached", "_prompt_cache": None}, "is called '_prompt_cache'"),
     "processor": ({"class": "VDD", "processor": None}, "no setting of VDD is called 'processor'"),
     "value": ({"class": "VDD", "beta": 2}, r"beta must be in \[0, 1\], got 2"),
     "type": ({"class": "VDD", "beta": "much"}, "beta must be .* got 'much'"),
@@ -116,7 +116,7 @@ def test_what_is_wrong_is_named(values, match):
 def test_what_is_no_value_is_refused_in_words(processor):
     with pytest.raises(ValueError, match=r"Recipe\.preparations\[0\] is <function"):
         Recipe((lambda expert, model: expert,)).to_dict()
-    with pytest.raises(ValueError, match=r"Recipe\.texts is .*PromptCache"):
+    with pytest.raises(ValueError, match=r"Recipe\.prompt_cache is .*PromptCache"):
         PromptCached(VDD()).recipe().to_dict()
     with pytest.raises(ValueError, match=r"Asking\.model is <object"):
         AGLA(processor, Asking(model=object())).to_dict()
