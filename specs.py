@@ -210,9 +210,10 @@ def presets(kind: type) -> dict[str, Preset]:
 
 
 def needs_nothing(make: Callable[..., Any]) -> bool:
-    """Whether it can be called without arguments."""
+    """Whether it can be called without arguments, or with a processor alone."""
     try:
-        inspect.signature(make).bind()
+        signature = inspect.signature(make)
+        signature.bind(**dict.fromkeys({FILLED} & signature.parameters.keys()))
     except TypeError:
         return False
     return True

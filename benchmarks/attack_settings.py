@@ -35,7 +35,8 @@ from sightline.specs import choose, settable
 TRIES, TRIES_SHORT = 2000, 200
 LONGEST = 250
 PACKAGE = Path(sightline.__file__).parent
-DATA = {"Branch", "KeyWeights", "State"}  # what a call hands to parts and back, no settings
+# What a call hands to parts and back, and an error: no settings.
+DATA = {"Branch", "KeyWeights", "Needs", "State", "UnsupportedModelError"}
 TOKENIZER = types.SimpleNamespace(unk_token_id=0)
 NEEDED: dict[str, dict[str, Any]] = {
     "BlipMatcher": dict(model=None, processor=types.SimpleNamespace(tokenizer=None)),

@@ -27,7 +27,7 @@ class NoImage(Checked):
     """
 
     markers: Markers = ()
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor | None = field(default=None, repr=False)
 
     about_images = True
 
@@ -48,7 +48,7 @@ class UnknownImage(Checked):
 
     tokens: TokenIds
     markers: Markers = ()
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor | None = field(default=None, repr=False)
 
     about_images = True
 

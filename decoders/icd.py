@@ -43,8 +43,6 @@ class OtherInstruction(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.processor is None:
-            raise ValueError("another instruction needs processor= to be put into words of tokens")
         words = self.instruction.split()
         is_mistyped = len(words) == 1 and get_close_matches(words[0], INSTRUCTIONS)
         if not words or (is_mistyped and self.instruction not in INSTRUCTIONS):
@@ -86,7 +84,7 @@ class ICD(Decoder):
     contrasted too. Where their sampler is called without alpha it takes 0.5.
     """
 
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor = field(repr=False, kw_only=True)
     alpha: Annotated[Strength, SearchRange(0, 3)] = 1.0
     beta: Annotated[UnitInterval, SearchRange(0, 1)] = 0.1
     instruction: str = "careless"

@@ -37,7 +37,7 @@ class PAI(Decoder):
     beta: Annotated[UnitInterval, SearchRange(0, 1)] = 0.1
     layers: Layers | None = None
     markers: Markers = ()
-    processor: Processor = field(default=None, repr=False, compare=False)
+    processor: Processor | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def without_guidance(cls, alpha: float = 0.2) -> "PAI":

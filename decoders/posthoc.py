@@ -70,7 +70,7 @@ class PostHocDebias(Passed):
     by 10,000 and one masked away is not lost.
     """
 
-    processor: Processor = field(repr=False)
+    processor: Processor = field(repr=False, kw_only=True)
     labels: Sequence[Words] = ("yes", "no")
     reference: Reference = "none"
     aggregate: Aggregate = "max"
@@ -84,10 +84,6 @@ class PostHocDebias(Passed):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.processor is None:
-            raise ValueError(
-                "labels are found by processor=, the model's processor or its tokenizer: pass it"
-            )
         labels = [label.strip().lower() for label in self.labels]
         if len(labels) < 2 or len(set(labels)) < len(labels):
             raise wrong("labels", "two or more different answers", self.labels)

@@ -55,11 +55,6 @@ class Described(Checked):
 
     about_images = True
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.processor is None:
-            raise ValueError("a description needs processor=, the model's own, to be asked for")
-
     def __call__(self, expert: Branch, model: Model) -> Branch:
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         expert = read_pictures(expert, model)
@@ -111,7 +106,7 @@ class VDGD(Decoder):
     answer keeps its cache. `layout="official"` has their order of prompt.
     """
 
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor = field(repr=False, kw_only=True)
     alpha: Annotated[Share, SearchRange(0.01, 1)] = 0.1
     truncation: Truncation = "plausibility"
     reduction: Reduction = "min"

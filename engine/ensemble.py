@@ -50,7 +50,7 @@ class CallConfig:
         records: By layer, what every branch's recorder is to keep, whatever parts ask for.
         looks: Remember in `image_attention` where the expert looked at every step: True, or the
             layers to take the mean of, as (first, first after).
-        prompt_cache: What earlier calls read of prompts without pictures, to be read from and added to.
+        prompt_cache: Prompts without pictures that earlier calls read; this one adds its own.
         processors: The user's, those that act before the rule's cut.
         is_beam: Whether these expect log-probabilities, as in beam search.
     """

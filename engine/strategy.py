@@ -201,7 +201,7 @@ class Recipe(Strategy):
         attention_edits: What the expert's attention weighs more or less.
         cache_evictions: Which keys leave the cache between steps.
         gate: When the contrasts are asked; None: at every token.
-        prompt_cache: Keeps image-free prompts as they were read, for later calls; None: nothing does.
+        prompt_cache: Image-free prompts as they were read, for later calls; None: are not kept.
     """
 
     preparations: tuple[Preparation, ...] = ()

@@ -346,22 +346,23 @@ def added(alpha, beta):
 
 SPOKEN = {
     "icd": Spoken(
-        lambda p: ICD(p, **ICD_STRONG),
-        lambda p: ICD(p, alpha=0, beta=0),
+        lambda p: ICD(processor=p, **ICD_STRONG),
+        lambda p: ICD(processor=p, alpha=0, beta=0),
         told_to_be_careless,
         contrasted(**ICD_STRONG),
     ),
     "agla": Spoken(
-        lambda p: AGLA(p, Fixed(), **AGLA_STRONG),
-        lambda p: AGLA(p, Fixed(), alpha=0, beta=0),
+        lambda p: AGLA(Fixed(), processor=p, **AGLA_STRONG),
+        lambda p: AGLA(Fixed(), processor=p, alpha=0, beta=0),
         masked,
         added(**AGLA_STRONG),
     ),
-    "agla, own": Spoken(lambda p: AGLA(p)),
-    "vdgd": Spoken(lambda p: VDGD(p, tokens=6, request="Describe. {question}")),
-    "mvp": Spoken(lambda p: MVP(p, k=2, tokens=4, caption_tokens=4)),
+    "agla, own": Spoken(lambda p: AGLA(processor=p)),
+    "vdgd": Spoken(lambda p: VDGD(processor=p, tokens=6, request="Describe. {question}")),
+    "mvp": Spoken(lambda p: MVP(processor=p, k=2, tokens=4, caption_tokens=4)),
     "carve": Spoken(
-        lambda p: CARVE(p, tokens=3), lambda p: CARVE(p, tokens=3, share=1, final="refined")
+        lambda p: CARVE(processor=p, tokens=3),
+        lambda p: CARVE(processor=p, tokens=3, share=1, final="refined"),
     ),
 }
 

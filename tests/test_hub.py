@@ -14,12 +14,12 @@ import huggingface_hub
 import pytest
 import torch
 from chat_models import TALKERS, scene
-from models import EOS, PROMPTS
 from transformers import AutoModelForImageTextToText, dynamic_module_utils
 from transformers.generation.streamers import BaseStreamer
 from typer.testing import CliRunner
 
 import sightline
+from models import EOS, PROMPTS
 from sightline import (
     AGLA,
     CARVE,
@@ -483,7 +483,7 @@ def test_the_card_shows_code_that_runs(lab_talker, exported, name, tmp_path, cap
         snippet = snippet.replace(shown, real)
     exec(snippet, {})
     processor = lab_talker.processor
-    decoder = {"vdd": VDD(alpha=2.0), "agla": AGLA(processor, alpha=2.0)}[name]
+    decoder = {"vdd": VDD(alpha=2.0), "agla": AGLA(processor=processor, alpha=2.0)}[name]
     model = AutoModelForImageTextToText.from_pretrained(lab.CHECKPOINT)
     said = answer(model, processor, picture, "Describe the image.", decoder, max_new_tokens=128)
     assert capsys.readouterr().out.strip() == said.strip() != ""

@@ -29,9 +29,9 @@ from sightline.specs import choose, presets
 NAMES = [*DECODERS, *(f"{d}.{p}" for d, kind in DECODERS.items() for p in presets(kind))]
 MADE = {
     **{name: lambda words, name=name: choose(name, []).build(words) for name in NAMES},
-    "posthoc": lambda words: PostHocDebias(words, labels=["a", "b"]),
+    "posthoc": lambda words: PostHocDebias(processor=words, labels=["a", "b"]),
     "processor": lambda words: VDD(variant="both", processor=words),
-    "matcher": lambda words: AGLA(words, SelfMatcher(masked=None, layers=[1, 3])),
+    "matcher": lambda words: AGLA(SelfMatcher(masked=None, layers=[1, 3]), processor=words),
     "sum": lambda words: VDD(processor=words) + VAF(0.3, layers=(1, 3)),
     "gated": lambda words: Gated(VCD(seed=2**40), EntropyGate(0.1)),
     "cached": lambda words: PromptCached(Gated(PAI(), ConfidenceGate(0.5)), 3),
@@ -119,7 +119,7 @@ def test_what_is_no_value_is_refused_in_words(processor):
     with pytest.raises(ValueError, match=r"Recipe\.prompt_cache is .*PromptCache"):
         PromptCached(VDD()).recipe().to_dict()
     with pytest.raises(ValueError, match=r"Asking\.model is <object"):
-        AGLA(processor, Asking(model=object())).to_dict()
+        AGLA(Asking(model=object()), processor=processor).to_dict()
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def lab():
 
 def calibrated(lab):
     build, make_inputs = FAMILIES["llava"]
-    model, debias = build(), PostHocDebias(Words())
+    model, debias = build(), PostHocDebias(processor=Words())
     return (
         model,
         debias,
@@ -193,7 +193,9 @@ def reused(lab):
 
 def captioned(lab):
     picture = lab.pictures[0]
-    mvp = MVP(lab.processor, k=1, tokens=2, caption_tokens=2, requests=("Say.",), weights=(1.0,))
+    mvp = MVP(
+        processor=lab.processor, k=1, tokens=2, caption_tokens=2, requests=("Say.",), weights=(1.0,)
+    )
 
     def run(n):
         shown = picture.rotate(n)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate
 
 from sightline.messages import short
-from sightline.models import UnsupportedModelError
 from sightline.settings import Checked, Processor, UnitInterval, Whole, wrong
 
 WORDS, TOKENS = 50, 35
@@ -99,7 +98,7 @@ class BlipMatcher(Matcher):
             raise wrong("processor", "the checkpoint's BlipProcessor", self.processor)
         for name in ("vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head"):
             if not hasattr(self.model, name):
-                raise UnsupportedModelError(
+                raise ValueError(
                     f"BLIP needs a head that matches pictures and texts, and this model has no "
                     f"{name}: load the checkpoint as BlipForImageTextRetrieval"
                 )
@@ -107,7 +106,7 @@ class BlipMatcher(Matcher):
         if self.layer >= len(layers):
             raise wrong("layer", f"a whole number from 0 to {len(layers) - 1}", self.layer)
         if not hasattr(layers[self.layer], "crossattention"):
-            raise UnsupportedModelError(
+            raise ValueError(
                 f"layer {self.layer} of the text encoder does not attend to pictures: load the "
                 "checkpoint with is_decoder=True in its text config"
             )
@@ -169,7 +168,7 @@ class BlipMatcher(Matcher):
         listed = self.processor.tokenizer.get_vocab().get("[ENC]", ENC)
         rows = self.model.get_input_embeddings().num_embeddings
         if listed >= rows:
-            raise UnsupportedModelError(
+            raise ValueError(
                 f"the text encoder knows {rows} tokens, and [ENC], which it matches pictures with, "
                 f"would be number {listed}: take a checkpoint that was trained to match, as "
                 "Salesforce/blip-itm-large-coco, with its own processor"

@@ -108,14 +108,6 @@ class RefinedPicture(Checked):
     needs_images = True
     needs_pixels = True
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.processor is None:
-            raise ValueError(
-                "a refined picture needs processor=, the model's own, to ask about the picture and "
-                "to prepare it again"
-            )
-
     def check(self, expert: Branch, model: Model) -> None:
         check_one_picture(expert)
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
@@ -273,7 +265,7 @@ class CARVE(Decoder):
     picture are read once; two answers end with the shorter.
     """
 
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor = field(repr=False, kw_only=True)
     layers: Layers | None = None
     steps: Steps = "full"
     share: Annotated[Share, SearchRange(0.05, 1)] = 0.2
@@ -287,10 +279,15 @@ class CARVE(Decoder):
     answer_suffix: bool = False
 
     @classmethod
-    def paper_best(cls, processor: Processor = None) -> "CARVE":
+    def paper_best(cls, *, processor: Processor) -> "CARVE":
         """The paper's best: layers 20 to 25, its suffix throughout, 0.4, two regions, last step."""
         return cls(
-            processor, layers=(20, 26), share=0.4, regions=2, steps="end", answer_suffix=True
+            processor=processor,
+            layers=(20, 26),
+            share=0.4,
+            regions=2,
+            steps="end",
+            answer_suffix=True,
         )
 
     def recipe(self) -> Recipe:

@@ -109,7 +109,7 @@ class MVP(Passed):
     that was scored, and captions are made once for each picture.
     """
 
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor = field(repr=False, kw_only=True)
     k: Annotated[Count, SearchRange(1, 10)] = 3
     labels: Sequence[Words] = ("Yes", "No")
     requests: Sequence[Words] = (BOTTOM_UP, TOP_DOWN, REGULAR)
@@ -132,8 +132,6 @@ class MVP(Passed):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.processor is None:
-            raise ValueError("views need processor=, the model's own, to ask for captions")
         try:
             check_surfaces(self.surfaces)
         except ValueError as error:
