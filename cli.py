@@ -25,6 +25,7 @@ from sightline.choices import PLAIN, Choice, Sampling, parse_choice, parse_choic
 from sightline.evaluation.command import TemplateOption
 from sightline.evaluation.command import app as evaluation
 from sightline.highlights import cut, known_truth, listed, named_words, new_words, remarks
+from sightline.models import Model
 
 LONGEST = 16  # a default that is shown in the column of defaults
 INVENTED, NEW = "bold red", "underline"
@@ -247,12 +248,17 @@ def export_decoder(
 ) -> None:
     """Write a decoder as a folder that `generate` takes, and that the hub can hold."""
     with refusing():
-        from sightline.hub import export
+        from sightline.checkpoints import load_processor
+        from sightline.lab import CHECKPOINT
 
-        with quiet():
-            written = export(
-                parse_choice(decoder.strip().lower(), settings or []), folder, force=force
+        choice = parse_choice(decoder.strip().lower(), settings or [])
+        if choice.request is None:
+            raise ValueError(
+                f"{choice.label} is the model's own decoding, which needs no folder: name a decoder"
             )
+        with quiet():  # some decoders read their processor when they are made; any will do
+            made = choice.build(load_processor(str(CHECKPOINT)))
+            written = made.save_pretrained(folder, force=force)
     for path in written:
         typer.echo(path)
     typer.echo(
@@ -265,7 +271,8 @@ def export_decoder(
 def list_decoders() -> None:
     """List the decoders with their settings, usual ranges, presets and papers."""
     from sightline.decoders import DECODERS
-    from sightline.specs import paper, presets, read_arguments, settable
+    from sightline.docstrings import paper, read_arguments
+    from sightline.specs import presets, settable
 
     width = new_console().width
     for name, kind in DECODERS.items():
@@ -398,7 +405,7 @@ def prepare(
 
 
 def respond(
-    model: Any,
+    model: Model,
     processor: Any,
     inputs: Mapping[str, Any],
     image: Any,

@@ -4,22 +4,21 @@ import inspect
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transformers import GenerationConfig, GenerationMixin
 
 import sightline
-from sightline.checkpoints import load_processor
-from sightline.choices import Choice
-from sightline.codegen import Code, Group, call, literal, piece
-from sightline.lab import CHECKPOINT
+from sightline.codegen import Code, Group, Piece, call, group, literal, piece
+from sightline.docstrings import about, paper, read_arguments
 from sightline.messages import LONGEST, clipped
-from sightline.specs import FILLED, Request, paper, read_arguments, settable
+from sightline.serialization import GIVEN, parts_of, settings_of, to_dict
+from sightline.settings import Checked, Limits, hints_of
 
 CODE = '''\
-"""{paper}.
+"""{papers}
 
 Written by sightline {version}; transformers calls it, as README.md shows.
 """
@@ -34,7 +33,7 @@ NEEDED = (
 
 # Under `try`, where transformers does not look: it would ask for a package called sightline.
 try:
-    from sightline import {kind}, __version__
+    {imports}
 except ImportError as error:
     raise ImportError(f"{{NEEDED}}. Here: {{error}}") from error
 if not Version("{version}") <= Version(__version__) < Version("{end}"):
@@ -66,7 +65,7 @@ tags:
 
 {about}
 
-{paper}.
+{papers}
 
 Written by sightline {version}. It decodes with any vision-language model of transformers whose
 pictures stand in the prompt as placeholder tokens.
@@ -135,39 +134,35 @@ IMAGES = (
 )
 
 
-def export(choice: Choice, folder: str | Path, *, force: bool = False) -> list[Path]:
+def export(decoder: Any, folder: str | Path, *, force: bool = False, name: str = "") -> list[Path]:
     """Writes a decoder as a folder that `generate` takes by its path.
 
     `model.generate(**inputs, custom_generate="folder", trust_remote_code=True)` then gives the
     tokens of `model.generate(**inputs, custom_generate=decoder)`.
 
     Args:
-        choice: A decoder with its settings.
+        decoder: Its processor is not written; each call gives one.
         folder: Is made where it does not exist.
         force: Writes into a folder that is not empty: files of the same names are replaced, and
             all others stay.
+        name: What its card calls it; the folder's own name where that is empty.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: For the model's own decoding, settings that the decoder refuses, and a folder
-            that is not empty, holds links where files are written, or cannot be written.
+        ValueError: For a decoder that cannot be written as code, and a folder that is not empty,
+            holds links where files are written, or cannot be written.
     """
-    request, folder = choice.request, Path(folder)
-    if request is None:
-        raise ValueError(
-            f"{choice.label} is the model's own decoding, which needs no folder: name a decoder"
-        )
-    # Some decoders read their processor when they are made; any will do.
-    decoder = request.build(load_processor(str(CHECKPOINT)))
+    check_writable(decoder)
+    folder = Path(folder)
     arguments = list(exported(decoder))
     shown = clipped(folder, 3 * LONGEST)
     try:
         check_folder(folder, shown, force)
         texts = {
-            "README.md": readme(request, decoder, arguments, folder.resolve().name),
-            "custom_generate/generate.py": code(type(decoder), arguments),
+            "README.md": readme(decoder, arguments, name or folder.resolve().name),
+            "custom_generate/generate.py": code(decoder, arguments),
             "custom_generate/requirements.txt": REQUIREMENTS.format(**versions()),
         }
         check_links(folder, texts)
@@ -177,6 +172,38 @@ def export(choice: Choice, folder: str | Path, *, force: bool = False) -> list[P
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{shown} cannot be written: {clipped(reason)}") from error
+
+
+def push(decoder: Any, repo: str, **arguments: Any) -> str:
+    """Writes a decoder to a repository of the hub, which is made where there is none.
+
+    Args:
+        repo: "name" or "organization/name".
+        arguments: Of `huggingface_hub`'s `upload_folder` (`commit_message`, `token`, `revision`).
+
+    Returns:
+        The address of the commit.
+    """
+    from huggingface_hub import HfApi
+
+    check_writable(decoder)
+    hub = HfApi(token=arguments.pop("token", None))
+    name = hub.create_repo(repo, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as folder:
+        export(decoder, folder, name=name)
+        return str(hub.upload_folder(repo_id=name, folder_path=folder, **arguments))
+
+
+def check_writable(decoder: Any) -> None:
+    """Raises `ValueError` unless code can make the decoder again by public names."""
+    to_dict(decoder)  # raises for settings that are no values
+    for part in parts_of(decoder):
+        name = type(part).__name__
+        if getattr(sightline, name, None) is not type(part):
+            raise ValueError(
+                f"{name} is no public class of sightline, so code cannot import it: write a "
+                "decoder of public parts"
+            )
 
 
 class Refused(ValueError):
@@ -189,8 +216,8 @@ def check_folder(folder: Path, shown: str, force: bool) -> None:
         raise Refused(f"{shown} is a file: name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise Refused(
-            f"{shown} is not empty: name another folder, or --force, which replaces README.md and "
-            "what lies in custom_generate/ under the same names and leaves all else"
+            f"{shown} is not empty: name another folder, or --force (force=True), which replaces "
+            "README.md and what lies in custom_generate/ under the same names and leaves all else"
         )
 
 
@@ -232,38 +259,80 @@ class Argument:
     meaning: str
 
     @property
-    def is_fixed(self) -> bool:
-        """Whether the name is one of `generate`'s own, so that calls cannot set the field."""
+    def is_generates(self) -> bool:
+        """Whether `generate` has an argument of this name."""
         own = inspect.signature(GenerationMixin.generate).parameters
         return self.name in own or hasattr(GenerationConfig(), self.name)
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether calls cannot set the field: parts are made in the function itself."""
+        return self.is_generates or len(list(parts_of(self.value))) > 0
+
 
 def exported(decoder: Any) -> Iterator[Argument]:
-    """The decoder's settings, and what it takes besides that can be left out: a processor, ..."""
-    known, meanings = settable(type(decoder)), read_arguments(inspect.getdoc(decoder) or "")
-    for field in fields(decoder):
-        if field.name in known:
-            value, usual = getattr(decoder, field.name), str(known[field.name].usual or "")
-        elif field.init and field.default is None:
-            value, usual = None, ""
-        else:
-            continue
-        yield Argument(field.name, value, usual, meanings.get(field.name, ""))
+    """The decoder's settings, and its processor where it, or a part of it, takes one."""
+    kind: Any = type(decoder)
+    hints, meanings = hints_of(kind), read_arguments(inspect.getdoc(kind) or "")
+    for each in fields(kind):
+        if each.init:
+            value = None if each.name == GIVEN else getattr(decoder, each.name)
+            usual = usual_range(hints.get(each.name))
+            yield Argument(each.name, value, usual, meanings.get(each.name, ""))
+    if not takes_processor(decoder) and any(map(takes_processor, parts_of(decoder))):
+        yield Argument(GIVEN, None, "", "The model's own.")
 
 
-def code(kind: type, arguments: Sequence[Argument]) -> str:
+def takes_processor(part: Any) -> bool:
+    return GIVEN in {each.name for each in fields(part)}
+
+
+def usual_range(hint: Any) -> str:
+    """What is noted beside a field's type and is no limit: where it is usually tried."""
+    notes = get_args(hint)[1:]
+    return ", ".join(str(n) for n in notes if hasattr(n, "low") and not isinstance(n, Limits))
+
+
+def expression(value: Any, **given: Any) -> Piece:
+    """Code that makes a setting's value; of a part, with these in the place of its settings."""
+    if isinstance(value, Checked):
+        filled = {GIVEN: Code(GIVEN)} if takes_processor(value) else {}
+        settings = {e.name: getattr(value, e.name) for e in settings_of(type(value))}
+        named = {name: expression(own) for name, own in settings.items()}
+        return call(type(value).__name__, **{**filled, **named, **given})
+    if isinstance(value, tuple):
+        return group("(", [expression(each) for each in value], ")")
+    return piece(value)
+
+
+def code(decoder: Any, arguments: Sequence[Argument]) -> str:
     """The module that transformers loads, as `ruff format` leaves it."""
-    free = [(f"{each.name}=", piece(each.value)) for each in arguments if not each.is_fixed]
-    taken = [("", Code("model")), ("", Code("*")), *free]
+    free = [each for each in arguments if not each.is_fixed]
+    taken: list[tuple[str, Piece]] = [("", Code("model")), ("", Code("*"))]
+    taken += [(f"{each.name}=", piece(each.value)) for each in free]
     taken += [("", Code("streamer=None")), ("", Code("**arguments"))]
-    given = {each.name: each.value if each.is_fixed else Code(each.name) for each in arguments}
+    own = {each.name for each in fields(decoder)}
+    given = {each.name: Code(each.name) for each in free if each.name in own}
+    names = sorted({type(part).__name__ for part in parts_of(decoder)}, key=import_order)
     return CODE.format(
-        paper=paper(kind),
+        papers="\n".join(papers(decoder)),
         **versions(),
-        kind=kind.__name__,
+        kind=type(decoder).__name__,
+        imports=f"from sightline import {', '.join((*names, '__version__'))}",
         signature="\n".join(Group("generate(", tuple(taken), ")").lines(lead="def ", tail=":")),
-        decoder="\n".join(call(kind.__name__, **given).lines(indent=4, lead="decoder = ")),
+        decoder="\n".join(expression(decoder, **given).lines(indent=4, lead="decoder = ")),
     )
+
+
+def import_order(name: str) -> tuple[bool, str]:
+    """As `ruff` sorts names: those in capitals are first."""
+    return not name.isupper(), name
+
+
+def papers(decoder: Any) -> list[str]:
+    """Method and paper of each decoder, a sentence each."""
+    found = dict.fromkeys(f"{paper(type(part))}." for part in parts_of(decoder))
+    return [text for text in found if "arXiv:" in text] or [f"{type(decoder).__name__}, a decoder."]
 
 
 def versions() -> dict[str, str]:
@@ -278,45 +347,53 @@ def breaking(version: str) -> str:
     return f"{major + 1}" if major else f"0.{minor + 1}"
 
 
-def readme(request: Request, decoder: Any, arguments: Sequence[Argument], folder: str) -> str:
+def readme(decoder: Any, arguments: Sequence[Argument], folder: str) -> str:
     """The folder's card."""
     kind = type(decoder)
-    is_needed = needs_processor(request)
-    takes = any(each.name == FILLED for each in arguments)
+    is_needed = any(map(needs_processor, parts_of(decoder)))
+    takes = any(each.name == GIVEN for each in arguments)
     needed = {
         "processor=processor": (is_needed or takes, PROCESSOR if is_needed else EXACT),
         "images=picture": (getattr(decoder, "needs_images", False), IMAGES),
     }
     passed = {argument: text for argument, (is_needed, text) in needed.items() if is_needed}
-    fixed = " and ".join(f"`{each.name}`" for each in arguments if each.is_fixed)
     return README.format(
         kind=kind.__name__,
         about=about(kind),
-        paper=re.sub(r"arXiv:([\d.]+\d)", r"[arXiv:\1](https://arxiv.org/abs/\1)", paper(kind)),
+        papers=re.sub(
+            r"arXiv:([\d.]+\d)",
+            r"[arXiv:\1](https://arxiv.org/abs/\1)",
+            "\n".join(papers(decoder)),
+        ),
         **versions(),
         snippet=SNIPPET.format(
             folder=literal(folder),
             further="".join(f"\n    {argument}," for argument in passed),
         ),
         passed="".join(passed.values()),
-        fixed=f"; but not {fixed}, of which `generate` has its own" if fixed else "",
+        fixed=fixed(arguments),
         table="\n".join(table(arguments)),
     )
 
 
-def needs_processor(request: Request) -> bool:
-    """Whether the decoder cannot be made without one."""
+def fixed(arguments: Sequence[Argument]) -> str:
+    """Which settings a call cannot give, and why not, for the end of a sentence."""
+    own = " and ".join(f"`{each.name}`" for each in arguments if each.is_generates)
+    made = " and ".join(f"`{e.name}`" for e in arguments if e.is_fixed and not e.is_generates)
+    return (f"; but not {own}, of which `generate` has its own" if own else "") + (
+        f"; but not {made}, made of parts" if made else ""
+    )
+
+
+def needs_processor(part: Any) -> bool:
+    """Whether it cannot be made without one."""
+    if not takes_processor(part):
+        return False
     try:
-        request.build(None)
+        replace(part, **{GIVEN: None})
     except ValueError:
         return True
     return False
-
-
-def about(kind: type) -> str:
-    """What a decoder's docstring says of it, but for the arguments."""
-    paragraphs = (inspect.getdoc(kind) or "").split("\n\n")
-    return "\n\n".join(text for text in paragraphs if not text.startswith("Args:"))
 
 
 def table(arguments: Sequence[Argument]) -> Iterator[str]:
@@ -324,7 +401,7 @@ def table(arguments: Sequence[Argument]) -> Iterator[str]:
     yield "| name | here | usual range | what it is |"
     yield "|---|---|---|---|"
     for each in arguments:
-        cells = (f"`{each.name}`", quoted(piece(each.value).flat), each.usual, each.meaning)
+        cells = (f"`{each.name}`", quoted(expression(each.value).flat), each.usual, each.meaning)
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 

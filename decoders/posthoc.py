@@ -29,6 +29,7 @@ from sightline.engine.validation import (
 )
 from sightline.logits.calibration import Aggregate, calibrate, label_masses, reference
 from sightline.logits.finite import check_finite
+from sightline.models import Model
 from sightline.settings import Markers, Positive, Processor, TokenId, Words, wrong
 from sightline.weak_lru import Memory
 
@@ -69,7 +70,7 @@ class PostHocDebias(Passed):
     by 10,000 and one masked away is not lost.
     """
 
-    processor: Processor = field(repr=False)
+    processor: Processor = field(repr=False, kw_only=True)
     labels: Sequence[Words] = ("yes", "no")
     reference: Reference = "none"
     aggregate: Aggregate = "max"
@@ -83,10 +84,6 @@ class PostHocDebias(Passed):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.processor is None:
-            raise ValueError(
-                "labels are found by processor=, the model's processor or its tokenizer: pass it"
-            )
         labels = [label.strip().lower() for label in self.labels]
         if len(labels) < 2 or len(set(labels)) < len(labels):
             raise wrong("labels", "two or more different answers", self.labels)
@@ -102,7 +99,7 @@ class PostHocDebias(Passed):
         variant = VARIANTS[self.reference]
         return image_free(variant, self.processor, self.unk_token_id, self.markers)
 
-    def probabilities(self, model: Any, **inputs: Any) -> Tensor:
+    def probabilities(self, model: Model, **inputs: Any) -> Tensor:
         """Calibrated probability of each label, `[B, C]` float32, for the processor's output."""
 
         def calibrated(model, input_ids, generation_config, **kwargs):
@@ -114,7 +111,7 @@ class PostHocDebias(Passed):
 
     def __call__(
         self,
-        model: Any,
+        model: Model,
         input_ids: Tensor,
         logits_processor: Any,
         stopping_criteria: Any,
@@ -132,7 +129,7 @@ class PostHocDebias(Passed):
         return as_generated(input_ids, closed, fill, generation_config, token_streamer)
 
     def _calibrated(
-        self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
+        self, model: Model, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities `[B, C]`, and the first answer token's logits `[B, V]`."""
         check_one_answer("PostHocDebias", generation_config)
@@ -158,7 +155,7 @@ class PostHocDebias(Passed):
         prior = torch.where(has_image, reference(*priors), even) if priors else even
         return calibrate(masses, prior, self.smoothing), logits
 
-    def _remembered(self, model: Any, branch: Branch, shared: dict[str, Any]) -> Tensor:
+    def _remembered(self, model: Model, branch: Branch, shared: dict[str, Any]) -> Tensor:
         """Masses `[B, C]` of an image-free branch, which depend on the text alone.
 
         Each text is asked once and kept: a benchmark puts one question to many pictures.
@@ -176,7 +173,9 @@ class PostHocDebias(Passed):
 
         return torch.stack(self._known.recall(model, texts, found))
 
-    def _masses(self, model: Any, branch: Branch, shared: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _masses(
+        self, model: Model, branch: Branch, shared: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         """Unnormalised label masses `[B, C]` and logits `[B, V]` at the first answer position."""
         cache = branch.cache(model)
         logits = forward_prompt(model, branch, cache, shared).logits[:, -1].float()
@@ -228,7 +227,7 @@ class PostHocDebias(Passed):
 
 
 def sequence_score(
-    model: Any,
+    model: Model,
     branch: Branch,
     cache: Any,
     first: Tensor,

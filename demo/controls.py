@@ -5,21 +5,20 @@ Everything is read off the decoders' classes: fields, types, usual ranges and do
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sightline.choices import PLAIN
 from sightline.decoders import DECODERS
+from sightline.docstrings import read_arguments
 from sightline.engine.search_range import SearchRange
 from sightline.specs import (
     STAND_IN,
     Preset,
     Setting,
-    choose,
     find,
     presets,
-    read_arguments,
     read_setting,
     settable,
     written,
@@ -156,13 +155,3 @@ def value_written(value: Any) -> str:
     """What a control gives, as its setting's reader reads it; a page's whole numbers may be 3.0."""
     whole = isinstance(value, float) and value.is_integer()
     return written(int(value) if whole else value).strip()
-
-
-def shown_values(name: str, assignments: Sequence[str]) -> dict[str, Any]:
-    """What the controls of a name show once assignments are made; `settings_text` the other way.
-
-    Raises:
-        ValueError: As `sightline.specs.choose`.
-    """
-    made = {} if name in PLAIN else choose(name, assignments, others=PLAIN).settings
-    return {each.name: each.shown(made.get(each.name, each.value)) for each in controls_of(name)}

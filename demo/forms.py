@@ -10,8 +10,9 @@ from typing import Any
 from sightline.choices import PLAIN
 from sightline.demo.comparison import SamplingSettings, Way, is_whole
 from sightline.demo.controls import Control, choices_of_decoders, controls_of, settings_text
+from sightline.docstrings import paper
 from sightline.messages import short
-from sightline.specs import find, paper
+from sightline.specs import find
 
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 LONGEST_TEXT = 10_000  # characters of one field of a form

@@ -25,6 +25,7 @@ from sightline.demo.explanation import explain
 from sightline.demo.scheduler import ForwardScheduler, Stopped, Work
 from sightline.evaluation.lab import WORDINGS
 from sightline.messages import short
+from sightline.models import Model
 from sightline.specs import settable, written
 from sightline.vision.images import open_picture
 
@@ -307,7 +308,7 @@ def check_cost(choice: Choice, limits: Limits) -> None:
             )
 
 
-def pixels_seen(model: Any, processor: Any, template: Mapping[str, Any] | None = None) -> int:
+def pixels_seen(model: Model, processor: Any, template: Mapping[str, Any] | None = None) -> int:
     """How many pixels a model gets of a large square image; as many as it has where it is not cut
     down to fewer."""
     image = Image.new("RGB", (PROBE, PROBE))

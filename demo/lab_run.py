@@ -17,6 +17,7 @@ from sightline.evaluation import plots, report, runner
 from sightline.evaluation.asking import LAB, Source
 from sightline.evaluation.lab import LabBenchmark
 from sightline.messages import short
+from sightline.models import Model
 
 BATCH_SIZE = 16
 PLAIN = {"greedy": "greedy", "sample": "sampling"}
@@ -26,7 +27,7 @@ PLAIN = {"greedy": "greedy", "sample": "sampling"}
 class Loaded(Protocol):
     """A loaded model, with its processor, chat template arguments and the checkpoint's name."""
 
-    model: Any
+    model: Model
     processor: Any
 
     @property

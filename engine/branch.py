@@ -10,6 +10,7 @@ from torch import Tensor
 from sightline.attention.base import AttentionEdit
 from sightline.engine.image_spans import rows_of, warn_of_rest
 from sightline.engine.kv_cache import has_windows, scratch_cache
+from sightline.models import Model, UnsupportedModelError
 from sightline.vision.features import (
     PLACEHOLDERS,
     is_one_of,
@@ -163,7 +164,7 @@ class Branch:
             ),
         )
 
-    def cache(self, model: Any) -> Any:
+    def cache(self, model: Model) -> Any:
         """To read the prompt into: it holds what was read of it before, the prefix."""
         return scratch_cache(model, () if self.prefix is None else self.prefix.layers)
 
@@ -305,7 +306,7 @@ class Branch:
 
     def without_pictures(
         self,
-        model: Any,
+        model: Model,
         replacement: tuple[int, ...] = (),
         markers: tuple[int, ...] = (),
         processor: Any = None,
@@ -332,7 +333,7 @@ class Branch:
             ]
         )
 
-    def images(self, model: Any, processor: Any = None) -> list[list[tuple[int, ...]]]:
+    def images(self, model: Model, processor: Any = None) -> list[list[tuple[int, ...]]]:
         """By row and image, without videos, the columns of its image tokens.
 
         Args:
@@ -350,7 +351,7 @@ class Branch:
             for row, columns in zip(rows, self.columns(), strict=True)
         ]
 
-    def _rows(self, model: Any, processor: Any, markers: tuple[int, ...] = ()) -> list[Any]:
+    def _rows(self, model: Model, processor: Any, markers: tuple[int, ...] = ()) -> list[Any]:
         return rows_of(
             self.input_ids,
             self.attention_mask,
@@ -368,7 +369,7 @@ class Branch:
             for mask in self.attention_mask.tolist()
         ]
 
-    def with_fewer_image_tokens(self, model: Any, encoded: Any) -> "Branch":
+    def with_fewer_image_tokens(self, model: Model, encoded: Any) -> "Branch":
         """The same prompt, each picture's run of tokens as short as the features in `encoded`.
 
         Positions are made again, without a gap. Where a model gives a picture's tokens the rows
@@ -391,7 +392,7 @@ class Branch:
             for picture in pictures:
                 run, left = left[: lengths[picture]], left[lengths[picture] :]
                 if run[-1] - run[0] != len(run) - 1:
-                    raise ValueError(
+                    raise UnsupportedModelError(
                         "a picture can be shortened only where its tokens stand side by side, and "
                         "here other tokens stand between them: use a contrast that keeps its length"
                     )

@@ -16,6 +16,7 @@ from sightline.engine.image_spans import rows_of
 from sightline.engine.processor_probe import writing_of
 from sightline.engine.prompt_text import Writing, WrittenRow
 from sightline.messages import short
+from sightline.models import Model, UnsupportedModelError
 
 TAIL = 64  # last tokens of a prompt, among which its answer's header stands
 
@@ -56,7 +57,7 @@ class PromptEditor:
     """
 
     processor: Any
-    model: Any
+    model: Model
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -160,7 +161,7 @@ class PromptEditor:
         rendered = self.template.rendered([turn("user", WORDS, images=count)])
         found = re.search(rf"{re.escape(unit)}(.*{re.escape(unit)})?", rendered, re.DOTALL)
         if rendered.count(unit) != count or found is None:
-            raise ValueError(
+            raise UnsupportedModelError(
                 f"{count} pictures are shown together, and the chat template of "
                 f"{type(self.processor).__name__} does not write so many in one turn: use a model "
                 "that takes several"

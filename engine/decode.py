@@ -41,6 +41,7 @@ from sightline.engine.validation import (
     warn_of_two_starts,
 )
 from sightline.logits.finite import FiniteRows
+from sightline.models import Model
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Loop:
         token_streamer: Gets tokens as they come; beams cannot be streamed.
     """
 
-    model: Any
+    model: Model
     stopping_criteria: Any
     generation_config: Any
     token_streamer: Any = None
@@ -86,7 +87,7 @@ class Loop:
 
 def decode(
     recipe: Any,
-    model: Any,
+    model: Model,
     input_ids: Tensor,
     *,
     logits_processor: Any,
@@ -163,7 +164,7 @@ def decode(
     branches = [ready_to_read(branch, generation_config) for branch in branches]
     del expert, others  # the ensemble lets go of what is read
     before: Any = LogitsProcessorList()
-    if recipe.rule is not None and recipe.rule.cuts:
+    if recipe.rule is not None and recipe.rule.needs.cut:
         before, logits_processor = around_cut(logits_processor)
     call_config = CallConfig(
         prompt_length=input_ids.shape[1],
@@ -172,7 +173,7 @@ def decode(
         keep_logits=wants(generation_config, "output_logits"),
         cache_evictions=recipe.cache_evictions,
         looks=looks,
-        texts=recipe.texts if recipe.contrasts else None,
+        prompt_cache=recipe.prompt_cache if recipe.contrasts else None,
         processors=before,
         is_beam=loop.is_beam,
     )
@@ -222,7 +223,7 @@ def show_prompt(token_streamer: Any, input_ids: Tensor) -> None:
         token_streamer.put(input_ids.cpu())
 
 
-def applied(part: Any, expert: Branch, model: Any, generation_config: Any) -> Branch:
+def applied(part: Any, expert: Branch, model: Model, generation_config: Any) -> Branch:
     """A part's branch, completed; one about images leaves rows without one as they are."""
     given = concerned(part, expert, model.config)
     made = complete(part(given, model), model, generation_config)

@@ -25,6 +25,7 @@ from sightline.evaluation.setups import GREEDY, Setup
 from sightline.lab import CHECKPOINT
 from sightline.logits.finite import FiniteRows
 from sightline.messages import LONGEST, clipped
+from sightline.models import Model
 from sightline.vision.images import user_turn
 
 LAB = "sightline.lab"
@@ -47,7 +48,7 @@ class Source:
     device_map: str | None = None
 
     @classmethod
-    def loaded(cls, name: str, model: Any, processor: Any) -> "Source":
+    def loaded(cls, name: str, model: Model, processor: Any) -> "Source":
         """One whose weights are there already; `name` is what reports call it.
 
         The processor is copied: what is set in it for batches is not set in that of others, and a
@@ -83,7 +84,7 @@ class Source:
         from transformers import AutoModelForImageTextToText
 
         with refused_as(f"--model {self.place}: its weights cannot be loaded", ImportError):
-            model: Any = AutoModelForImageTextToText.from_pretrained(
+            model: Model = AutoModelForImageTextToText.from_pretrained(
                 self.place, dtype=self.dtype, device_map=self.device_map
             )
         return model.eval()
@@ -250,7 +251,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         processor: Any,
         temperature: float,
         versions: Mapping[str, str],
@@ -289,7 +290,7 @@ class ModelRunner:
         said = {
             i.id: a for i, a in zip(prepared.items, self.say(setup, prepared, inputs), strict=True)
         }
-        settings, batch = setup.plain_settings, prepared.batch
+        settings, batch = setup.settings, prepared.batch
         nothing = Reply("", 0, 0.0, None, 0, None)
         return [
             Answer(

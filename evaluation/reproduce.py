@@ -48,8 +48,8 @@ from sightline.evaluation.setups import (
     own_control,
     parse_setup,
 )
-from sightline.messages import short
-from sightline.specs import choose, split_decoders, unknown
+from sightline.messages import short, unknown
+from sightline.specs import choose, split_decoders
 
 OURS, BOTH = "ours", "ours, as published"
 POPE, CHAIR_64, CHAIR_512 = "pope", "chair-64", "chair-512"

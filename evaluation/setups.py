@@ -11,7 +11,6 @@ and `carve:share=1`, the full picture twice; `mvp` with one request and weight, 
 `with_controls` adds those that a list of decoders needs.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,14 +18,16 @@ from functools import cached_property
 from typing import Any
 
 from sightline.decoders import DECODERS
+from sightline.decoders.carve.carve import CARVE
 from sightline.decoders.mvp.mvp import MVP
 from sightline.decoders.posthoc import PostHocDebias
 from sightline.decoders.vdgd import PrefixOnly
 from sightline.engine.branch import Branch
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Additive, Plausibility
-from sightline.messages import short
-from sightline.specs import choose, split_decoders, unknown
+from sightline.messages import short, unknown
+from sightline.models import Model
+from sightline.specs import choose, split_decoders
 
 GREEDY = "greedy"
 YES_SHIFT = "yes-shift"
@@ -52,7 +53,7 @@ class PlausibilityOnly(Decoder):
 class SameImage:
     """The prompt as it is, a second time."""
 
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def __call__(self, expert: Branch, model: Model) -> Branch:
         return expert
 
 
@@ -111,9 +112,8 @@ class Setup:
     @property
     def control_of(self) -> str:
         """The name of the decoder that it is the control of; empty where there is none."""
-        settings = self.settings()
-        is_full = self.name == "carve" and settings["share"] == 1
-        is_one_view = self.name == "mvp" and len(settings["requests"]) == 1
+        is_full = isinstance(self.strategy, CARVE) and self.strategy.share == 1
+        is_one_view = isinstance(self.strategy, MVP) and len(self.strategy.requests) == 1
         return self.name if is_full or is_one_view else CONTROLS.get(self.name, "")
 
     @property
@@ -141,17 +141,11 @@ class Setup:
         custom = {} if self.strategy is None else {"custom_generate": self.strategy}
         return {**modes[self.mode], **custom}
 
-    def settings(self) -> dict[str, Any]:
-        """What is written down: all settings that are values."""
-        if self.strategy is None:
-            return {"mode": self.mode}
-        named = {f.name: getattr(self.strategy, f.name) for f in fields(self.strategy) if f.repr}
-        return {"decoder": type(self.strategy).__name__, "mode": self.mode, **named}
-
     @cached_property
-    def plain_settings(self) -> dict[str, Any]:
-        """The settings as a file of JSON gives them back."""
-        return json.loads(json.dumps(self.settings(), allow_nan=False))
+    def settings(self) -> dict[str, Any]:
+        """What is written down, as a file of JSON gives it back."""
+        decoder = {} if self.strategy is None else {"decoder": self.strategy.to_dict()}
+        return {"mode": self.mode, **decoder}
 
 
 MODES = ("greedy", "sample", "beam")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("cli",),
     ("demo",),
-    ("evaluation", "hub"),
+    ("evaluation",),
     ("highlights",),
     ("lab",),
     ("choices", "specs"),
@@ -22,7 +22,9 @@ LAYERS = (
     ("vision",),
     ("attention",),
     ("logits",),
-    ("codegen", "json_text", "messages", "settings", "weak_lru"),
+    ("hub",),
+    ("serialization",),
+    ("codegen", "docstrings", "json_text", "messages", "models", "settings", "weak_lru"),
     ("compat",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -6,7 +6,6 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from models import sharpen
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -15,6 +14,7 @@ from transformers import (
     TextStreamer,
 )
 
+from models import sharpen
 from sightline import CARVE, MVP, VCD, VDD, Recipe, answer, lab
 from sightline.chat import prompt_inputs, reply
 
@@ -146,7 +146,11 @@ def test_decoders_that_do_not_look_again_get_none(model, processor):
 
 
 @pytest.mark.parametrize(
-    "decoder", [lambda words: CARVE(words, tokens=2), lambda words: MVP(words, caption_tokens=2)]
+    "decoder",
+    [
+        lambda words: CARVE(processor=words, tokens=2),
+        lambda words: MVP(processor=words, caption_tokens=2),
+    ],
 )
 def test_answer_is_generate_with_the_picture(model, processor, decoder):
     expected = by_hand(
@@ -158,8 +162,8 @@ def test_answer_is_generate_with_the_picture(model, processor, decoder):
 def test_a_prompt_without_its_picture_is_refused(model, processor):
     inputs = prompt_inputs(model, processor, picture(), "What?")
     with pytest.raises(ValueError, match=r"looks at the picture again.*images=picture"):
-        reply(model, processor, inputs, CARVE(processor, tokens=2))
-    assert reply(model, processor, inputs, CARVE(processor, tokens=2), picture())
+        reply(model, processor, inputs, CARVE(processor=processor, tokens=2))
+    assert reply(model, processor, inputs, CARVE(processor=processor, tokens=2), picture())
 
 
 @pytest.mark.parametrize("text", ["", " \n", None])

@@ -263,12 +263,12 @@ def calls_of(module, *names):
 
 
 SHARING = {
-    "icd": (lambda p: ICD(p), 1),
-    "vdgd": (lambda p: VDGD(p, tokens=4), 1),
-    "vdgd continue": (lambda p: VDGD(p, tokens=4, layout="continue"), 1),
-    "carve": (lambda p: CARVE(p, tokens=3), 2),
-    "mvp": (lambda p: MVP(p, tokens=3, caption_tokens=4), 1),
-    "agla": (lambda p: AGLA(p), 2),
+    "icd": (lambda p: ICD(processor=p), 1),
+    "vdgd": (lambda p: VDGD(processor=p, tokens=4), 1),
+    "vdgd continue": (lambda p: VDGD(processor=p, tokens=4, layout="continue"), 1),
+    "carve": (lambda p: CARVE(processor=p, tokens=3), 2),
+    "mvp": (lambda p: MVP(processor=p, tokens=3, caption_tokens=4), 1),
+    "agla": (lambda p: AGLA(processor=p), 2),
 }
 
 
@@ -308,7 +308,13 @@ def test_refusals(lab_talker):
         "pixel_values": fine["pixel_values"],
     }
     two = talker.inputs([talker.chat([None, None, "Which?"])], [picture, picture])
-    decoders = [VDGD(processor), ICD(processor), CARVE(processor), AGLA(processor), MVP(processor)]
+    decoders = [
+        VDGD(processor=processor),
+        ICD(processor=processor),
+        CARVE(processor=processor),
+        AGLA(processor=processor),
+        MVP(processor=processor),
+    ]
     for decoder in decoders:
         refused(talker, nothing, decoder, [picture], "found no question after the picture")
         refused(talker, unfinished, decoder, [picture], "add_generation_prompt=True")
@@ -317,7 +323,9 @@ def test_refusals(lab_talker):
             refused(talker, fine, decoder, [picture] * 2, "holds 2 pictures and the prompt 1")
             refused(talker, two, decoder, [picture], "holds 1 pictures and the prompt 2")
             refused(talker, fine, decoder, [__file__], "is not a picture that can be read")
-    refused(talker, two, CARVE(processor), [picture] * 2, "one picture is refined at a time")
+    refused(
+        talker, two, CARVE(processor=processor), [picture] * 2, "one picture is refined at a time"
+    )
 
 
 def refused(talker, inputs, decoder, images, match):

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from lab_copies import copied, with_argument
-from models import sharpen
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -23,11 +22,13 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 import sightline
+from models import sharpen
 from sightline import AGLA, CARVE, ICD, MVP, VCD, VDD, VDGD, VASparse, answer, cli, lab
 from sightline.choices import parse_choices
 from sightline.decoders import DECODERS
 from sightline.demo import page
-from sightline.specs import paper, presets, settable
+from sightline.docstrings import paper
+from sightline.specs import presets, settable
 
 SCRIPT = Path(sys.executable).with_name("sightline")
 TABLE = str(lab.PICTURES / "table.png")
@@ -152,11 +153,11 @@ def test_compare_shows_decoders_that_ask_and_look_again(talker, answers):
     result = run("compare", TABLE, "--model", talker, *SHORT, "--decoders", names)
     assert result.exit_code == 0, result.output
     processor = AutoProcessor.from_pretrained(talker)
-    carved = replace(CARVE.paper_best(processor), tokens=2, layers=(1, 3))
+    carved = replace(CARVE.paper_best(processor=processor), tokens=2, layers=(1, 3))
     carve, vdgd = re.split(r"\ncarve\.|\nvdgd:", result.stdout)[1:]
     assert letters(answers(carved)) in letters(carve)
     words = dict(layout="continue", request="What is it?", tokens=4)
-    assert letters(answers(VDGD(processor, **words))) in letters(vdgd)
+    assert letters(answers(VDGD(processor=processor, **words))) in letters(vdgd)
 
 
 def test_sampling_follows_its_seed(talker, answers):

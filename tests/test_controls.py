@@ -14,7 +14,6 @@ from sightline.demo.controls import (
     controls,
     controls_of,
     settings_text,
-    shown_values,
     step,
 )
 from sightline.engine.search_range import SearchRange
@@ -149,7 +148,6 @@ def test_names_to_choose_from():
 def test_what_is_left_alone_is_not_written(name):
     shown = {control.name: control.shown(control.value) for control in controls_of(name)}
     assert settings_text(name, shown) == []
-    assert shown_values(name, []) == shown
 
 
 @pytest.mark.parametrize("name", DECODER_NAMES)
@@ -168,7 +166,6 @@ def test_what_is_changed_is_written_and_shown_again(name):
     assert settings == changed
     known = settable(find(name)[0])
     assert all(type(settings[key]) is known[key].kind or known[key].choices for key in changed)
-    assert {key: shown_values(name, assignments)[key] for key in changed} == changed
 
 
 def test_values_of_a_preset_are_where_its_controls_begin():
@@ -192,12 +189,6 @@ def test_pages_give_numbers_of_either_type():
 def test_commas_in_a_text_stay_in_it():
     said = settings_text("vdgd", {"request": "What is here, and where?"})
     assert parse_choice("vdgd", said).request.settings == {"request": "What is here, and where?"}
-
-
-def test_saved_assignments_are_shown_as_controls_show_them():
-    shown = shown_values("pai.without_guidance", ["layers=1+3", "alpha=0.5"])
-    assert shown == {"alpha": 0.5, "gamma": 1.0, "beta": 0.1, "layers": "1+3", "markers": ""}
-    assert shown_values("greedy", []) == {}
 
 
 @pytest.mark.parametrize(

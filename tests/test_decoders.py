@@ -54,7 +54,7 @@ def test_wrappers_are_frozen_and_hashable():
         with pytest.raises(FrozenInstanceError):
             strategy.decoder = VCD()
     with pytest.raises(FrozenInstanceError):
-        PostHocDebias(PROCESSOR).labels = ("a", "b")
+        PostHocDebias(processor=PROCESSOR).labels = ("a", "b")
 
 
 def test_a_changed_copy_is_checked():

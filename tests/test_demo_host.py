@@ -442,11 +442,32 @@ def test_tables_are_of_the_answers_own_steps(host):
         both = [branch.softmax(-1)[token] for branch in (expert, amateur)]
         # float32; shown with attention recorded, expected without
         torch.testing.assert_close(shown, torch.stack([*both, after[token]]), atol=1e-4, rtol=1e-3)
-        best = expert.softmax(-1).max()
-        assert why.cuts[step] == pytest.approx(0.2 * float(best), rel=1e-3)
+        shares = expert.softmax(-1)
+        least = float(shares[shares >= 0.2 * shares.max()].min())
+        assert why.cuts[step] == pytest.approx(least, rel=1e-3)
         for row in why.tables[step]:
             near = abs(row.branches[0] - why.cuts[step]) < 1e-4
             assert near or (row.score is None) == (row.branches[0] < why.cuts[step])
+
+
+OWN_CUTS = [
+    Way("deco"),
+    Way("vdgd", (("tokens", "4"),)),
+    Way("vdgd", (("truncation", "knee"), ("tokens", "4"))),
+]
+
+
+@pytest.mark.parametrize("way", OWN_CUTS, ids=lambda way: "-".join([way.name, *way.assignments]))
+def test_what_rules_of_other_cuts_leave_out_is_shown(host, way):
+    comparison = compared(host, way)
+    [said] = finished(host.start(comparison))
+    why = host.explain(comparison, 0, said)
+    for cut, rows in zip(why.cuts, why.tables, strict=True):
+        assert 0 < cut <= max(row.branches[0] for row in rows)
+        assert any(row.score is None for row in rows)
+        for row in rows:
+            near = abs(row.branches[0] - cut) < 1e-6  # float32
+            assert near or (row.score is None) == (row.branches[0] < cut)
 
 
 def test_tables_hold_the_ten_best_and_what_came(host):

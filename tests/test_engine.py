@@ -9,6 +9,18 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from methods import METHODS
+from neutral_parts import ExpertOnly
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    MistralConfig,
+    StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    cache_utils,
+)
+from transformers.generation import BaseStreamer, CompileConfig
+
 from models import (
     BOS,
     EOS,
@@ -23,18 +35,6 @@ from models import (
     lfm2_inputs,
 )
 from models import llava as build_llava
-from neutral_parts import ExpertOnly
-from transformers import (
-    DynamicCache,
-    LogitsProcessor,
-    MistralConfig,
-    StaticCache,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    cache_utils,
-)
-from transformers.generation import BaseStreamer, CompileConfig
-
 from sightline import MVP, VCD, VDD, Gated, NoImage, NoisyImage, Plausibility, PostHocDebias, Recipe
 from sightline.engine.branch import ENCODER_INPUTS, PIXELS, image_mask, token_ids
 from sightline.engine.image_spans import MARKERS
@@ -508,7 +508,7 @@ def test_refusals(llava, decoder):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("decoder", [VDD(), VDD(alpha=0, beta=0), PostHocDebias(Named())])
+@pytest.mark.parametrize("decoder", [VDD(), VDD(alpha=0, beta=0), PostHocDebias(processor=Named())])
 def test_training_with_gradient_checkpointing_is_refused(decoder):
     """Its layers drop the cache they are given, with no more than a warning."""
     model, inputs = build_llava(), FAMILIES["llava"][1](PROMPTS)

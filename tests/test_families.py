@@ -7,9 +7,9 @@ import torch
 import transformers
 from conformance import Conformance
 from families import COLUMNS, MODES, REAL, Table, cell, outcomes, row_of
-from models import PROMPTS
 from tiny_families import Tiny, families
 
+from models import PROMPTS
 from sightline import PostHocDebias
 from sightline.decoders import DECODERS
 
@@ -49,7 +49,7 @@ def test_post_hoc_debias_divides_by_the_answer_without_a_picture(name):
     if why_not:
         pytest.skip(f"of the two branches that it reads, {why_not}")
     markers = conformance.method("vdd").strong.markers
-    decoder = PostHocDebias(tiny.processor.tokenizer, labels=("a", "b"), markers=markers)
+    decoder = PostHocDebias(processor=tiny.processor.tokenizer, labels=("a", "b"), markers=markers)
     got = decoder.probabilities(tiny.model, **tiny.inputs(PROMPTS))
     vocabulary = tiny.processor.tokenizer.get_vocab()
     forms = [[vocabulary["a"], vocabulary["A"]], [vocabulary["b"], vocabulary["B"]]]

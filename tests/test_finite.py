@@ -6,9 +6,9 @@ import pytest
 import torch
 from chat_models import Fixed, lab_talker
 from methods import METHODS
-from models import FAMILIES, PROMPTS, UNK
 from test_compiled import compiled
 
+from models import FAMILIES, PROMPTS, UNK
 from sightline import (
     AGLA,
     CARVE,
@@ -201,12 +201,12 @@ def test_broken_weights_are_refused_by_all_that_ask(talker, weights):
     """Descriptions, views, captions and closed sets are read from the same logits."""
     processor = talker.processor
     decoders = (
-        VDGD(processor, tokens=4),
-        CARVE(processor),
-        MVP(processor, caption_tokens=4, tokens=4),
-        AGLA(processor, matcher=Fixed()),
-        PostHocDebias(processor),
-        PostHocDebias(processor, labels=("yes it is", "no it is not")),
+        VDGD(processor=processor, tokens=4),
+        CARVE(processor=processor),
+        MVP(processor=processor, caption_tokens=4, tokens=4),
+        AGLA(processor=processor, matcher=Fixed()),
+        PostHocDebias(processor=processor),
+        PostHocDebias(processor=processor, labels=("yes it is", "no it is not")),
     )
     inputs = talker.asked(["Is there a dog in the image?", "Is there a cat in the image?"])
     chosen = [p for name, p in talker.model.named_parameters() if weights in name]

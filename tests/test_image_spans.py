@@ -300,7 +300,7 @@ def test_what_is_made_without_a_processor_gets_the_one_of_answer(talker, build):
 
 
 def test_a_decoder_with_a_processor_of_its_own_does_not_need_the_calls(talker):
-    decoder = PostHocDebias(talker.processor)
+    decoder = PostHocDebias(processor=talker.processor)
     assert processor_for(decoder, talker.processor) == {}
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import BOS, FAMILIES, IMAGE, PROMPTS, lfm2, lfm2_inputs
 from neutral_parts import NeutralWeights
 
+from models import BOS, FAMILIES, IMAGE, PROMPTS, lfm2, lfm2_inputs
 from sightline import (
     M3ID,
     PAI,
@@ -126,7 +126,7 @@ def test_an_edited_amateur_is_read_every_time(llava):
 
 def test_the_oldest_text_is_forgotten(llava):
     model, make_inputs = llava
-    reusing = PromptCached(DECODERS["vdd"], most=2)
+    reusing = PromptCached(DECODERS["vdd"], capacity=2)
     inputs = {name: asked(model, make_inputs, [row]) for name, row in ROWS.items()}
     read = [len(rows_read(model, inputs[name], reusing)) == 2 for name in "abacab"]
     assert read == [True, True, False, True, True, True]
@@ -149,7 +149,7 @@ def test_models_and_dtypes_are_kept_apart():
         plain = generate(model, inputs, DECODERS["vdd"])
         assert torch.equal(generate(model, inputs, reusing).sequences, plain.sequences)
     assert rows_read(first.to(torch.bfloat16), inputs, reusing) == [1, 1]
-    known = reusing.recipe().texts.by_owner
+    known = reusing.recipe().prompt_cache.by_owner
     assert len(known) == 2 and len(known[first]) == 2
     del model, second, plain
     gc.collect()
@@ -163,8 +163,8 @@ def test_what_is_kept_is_the_decoders_own(llava):
     inputs = asked(model, make_inputs, [QUESTION])
     assert rows_read(model, inputs, one) == rows_read(model, inputs, other) == [1, 1]
     assert rows_read(model, inputs, DECODERS["vdd"]) == [1, 1]
-    assert (one.recipe() + Recipe()).texts is one.recipe().texts
-    assert (Recipe() + one.recipe()).texts is one.recipe().texts
+    assert (one.recipe() + Recipe()).prompt_cache is one.recipe().prompt_cache
+    assert (Recipe() + one.recipe()).prompt_cache is one.recipe().prompt_cache
 
 
 def test_bytes_are_those_of_the_docstring(llava):
@@ -172,7 +172,7 @@ def test_bytes_are_those_of_the_docstring(llava):
     model, make_inputs = llava
     reusing = PromptCached(DECODERS["vdd"])
     generate(model, asked(model, make_inputs, [QUESTION, OTHER]), reusing)
-    kept = reusing.recipe().texts.by_owner[model].values()
+    kept = reusing.recipe().prompt_cache.by_owner[model].values()
     assert len(kept) == 2
     for logits, *layers in kept:
         assert sum(x.numel() for x in layers) == 2 * 3 * 2 * 8 * 6 and logits.shape == (1, 1, 120)
@@ -186,9 +186,9 @@ def test_what_cannot_be_reused_is_refused(llava):
         generate(model, inputs, PromptCached(VCD()))
     with pytest.raises(ValueError, match="keep more than keys and values"):
         generate(lfm2(), lfm2_inputs([QUESTION]), PromptCached(VDD()))
-    for most in (0, -1, 1.5, True):
-        with pytest.raises(ValueError, match="most must be a whole number from 1 to"):
-            PromptCached(VDD(), most=most)
+    for capacity in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="capacity must be a whole number from 1 to"):
+            PromptCached(VDD(), capacity=capacity)
 
 
 def test_a_neutral_decoder_has_nothing_to_reuse(llava):

@@ -11,21 +11,21 @@ from sightline.decoders import DECODERS
 
 QUESTIONS = ["Describe the image.", "Is there an orange or a vase?"]
 SMALL = {
-    "vdgd": lambda p: VDGD(p, tokens=4),
-    "mvp": lambda p: MVP(p, k=2, tokens=4, caption_tokens=4),
-    "carve": lambda p: CARVE(p, tokens=3),
-    "agla": lambda p: AGLA(p, Fixed()),
-    "icd": lambda p: ICD(p),
+    "vdgd": lambda p: VDGD(processor=p, tokens=4),
+    "mvp": lambda p: MVP(processor=p, k=2, tokens=4, caption_tokens=4),
+    "carve": lambda p: CARVE(processor=p, tokens=3),
+    "agla": lambda p: AGLA(Fixed(), processor=p),
+    "icd": lambda p: ICD(processor=p),
 }
 BUILDS = {
     **{name: lambda p, kind=kind: kind() for name, kind in DECODERS.items() if name not in SMALL},
     **SMALL,
-    "vdgd official": lambda p: VDGD(p, tokens=4, layout="official"),
-    "vdgd continue": lambda p: VDGD(p, tokens=4, layout="continue"),
-    "prefix only": lambda p: PrefixOnly(p, tokens=4),
-    "agla own": lambda p: AGLA(p),
-    "carve refined": lambda p: CARVE(p, tokens=3, final="refined"),
-    "posthoc": PostHocDebias,
+    "vdgd official": lambda p: VDGD(processor=p, tokens=4, layout="official"),
+    "vdgd continue": lambda p: VDGD(processor=p, tokens=4, layout="continue"),
+    "prefix only": lambda p: PrefixOnly(processor=p, tokens=4),
+    "agla own": lambda p: AGLA(processor=p),
+    "carve refined": lambda p: CARVE(processor=p, tokens=3, final="refined"),
+    "posthoc": lambda p: PostHocDebias(processor=p),
     "gated": lambda p: Gated(DECODERS["vdd"]()),
     "reusing": lambda p: PromptCached(DECODERS["vdd"]()),
 }

@@ -164,9 +164,9 @@ def test_a_reply_and_more_words_give_the_processors_prompt(talker, template, arg
 
 def closed_set(processor):
     return [
-        PostHocDebias(processor),
-        MVP(processor, caption_tokens=2, tokens=2),
-        VDGD(processor, tokens=2),
+        PostHocDebias(processor=processor),
+        MVP(processor=processor, caption_tokens=2, tokens=2),
+        VDGD(processor=processor, tokens=2),
     ]
 
 
@@ -191,15 +191,19 @@ def test_no_answer_is_taken_out_of_an_open_thought(talker, which):
 def test_an_instruction_may_stand_before_an_open_thought(talker):
     processor = spoken(talker, OPENED)
     inputs = inputs_of(talker, processor, [said(QUESTIONS[0])])
-    assert generated(talker, ICD(processor), inputs).shape[0] == 1
+    assert generated(talker, ICD(processor=processor), inputs).shape[0] == 1
 
 
 def test_arguments_that_change_the_words_are_passed_on(talker):
     processor = spoken(talker, FORMAL)
     inputs = inputs_of(talker, processor, [said(QUESTIONS[0])], formal=True)
     with pytest.raises(ValueError, match="chat_template_kwargs"):
-        generated(talker, ICD(processor), inputs)
-    for decoder in (ICD(processor), VDGD(processor, tokens=2), MVP(processor, caption_tokens=2)):
+        generated(talker, ICD(processor=processor), inputs)
+    for decoder in (
+        ICD(processor=processor),
+        VDGD(processor=processor, tokens=2),
+        MVP(processor=processor, caption_tokens=2),
+    ):
         given = {"chat_template_kwargs": {"formal": True}}
         assert generated(talker, decoder, inputs, **given).shape[0] == 1
 
@@ -213,7 +217,11 @@ def test_a_prompt_within_an_answer_is_for_decoders_that_ask_nothing(talker):
         continue_final_message=True,
     )
     assert talker.processor.decode(inputs["input_ids"][0]).endswith("There is")
-    for decoder in (ICD(talker.processor), VDGD(talker.processor), MVP(talker.processor)):
+    for decoder in (
+        ICD(processor=talker.processor),
+        VDGD(processor=talker.processor),
+        MVP(processor=talker.processor),
+    ):
         with pytest.raises(ValueError, match="continue_final_message"):
             generated(talker, decoder, inputs)
     assert generated(talker, VDD(), inputs).shape[1] == inputs["input_ids"].shape[1] + 2

@@ -6,9 +6,9 @@ import pytest
 import torch
 from chat_models import TALKERS
 from methods import METHODS
-from models import BOS, PROMPTS
 from tiny_families import Tiny
 
+from models import BOS, PROMPTS
 from sightline import AGLA, MVP, VDD, VDGD, Branch, Plausibility, PostHocDebias, Recipe
 from sightline.decoders import DECODERS
 from sightline.logits.rules import Contrastive
@@ -102,14 +102,16 @@ def test_a_masked_image_that_is_not_there_sharpens_nothing(talker):
     """AGLA adds 2 x the logits of its second image; without one nothing is added."""
     inputs = talker.inputs([talker.chat(["Hello!"])])
     told = dict(return_dict_in_generate=True, output_scores=True, max_new_tokens=1)
-    scores = generate(talker.model, inputs, AGLA(talker.processor, beta=0), **told).scores[0]
+    scores = generate(
+        talker.model, inputs, AGLA(processor=talker.processor, beta=0), **told
+    ).scores[0]
     torch.testing.assert_close(scores, generate(talker.model, inputs, **told).scores[0])
 
 
 def test_without_a_description_nothing_is_ranked_by_it(talker):
     inputs = talker.inputs([talker.chat(["Hello!"])])
     sampled = dict(do_sample=True, temperature=1.5)
-    got = generate(talker.model, inputs, VDGD(talker.processor, alpha=0.2), **sampled)
+    got = generate(talker.model, inputs, VDGD(processor=talker.processor, alpha=0.2), **sampled)
     cutoff = Recipe(rule=Plausibility(0.2))
     assert torch.equal(got, generate(talker.model, inputs, cutoff, **sampled))
 
@@ -127,7 +129,7 @@ def test_post_hoc_divides_rows_without_an_image_by_nothing(llava):
         def batch_decode(self, ids):
             return ["yes" if i == [8] else "no" if i == [9] else "." for i in ids]
 
-    decoder = PostHocDebias(Words())
+    decoder = PostHocDebias(processor=Words())
     alone = decoder.probabilities(model, **make_inputs([TEXTS[0]]))[0]
     beside = decoder.probabilities(model, **make_inputs([PROMPTS[0], TEXTS[0]]))[1]
     with torch.no_grad():
@@ -163,7 +165,7 @@ def test_an_image_without_a_place_in_the_prompt_is_refused(llava):
 def test_votes_about_no_image_are_refused(talker):
     inputs = talker.inputs([talker.chat(["Hello!"])])
     with pytest.raises(ValueError, match="no image token"):
-        MVP(talker.processor).probabilities(talker.model, **inputs)
+        MVP(processor=talker.processor).probabilities(talker.model, **inputs)
 
 
 # Padding on the right

@@ -171,7 +171,7 @@ def described(talker, question, picture, layout, tokens):
 
 @pytest.mark.parametrize("layout", ["image_first", "official", "continue"])
 def test_vdgd_ranks_plausible_tokens_by_the_description(talker, layout):
-    decoder = VDGD(talker.processor, layout=layout, tokens=20)
+    decoder = VDGD(processor=talker.processor, layout=layout, tokens=20)
     found = [
         described(talker, question, picture, layout, 20)
         for question, picture in zip(QUESTIONS, talker.pictures, strict=False)
@@ -192,7 +192,7 @@ def test_vdgd_ranks_plausible_tokens_by_the_description(talker, layout):
 
 
 def test_beams_are_scored_by_their_own_rows_description(talker):
-    decoder = VDGD(talker.processor, tokens=8)
+    decoder = VDGD(processor=talker.processor, tokens=8)
     mode = dict(num_beams=2, num_return_sequences=2, length_penalty=0.0)
     out, inputs = generate(talker, decoder, **mode, **ASKED)
     for place, answer in enumerate(answers(talker, out, inputs)):
@@ -209,7 +209,7 @@ def test_beams_are_scored_by_their_own_rows_description(talker):
 def test_vdgd_counts_no_distribution_that_ended_the_description(lab_talker):
     """Its g would be near 0 for the end of sequence: the best there is."""
     talker = lab_talker
-    decoder = VDGD(talker.processor, tokens=40)
+    decoder = VDGD(processor=talker.processor, tokens=40)
     question, picture = QUESTIONS[1], talker.pictures[0]
     said, logits = plain(
         talker, talker.chat(REQUEST.replace("{question}", question)), [picture], 40
@@ -268,18 +268,18 @@ def test_icd_takes_off_what_is_said_after_an_instruction_that_disturbs(talker, i
         ]
 
     given = {} if instruction is None else dict(instruction=instruction)
-    decoder = ICD(talker.processor, alpha=1.5, beta=0.05, **given)
+    decoder = ICD(processor=talker.processor, alpha=1.5, beta=0.05, **given)
     check_scores(talker, decoder, prompts, contrastive(1.5, 0.05))
 
 
 def test_icd_offers_what_the_authors_try():
     assert len(INSTRUCTIONS) == 6 and len(set(INSTRUCTIONS.values())) == 6
     for name in INSTRUCTIONS:
-        ICD(STAND_IN, instruction=name)
-    assert (ICD(STAND_IN).alpha, ICD(STAND_IN).beta) == (1.0, 0.1)
+        ICD(processor=STAND_IN, instruction=name)
+    assert (ICD(processor=STAND_IN).alpha, ICD(processor=STAND_IN).beta) == (1.0, 0.1)
     for wrong in (" ", "confussed", "detecter"):
         with pytest.raises(ValueError, match="words that disturb, or one of careless, detector"):
-            ICD(STAND_IN, instruction=wrong)
+            ICD(processor=STAND_IN, instruction=wrong)
 
 
 def test_m3id_adds_what_the_picture_adds_the_more_the_later(talker):
@@ -301,7 +301,7 @@ def test_agla_adds_the_answer_about_the_masked_picture_at_every_step(talker):
         local = blacked_out(picture, fixed.values(picture), fixed.masked(question))
         return [(talker.chat(question), [seen]) for seen in (picture, local)]
 
-    decoder = AGLA(talker.processor, fixed, alpha=1.5, beta=0.2)
+    decoder = AGLA(fixed, processor=talker.processor, alpha=1.5, beta=0.2)
     out = check_scores(talker, decoder, prompts, additive(1.5, 0.2))
     for step in range(1, 4):
         whole, local = out.branch_logits[step][:, 0]
@@ -318,7 +318,7 @@ def test_agla_asks_the_matcher_without_the_suffix(talker):
             return Fixed()(pictures, questions)
 
     suffix = "Please answer this question with one word."
-    decoder = AGLA(talker.processor, StepCallback(), suffix=suffix)
+    decoder = AGLA(StepCallback(), processor=talker.processor, suffix=suffix)
     generate(talker, decoder, [f"{question} {suffix}" for question in QUESTIONS], steps=1)
     ((pictures, questions, looks),) = seen
     assert list(questions) == QUESTIONS and list(looks) == []
@@ -342,7 +342,7 @@ def test_agla_can_ask_the_models_own_attention(talker):
         local = blacked_out(picture, values, 0.15)
         return [(talker.chat(question), [seen]) for seen in (picture, local)]
 
-    decoder = AGLA(talker.processor, SelfMatcher(), alpha=1.5, beta=0.2)
+    decoder = AGLA(SelfMatcher(), processor=talker.processor, alpha=1.5, beta=0.2)
     check_scores(talker, decoder, prompts, additive(1.5, 0.2), steps=3)
 
 
@@ -420,7 +420,7 @@ def contrasts(talker, decoder, questions=QUESTIONS):
 
 @pytest.mark.parametrize("steps", ["full", "start", "end"])
 def test_carves_map_is_the_quotient_of_two_attentions(talker, steps):
-    decoder = CARVE(talker.processor, steps=steps, tokens=8)
+    decoder = CARVE(processor=talker.processor, steps=steps, tokens=8)
     layers = range(*middle(talker.model.config.text_config.num_hidden_layers))
     model = eager(talker)
     lengths = []
@@ -438,7 +438,7 @@ def test_carves_map_is_the_quotient_of_two_attentions(talker, steps):
 @pytest.mark.parametrize("final", ["both", "refined"])
 def test_carve_answers_about_the_processors_prompt_of_the_refined_picture(talker, final, ending):
     settings = dict(final=final, tokens=4, share=0.3, regions=1, answer_suffix=bool(ending))
-    decoder = CARVE(talker.processor, **settings)
+    decoder = CARVE(processor=talker.processor, **settings)
     cut = [
         refined(picture, kept_regions(to_pixels(talker, values, picture), 0.3, 1))
         for values, picture in zip(contrasts(talker, decoder), talker.pictures, strict=False)
@@ -470,7 +470,7 @@ def test_carve_answers_about_the_processors_prompt_of_the_refined_picture(talker
 
 def test_carves_suffix_is_not_put_twice(lab_talker):
     """A benchmark may end its questions in it."""
-    part = CARVE(lab_talker.processor).recipe().preparations[0]
+    part = CARVE(processor=lab_talker.processor).recipe().preparations[0]
     assert part._ended("Is there a cow?") == f"Is there a cow? {SUFFIX}"
     assert part._ended(f"Is there a cow? {SUFFIX}") == f"Is there a cow? {SUFFIX}"
     assert replace(part, suffix="")._ended("Is there a cow?") == "Is there a cow?"
@@ -478,11 +478,11 @@ def test_carves_suffix_is_not_put_twice(lab_talker):
 
 def test_carves_preset_is_the_papers(lab_talker):
     """Layers 20 to 25 of every model, and the suffix in all three passes."""
-    best = CARVE.paper_best(STAND_IN)
+    best = CARVE.paper_best(processor=STAND_IN)
     assert (best.layers, best.share, best.regions, best.steps) == ((20, 26), 0.4, 2, "end")
     assert best.answer_suffix and best.suffix == SUFFIX and best.final == "both"
     with pytest.raises(ValueError, match=r"layers \(20, 26\) end outside the model.*layers=None"):
-        generate(lab_talker, CARVE.paper_best(lab_talker.processor))
+        generate(lab_talker, CARVE.paper_best(processor=lab_talker.processor))
 
 
 @pytest.mark.parametrize("size", [(640, 427), (1024, 683)])
@@ -508,7 +508,7 @@ def test_carve_keeps_the_grid_of_3_to_2_pictures(qwen_talker, size, monkeypatch)
         return whole(picture, kept, fill)
 
     monkeypatch.setattr("sightline.decoders.carve.carve.refined", spy)
-    decoder = CARVE(small.processor, share=0.01, regions=1, tokens=2)
+    decoder = CARVE(processor=small.processor, share=0.01, regions=1, tokens=2)
     generate(small, decoder, QUESTIONS[:1], [picture], steps=1)
     rows, columns = seen[0].nonzero().float().mean(0).tolist()
     assert rows / size[1] * (gh // 2) == pytest.approx(3.5, abs=0.2)
@@ -535,7 +535,7 @@ def test_carves_regions_are_a_maximum(lab_talker, monkeypatch):
         lambda picture, kept, fill: boxes.append(kept) or refined(picture, kept, fill),
     )
     for regions in (1, 2, 3):
-        decoder = CARVE(lab_talker.processor, share=0.02, regions=regions)
+        decoder = CARVE(processor=lab_talker.processor, share=0.02, regions=regions)
         generate(lab_talker, decoder, QUESTIONS[:1], steps=1)
     spots = [[int(kept[y * 32 + 16, x * 32 + 16]) for y, x in SPOTS] for kept in boxes]
     assert spots == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
@@ -545,7 +545,7 @@ SPOTS = [(1, 1), (3, 6), (6, 6)]
 
 
 def test_a_share_of_1_leaves_the_picture_as_it_is(talker):
-    decoder = CARVE(talker.processor, share=1, final="refined", tokens=3)
+    decoder = CARVE(processor=talker.processor, share=1, final="refined", tokens=3)
     out, _ = generate(talker, decoder)
     assert torch.equal(out, generate(talker, None)[0])
 
@@ -558,11 +558,11 @@ def test_flat_maps_keep_all_of_the_picture(talker, monkeypatch):
             2 + 1e-5 * torch.arange(count) for count in expert.image_mask.sum(1).tolist()
         ],
     )
-    decoder = CARVE(talker.processor, final="refined")
+    decoder = CARVE(processor=talker.processor, final="refined")
     with pytest.warns(UserWarning, match="all of it is kept"):
         out, _ = generate(talker, decoder)
     assert torch.equal(out, generate(talker, None)[0])
-    decoder = AGLA(talker.processor, Fixed(flat=0.0))
+    decoder = AGLA(Fixed(flat=0.0), processor=talker.processor)
     out, _ = generate(talker, decoder, **ASKED)
     for step in out.branch_logits:
         torch.testing.assert_close(step[0], step[1], **TOLERANCE)
@@ -576,7 +576,7 @@ LABELS = ("orange", "vase")
 
 def mvp(talker, **settings):
     given = dict(k=3, labels=LABELS, tokens=20, caption_tokens=12, temperature=0, dedup=False)
-    return MVP(talker.processor, **{**given, **settings})
+    return MVP(processor=talker.processor, **{**given, **settings})
 
 
 def votes_of(talker, decoder, questions=QUESTIONS, pictures=None):
@@ -877,22 +877,22 @@ def test_mvp_streams_the_path_that_speaks(lab_talker):
 
 
 VIEWS = {
-    "vdgd": lambda p: VDGD(p, tokens=8),
-    "vdgd official": lambda p: VDGD(p, tokens=8, layout="official"),
-    "vdgd continue": lambda p: VDGD(p, tokens=8, layout="continue", truncation="nucleus"),
-    "icd": lambda p: ICD(p),
+    "vdgd": lambda p: VDGD(processor=p, tokens=8),
+    "vdgd official": lambda p: VDGD(processor=p, tokens=8, layout="official"),
+    "vdgd continue": lambda p: VDGD(processor=p, tokens=8, layout="continue", truncation="nucleus"),
+    "icd": lambda p: ICD(processor=p),
     "m3id": lambda p: M3ID(rate=0.4),
-    "agla": lambda p: AGLA(p, Fixed()),
-    "agla own": lambda p: AGLA(p),
-    "carve": lambda p: CARVE(p, tokens=4),
-    "carve refined": lambda p: CARVE(p, tokens=4, final="refined"),
-    "mvp": lambda p: MVP(p, k=2, tokens=6, caption_tokens=6),
+    "agla": lambda p: AGLA(Fixed(), processor=p),
+    "agla own": lambda p: AGLA(processor=p),
+    "carve": lambda p: CARVE(processor=p, tokens=4),
+    "carve refined": lambda p: CARVE(processor=p, tokens=4, final="refined"),
+    "mvp": lambda p: MVP(processor=p, k=2, tokens=6, caption_tokens=6),
 }
 NEUTRAL = {
-    "icd": lambda p: ICD(p, alpha=0, beta=0),
+    "icd": lambda p: ICD(processor=p, alpha=0, beta=0),
     "m3id": lambda p: M3ID(rate=0, beta=0),
-    "agla": lambda p: AGLA(p, Fixed(), alpha=0, beta=0),
-    "carve": lambda p: CARVE(p, tokens=3, share=1, final="refined"),
+    "agla": lambda p: AGLA(Fixed(), processor=p, alpha=0, beta=0),
+    "carve": lambda p: CARVE(processor=p, tokens=3, share=1, final="refined"),
 }
 MODES = {
     "greedy": {},
@@ -915,7 +915,7 @@ def test_neutral_settings_equal_generate(talker, build, mode):
 
 @mode
 def test_prefix_only_equals_generate_on_the_longer_prompts(talker, mode):
-    out, inputs = generate(talker, PrefixOnly(talker.processor, tokens=8), **mode)
+    out, inputs = generate(talker, PrefixOnly(processor=talker.processor, tokens=8), **mode)
     pictures = shown(talker)
     prompts = [
         described(talker, question, picture, "image_first", 8)[1]

@@ -42,6 +42,7 @@ from sightline.engine.validation import (
     check_vision_language,
     is_text_only,
 )
+from sightline.models import Model
 from sightline.settings import (
     Count,
     Processor,
@@ -108,7 +109,7 @@ class MVP(Passed):
     that was scored, and captions are made once for each picture.
     """
 
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor = field(repr=False, kw_only=True)
     k: Annotated[Count, SearchRange(1, 10)] = 3
     labels: Sequence[Words] = ("Yes", "No")
     requests: Sequence[Words] = (BOTTOM_UP, TOP_DOWN, REGULAR)
@@ -131,8 +132,6 @@ class MVP(Passed):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.processor is None:
-            raise ValueError("views need processor=, the model's own, to ask for captions")
         try:
             check_surfaces(self.surfaces)
         except ValueError as error:
@@ -156,7 +155,7 @@ class MVP(Passed):
 
     def probabilities(
         self,
-        model: Any,
+        model: Model,
         images: Any = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **inputs: Any,
@@ -186,7 +185,7 @@ class MVP(Passed):
 
     def __call__(
         self,
-        model: Any,
+        model: Model,
         input_ids: Tensor,
         logits_processor: Any,
         stopping_criteria: Any,
@@ -227,7 +226,7 @@ class MVP(Passed):
 
     def _expert(
         self,
-        model: Any,
+        model: Model,
         input_ids: Tensor,
         generation_config: Any,
         images: Any,
@@ -246,7 +245,7 @@ class MVP(Passed):
         call = Call(pictures, generation_config, self.processor, template or {})
         return replace(expert, call=call)
 
-    def _votes(self, model: Any, expert: Branch) -> list["Votes"]:
+    def _votes(self, model: Model, expert: Branch) -> list["Votes"]:
         """Of each row; every one has an image."""
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         asked = editor.asked(expert)
