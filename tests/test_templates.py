@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from chat_models import CHATML, TALKERS, unpadded, within
-from goldens import SHARED, needs_shared
+from goldens import CHECKPOINTS, needs_facts
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForImageTextToText,
@@ -385,10 +385,10 @@ class Rendering:
         return texts[0]
 
 
-@needs_shared
+@needs_facts
 def test_published_templates_are_recognised_with_any_argument():
     opens = set()
-    paths = sorted((SHARED.parent / "checkpoints").glob("*.json"))
+    paths = sorted(CHECKPOINTS.glob("*.json"))
     found = [(path.stem, json.loads(path.read_text())["chat_template"]) for path in paths]
     templates = [(name, entry["text"]) for name, entry in found if entry]
     assert len(templates) > 8
