@@ -305,3 +305,9 @@ def test_mvp_streams_the_path_that_speaks(lab_talker):
     prompt, *tokens = heard.tokens
     assert prompt == inputs["input_ids"].tolist() and heard.ended
     assert [*prompt[0], *(t for token in tokens for t in token)] == out[0].tolist()
+
+
+@pytest.mark.parametrize("mode", [dict(num_beams=2), dict(do_sample=True, num_return_sequences=2)])
+def test_mvp_gives_one_answer(lab_talker, mode):
+    with pytest.raises(ValueError, match="MVP gives one answer"):
+        generate(lab_talker, mvp(lab_talker), **mode)

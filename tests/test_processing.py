@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from methods import METHODS
+from methods import TOKEN_METHODS
 from models import EOS, PROMPTS
 from transformers import (
     GenerationConfig,
@@ -36,7 +36,7 @@ MODES = {
 }
 CUTTING = {
     name: method.strong
-    for name, method in METHODS.items()
+    for name, method in TOKEN_METHODS.items()
     if (rule := method.strong.recipe().simplified().rule) is not None and rule.cuts
 }
 CUTTING["dola"] = DoLa(layers=(0, 1), beta=0.5)  # 0.01 leaves every token of a random model
