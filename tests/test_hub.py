@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from chat_models import TALKERS, scene
+from chat_models import scene
 from models import EOS, PROMPTS
 from transformers import AutoModelForImageTextToText, dynamic_module_utils
 from transformers.generation.streamers import BaseStreamer
@@ -81,11 +81,6 @@ def exported(tmp_path):
         return str(folder)
 
     return write
-
-
-@pytest.fixture(scope="module")
-def lab_talker():
-    return TALKERS["lab"]()
 
 
 def generated(model, inputs, decoder, seed=0, **arguments):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from chat_models import TALKERS
 
 from sightline import AGLA, CARVE, ICD, MVP, VDD, VDGD, ConfidenceGate, Gated, Plausibility, Recipe
 from sightline.decoders.vdgd import PrefixOnly
@@ -26,11 +25,6 @@ DECODERS = {  # and the cut that is left of each where there is no image
     "icd gated": (lambda p: Gated(ICD(p, alpha=1.5, beta=0.05), ConfidenceGate(1.0)), 0.05),
     "icd and vdd": (lambda p: ICD(p, 1.5, 0.05).recipe() + VDD(1.5, 0.05).recipe(), 0.05),
 }
-
-
-@pytest.fixture(scope="module", params=sorted(TALKERS))
-def talker(request):
-    return TALKERS[request.param]()
 
 
 def batch(talker, order):

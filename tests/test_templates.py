@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from chat_models import CHATML, TALKERS, unpadded, within
+from chat_models import CHATML, unpadded, within
 from goldens import CHECKPOINTS, needs_facts
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -57,9 +57,9 @@ QUESTIONS = ["Is there a cup in the image?", "Do you see an orange?\nSay it.", "
 MODES = ({}, {"enable_thinking": True}, {"enable_thinking": False})
 
 
-@pytest.fixture(scope="module")
-def talker():
-    return TALKERS["qwen"]()
+@pytest.fixture
+def talker(qwen_talker):
+    return qwen_talker
 
 
 def spoken(talker, template):

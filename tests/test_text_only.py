@@ -4,7 +4,6 @@ import inspect
 
 import pytest
 import torch
-from chat_models import TALKERS
 from methods import TOKEN_METHODS
 from models import BOS, PROMPTS
 from tiny_families import Tiny
@@ -63,11 +62,6 @@ def test_what_is_not_about_images_acts(llava, method):
     plain = generate(model, make_inputs(TEXTS), **told)
     kept = torch.isfinite(got.scores[0])
     assert not torch.allclose(got.scores[0][kept], plain.scores[0][kept], atol=0.01)
-
-
-@pytest.fixture(scope="module", params=sorted(TALKERS))
-def talker(request):
-    return TALKERS[request.param]()
 
 
 def every_decoder(talker):
