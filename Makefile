@@ -8,7 +8,7 @@ VISION = build/vision
 
 # The inner loop: the parts by hand, the engine, and every method against full forwards.
 QUICK = tests/test_architecture.py tests/test_decoders.py tests/test_rules.py tests/test_contrasts.py \
-	tests/test_grounding.py tests/test_votes.py tests/test_regions.py tests/test_reference.py \
+	tests/test_grounding.py tests/test_votes.py tests/test_regions.py \
 	tests/test_kv_cache.py tests/test_prefill.py tests/test_engine.py tests/test_specs.py \
 	tests/test_invariants.py::test_every_decoder_is_here \
 	tests/test_invariants.py::test_every_step_equals_full_forwards \
