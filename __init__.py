@@ -53,7 +53,7 @@ _NAMES = {
         "Rule",
         "State",
     ),
-    "models": ("UnsupportedModelError",),
+    "model_protocol": ("UnsupportedModelError",),
     "vision.images": ("open_picture",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

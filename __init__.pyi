@@ -61,7 +61,7 @@ from sightline.logits.rules import Needs as Needs
 from sightline.logits.rules import Plausibility as Plausibility
 from sightline.logits.rules import Rule as Rule
 from sightline.logits.rules import State as State
-from sightline.models import UnsupportedModelError as UnsupportedModelError
+from sightline.model_protocol import UnsupportedModelError as UnsupportedModelError
 from sightline.vision.images import open_picture as open_picture
 
 __version__: str

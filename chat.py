@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sightline.messages import check_characters, enumerated, short
-from sightline.models import Model, UnsupportedModelError
+from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.vision.images import listed, open_picture, user_turn
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}

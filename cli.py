@@ -25,7 +25,7 @@ from sightline.choices import PLAIN, Choice, Sampling, parse_choice, parse_choic
 from sightline.evaluation.command import TemplateOption
 from sightline.evaluation.command import app as evaluation
 from sightline.highlights import cut, known_truth, listed, named_words, new_words, remarks
-from sightline.models import Model
+from sightline.model_protocol import Model
 
 LONGEST = 16  # a default that is shown in the column of defaults
 INVENTED, NEW = "bold red", "underline"

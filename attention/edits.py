@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline.attention.base import AttentionEdit
 from sightline.attention.recorder import AttentionRecorder
 from sightline.attention.reference import KeyWeights
-from sightline.models import UnsupportedModelError
+from sightline.model_protocol import UnsupportedModelError
 from sightline.settings import Count, Layers, Positive, Share, Strength, Wanted, Whole
 
 Heads = Annotated[tuple[Whole, ...], Wanted("one or more head numbers, in a tuple or list", bool)]

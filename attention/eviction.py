@@ -10,7 +10,7 @@ from torch import Tensor
 from sightline.attention.base import CacheEviction
 from sightline.attention.hook import BranchAttention
 from sightline.attention.recorder import AttentionRecorder
-from sightline.models import UnsupportedModelError
+from sightline.model_protocol import UnsupportedModelError
 from sightline.settings import Count, Share, Strength
 
 

@@ -23,7 +23,7 @@ from sightline.attention.base import AttentionEdit
 from sightline.attention.recorder import AttentionRecorder
 from sightline.attention.reference import KeyWeights
 from sightline.compat import ATTENTIONS, MASKS, attention_name, has_attention_interface
-from sightline.models import Model, UnsupportedModelError
+from sightline.model_protocol import Model, UnsupportedModelError
 
 KEYWORD = "sightline_streams"
 OURS = "sightline_"  # before the name of the attention that ours stands in for

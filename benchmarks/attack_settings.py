@@ -29,7 +29,7 @@ import torch
 import sightline
 from sightline.decoders import DECODERS
 from sightline.json_text import json_text
-from sightline.models import UnsupportedModelError
+from sightline.model_protocol import UnsupportedModelError
 from sightline.specs import choose, settable
 
 TRIES, TRIES_SHORT = 2000, 200

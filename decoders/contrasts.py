@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sightline.engine.branch import Branch
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.settings import Checked, Limits, Markers, Processor, Seed, TokenId, Wanted
 from sightline.vision.noise import noise_like
 

@@ -10,7 +10,7 @@ from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Contrastive
 from sightline.messages import short
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.settings import Checked, Processor, Strength, UnitInterval
 
 INSTRUCTIONS = {

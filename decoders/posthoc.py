@@ -29,7 +29,7 @@ from sightline.engine.validation import (
 )
 from sightline.logits.calibration import Aggregate, calibrate, label_masses, reference
 from sightline.logits.finite import check_finite
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.settings import Markers, Positive, Processor, TokenId, Words, wrong
 from sightline.weak_lru import Memory
 

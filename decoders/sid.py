@@ -8,7 +8,7 @@ from sightline.engine.branch import Branch
 from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Contrastive
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.settings import Checked, Count, Share, Strength, UnitInterval
 
 

@@ -13,7 +13,7 @@ from sightline.engine.strategy import Decoder, Recipe
 from sightline.engine.subgeneration import eos_token_ids, generate_text
 from sightline.logits.grounding import SUPPORT, Grounded, Reduction, Support, Truncation
 from sightline.logits.rules import Rule
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.settings import Checked, Count, Processor, Share, UnitInterval, Words, holding
 
 REQUEST = (

@@ -13,7 +13,7 @@ from sightline.demo.comparison import Explained, Row
 from sightline.engine.processor_order import AfterCut
 from sightline.engine.strategy import Recipe, Strategy
 from sightline.logits.rules import Rule
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.vision.token_layout import Layout, locate
 
 BEST = 10

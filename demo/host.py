@@ -25,7 +25,7 @@ from sightline.demo.explanation import explain
 from sightline.demo.scheduler import ForwardScheduler, Stopped, Work
 from sightline.evaluation.lab import WORDINGS
 from sightline.messages import short
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.specs import settable, written
 from sightline.vision.images import open_picture
 

@@ -17,7 +17,7 @@ from sightline.evaluation import plots, report, runner
 from sightline.evaluation.asking import LAB, Source
 from sightline.evaluation.lab import LabBenchmark
 from sightline.messages import short
-from sightline.models import Model
+from sightline.model_protocol import Model
 
 BATCH_SIZE = 16
 PLAIN = {"greedy": "greedy", "sample": "sampling"}

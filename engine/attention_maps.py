@@ -14,7 +14,7 @@ from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.kv_cache import layers_without_attention
 from sightline.engine.prefill import forward_prompt, last_logits
 from sightline.engine.validation import check_reached
-from sightline.models import Model, UnsupportedModelError
+from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.vision.token_layout import Layout, locate
 
 

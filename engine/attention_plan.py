@@ -16,7 +16,7 @@ from sightline.engine.kv_cache import (
     layers_with_every_key,
     layers_without_attention,
 )
-from sightline.models import Model
+from sightline.model_protocol import Model
 
 MIDDLE = (0.4, 0.75)  # of the depth: the layers that read the picture for the answer
 

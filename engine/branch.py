@@ -10,7 +10,7 @@ from torch import Tensor
 from sightline.attention.base import AttentionEdit
 from sightline.engine.image_spans import rows_of, warn_of_rest
 from sightline.engine.kv_cache import has_windows, scratch_cache
-from sightline.models import Model, UnsupportedModelError
+from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.vision.features import (
     PLACEHOLDERS,
     is_one_of,

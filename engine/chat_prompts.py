@@ -16,7 +16,7 @@ from sightline.engine.image_spans import rows_of
 from sightline.engine.processor_probe import writing_of
 from sightline.engine.prompt_text import Writing, WrittenRow
 from sightline.messages import short
-from sightline.models import Model, UnsupportedModelError
+from sightline.model_protocol import Model, UnsupportedModelError
 
 TAIL = 64  # last tokens of a prompt, among which its answer's header stands
 

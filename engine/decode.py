@@ -41,7 +41,7 @@ from sightline.engine.validation import (
     warn_of_two_starts,
 )
 from sightline.logits.finite import FiniteRows
-from sightline.models import Model
+from sightline.model_protocol import Model
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sightline.logits.finite import check_finite
 from sightline.logits.rules import Rule
-from sightline.models import Model, UnsupportedModelError
+from sightline.model_protocol import Model, UnsupportedModelError
 
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 

@@ -31,7 +31,7 @@ from sightline.engine.prompt_cache import PromptCache
 from sightline.engine.validation import check_cached, check_reached, check_reusable
 from sightline.logits.finite import FiniteRows
 from sightline.logits.rules import Rule, State
-from sightline.models import Model
+from sightline.model_protocol import Model
 
 PER_TOKEN = ("hidden_states", "attentions")  # of a forward, by layer
 COMPILED = Lock()  # the next replay of a recorded graph, by any thread, writes over its outputs

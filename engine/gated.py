@@ -15,7 +15,7 @@ from sightline.engine.processor_order import are_stateless
 from sightline.engine.validation import check_cached, check_gated
 from sightline.logits.gates import Gate
 from sightline.logits.rules import Plausibility, Rule
-from sightline.models import Model
+from sightline.model_protocol import Model
 
 
 class GatedEnsemble(Ensemble):

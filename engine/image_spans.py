@@ -17,7 +17,7 @@ from torch import Tensor
 from sightline.engine.processor_probe import can_be_asked, writing_of
 from sightline.engine.prompt_text import Entry, Owned, WrittenRow
 from sightline.messages import short
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.vision.features import (
     PLACEHOLDERS,
     Features,

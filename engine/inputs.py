@@ -13,7 +13,7 @@ from transformers import __version__ as transformers_version
 from sightline.compat import encoded_images, position_ids
 from sightline.engine.branch import ENCODER_INPUTS, POSITION_INPUTS, Branch, image_mask
 from sightline.engine.validation import check_padding
-from sightline.models import Model, UnsupportedModelError
+from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.vision.features import Features, is_one_of, picture_lengths, select_rows, token_ids
 from sightline.vision.images import listed, open_picture
 

@@ -16,7 +16,7 @@ from sightline.compat import (
     LinearAttentionCacheLayerMixin,
     LinearAttentionLayer,
 )
-from sightline.models import Model, UnsupportedModelError
+from sightline.model_protocol import Model, UnsupportedModelError
 
 # By what a layer remembers along the prompt to choose keys by (`[B, ..., T, D]`), the method that
 # adds to it. Some families bring a layer class of their own.

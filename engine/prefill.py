@@ -15,7 +15,7 @@ from sightline.engine.branch import (
 from sightline.engine.inputs import TYPES
 from sightline.engine.kv_cache import has_windows, layers_that_keep_keys
 from sightline.engine.validation import check_cached
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.vision.features import has_markers, select_from
 
 

@@ -22,7 +22,7 @@ from sightline.engine.prompt_text import (
     pieces_of,
 )
 from sightline.messages import short
-from sightline.models import UnsupportedModelError
+from sightline.model_protocol import UnsupportedModelError
 from sightline.vision.features import (
     PLACEHOLDERS,
     token_ids,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sightline.engine.kv_cache import begin
-from sightline.models import Model
+from sightline.model_protocol import Model
 
 if TYPE_CHECKING:
     from sightline.engine.branch import Branch

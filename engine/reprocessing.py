@@ -12,7 +12,7 @@ from sightline.chat import input_device
 from sightline.engine.branch import ENCODER_INPUTS, PIXELS, Branch
 from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.processor_probe import writing_of
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.vision.features import is_one_of, token_ids
 from sightline.vision.processor_call import processed, prompts_of
 

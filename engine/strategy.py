@@ -20,7 +20,7 @@ from sightline.engine.parts import about_images, needs_images, needs_pixels
 from sightline.engine.prompt_cache import PromptCache
 from sightline.logits.gates import Gate, PlausibilityGate
 from sightline.logits.rules import Alone, Needs, Plausibility, Rule
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.settings import Checked, Count, Wanted
 
 Contrast = Callable[[Branch, Model], Branch]

@@ -24,7 +24,7 @@ from sightline.engine.prefill import (
     last_logits,
 )
 from sightline.logits.rules import Plausibility
-from sightline.models import Model
+from sightline.model_protocol import Model
 
 
 def generate_text(

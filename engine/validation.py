@@ -19,7 +19,7 @@ from sightline.attention.hook import AttentionPlan
 from sightline.compat import DynamicLayer, attention_name, takes_encoded_images
 from sightline.engine.branch import PIXELS, Branch, image_mask
 from sightline.engine.kv_cache import RoomyLayer, layers_that_keep_keys
-from sightline.models import Model, UnsupportedModelError
+from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.vision.features import token_ids
 from sightline.vision.images import are_none
 

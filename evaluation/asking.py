@@ -25,7 +25,7 @@ from sightline.evaluation.setups import GREEDY, Setup
 from sightline.lab import CHECKPOINT
 from sightline.logits.finite import FiniteRows
 from sightline.messages import LONGEST, clipped
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.vision.images import user_turn
 
 LAB = "sightline.lab"

@@ -8,7 +8,7 @@ import torch
 
 from sightline.evaluation.batches import Batch
 from sightline.evaluation.setups import Setup
-from sightline.models import UnsupportedModelError
+from sightline.model_protocol import UnsupportedModelError
 
 NO_MEMORY = (
     "out of memory",

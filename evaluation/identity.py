@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sightline.compat import attention_name
-from sightline.models import Model
+from sightline.model_protocol import Model
 
 SAMPLES = 64  # numbers of each tensor that are read one by one
 CHUNK = 2**24  # numbers that are added up at a time

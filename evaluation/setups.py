@@ -26,7 +26,7 @@ from sightline.engine.branch import Branch
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Additive, Plausibility
 from sightline.messages import short, unknown
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.specs import choose, split_decoders
 
 GREEDY = "greedy"

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from sightline.json_text import json_text
 from sightline.lab.dialogue import DESCRIBE, YES, question
 from sightline.lab.scenes import CONTEXTS, OBJECTS, Scene, context_of, decorrelated, draw, mentioned
-from sightline.models import Model
+from sightline.model_protocol import Model
 
 KINDS = ("present", "usual", "other")
 SEED = 20261121

@@ -14,15 +14,15 @@ from functools import cached_property
 import torch
 from chat_models import Fixed, Talker, blacked_out, scene
 from forwards import ALONG_THE_PROMPT, full_branches, held
-from methods import METHODS, Method, Prompt, banned, plausible
+from methods import METHODS, TOKEN_METHODS, Method, Prompt, banned, plausible
+from models import BOS, EOS, IMAGE, PAD, PROMPTS, VIDEO, VISION_END, VISION_START
 from neutral_parts import ExpertOnly, with_all_branches
 from oracles import least_attended
 from tiny_families import OTHER as OTHER_SPECIAL
 from tiny_families import Tiny
 
 import sightline
-from models import BOS, EOS, IMAGE, PAD, PROMPTS, VIDEO, VISION_END, VISION_START
-from sightline import AGLA, CARVE, DAMRO, ICD, MVP, SID, VDGD, NoisyImage, Recipe
+from sightline import AGLA, DAMRO, SID, NoisyImage, Recipe
 from sightline.decoders.icd import INSTRUCTIONS
 
 STEPS = 4
@@ -118,7 +118,7 @@ BY_FAMILY = {  # where an entry of methods.py is made for its own two families
     ),
 }
 VARIANTS = ("vdd-unk", "vdd-both")
-METHODS_SHOWN = {name: m for name, m in (METHODS | BY_FAMILY).items() if name not in VARIANTS}
+METHODS_SHOWN = {name: m for name, m in (TOKEN_METHODS | BY_FAMILY).items() if name not in VARIANTS}
 GREEDY = Method(Recipe(), None)
 EVERYTHING = dict(output_scores=True, output_logits=True, return_dict_in_generate=True)
 CHOOSES_BY_TOWER = "damro"  # its amateur is compared with the rule's formula alone
@@ -229,7 +229,7 @@ class Conformance:
         key = name, *row, -1, *answer
         if key not in self.full:
             method, tiny = self.method(name), self.tiny
-            prompts = [method.expert(row), *self.amateurs(name, row)]
+            prompts = [method.expert(self.tiny, row), *self.amateurs(name, row)]
             self.full[key] = full_branches(tiny.model, tiny.inputs, method, prompts, row, answer)
         return self.full[key]
 
@@ -292,8 +292,6 @@ TALKS = {  # the user's turn of each row: None stands for a picture
     "padded batch": [[None, QUESTION], [None, OTHER]],
     "two pictures": [[None, None, QUESTION]],
 }
-ICD_STRONG = dict(alpha=1.5, beta=0.05)
-AGLA_STRONG = dict(alpha=1.5, beta=0.2)
 
 
 @dataclass(frozen=True)
@@ -344,26 +342,20 @@ def added(alpha, beta):
     return formula
 
 
+def spoken(name, prompts=None, formula=None):
+    """With the settings of methods.py."""
+    method = METHODS[name]
+    neutral = method.neutral and (lambda processor: method.of(processor).neutral)
+    return Spoken(lambda processor: method.of(processor).strong, neutral, prompts, formula)
+
+
 SPOKEN = {
-    "icd": Spoken(
-        lambda p: ICD(processor=p, **ICD_STRONG),
-        lambda p: ICD(processor=p, alpha=0, beta=0),
-        told_to_be_careless,
-        contrasted(**ICD_STRONG),
-    ),
-    "agla": Spoken(
-        lambda p: AGLA(Fixed(), processor=p, **AGLA_STRONG),
-        lambda p: AGLA(Fixed(), processor=p, alpha=0, beta=0),
-        masked,
-        added(**AGLA_STRONG),
-    ),
-    "agla, own": Spoken(lambda p: AGLA(processor=p)),
-    "vdgd": Spoken(lambda p: VDGD(processor=p, tokens=6, request="Describe. {question}")),
-    "mvp": Spoken(lambda p: MVP(processor=p, k=2, tokens=4, caption_tokens=4)),
-    "carve": Spoken(
-        lambda p: CARVE(processor=p, tokens=3),
-        lambda p: CARVE(processor=p, tokens=3, share=1, final="refined"),
-    ),
+    "icd": spoken("icd", told_to_be_careless, contrasted(alpha=1.5, beta=0.05)),
+    "agla": spoken("agla", masked, added(alpha=3.0, beta=0.05)),
+    "agla, own": Spoken(lambda processor: AGLA(processor=processor)),
+    "vdgd": spoken("vdgd"),
+    "mvp": spoken("mvp"),
+    "carve": spoken("carve"),
 }
 
 

@@ -24,7 +24,7 @@ LAYERS = (
     ("logits",),
     ("hub",),
     ("serialization",),
-    ("codegen", "docstrings", "json_text", "messages", "models", "settings", "weak_lru"),
+    ("codegen", "docstrings", "json_text", "messages", "model_protocol", "settings", "weak_lru"),
     ("compat",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from models import PROMPTS
 from torch import tensor
 from transformers import LogitsProcessorList
 
-from models import PROMPTS
 from sightline import CalibrationProcessor, PlausibilityProcessor
 from sightline.logits.calibration import (
     affine,

@@ -6,15 +6,14 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from lab_copies import random_lab
 from PIL import Image
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     TextStreamer,
 )
 
-from models import sharpen
 from sightline import CARVE, MVP, VCD, VDD, Recipe, answer, lab
 from sightline.chat import prompt_inputs, reply
 
@@ -27,10 +26,7 @@ def processor():
 @pytest.fixture(scope="module")
 def model():
     """The lab's architecture with random weights, so that every prompt is answered differently."""
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(lab.CHECKPOINT)
-    model = sharpen(AutoModelForImageTextToText.from_config(config).float())
-    model.generation_config.eos_token_id = None
+    model = random_lab()
     model.generation_config.max_new_tokens = 8
     return model
 
@@ -78,8 +74,7 @@ def test_pictures_are_made_fit_for_the_model(model, processor):
 
 
 def test_inputs_have_the_models_dtype_and_device(processor):
-    config = AutoConfig.from_pretrained(lab.CHECKPOINT)
-    model = AutoModelForImageTextToText.from_config(config).to(torch.bfloat16)
+    model = random_lab().to(torch.bfloat16)
     inputs = prompt_inputs(model, processor, picture(), "What?")
     assert inputs["pixel_values"].dtype == torch.bfloat16
     assert inputs["input_ids"].dtype == torch.long

@@ -20,16 +20,6 @@ QUESTIONS = ["Is there a cup in the image?", "Do you see an orange or a vase?\nS
 OTHERS = ["What is in the image?", "Describe this picture.", "Is there a dog in the picture?"]
 
 
-@pytest.fixture(scope="module", params=sorted(TALKERS))
-def talker(request):
-    return TALKERS[request.param]()
-
-
-@pytest.fixture(scope="module")
-def lab_talker():
-    return TALKERS["lab"]()
-
-
 def conversations(talker):
     """(prompts, those with another last question), rows of different lengths."""
     before = [

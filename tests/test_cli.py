@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lab_copies import copied, with_argument
+from lab_copies import copied, random_checkpoint, with_argument
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     LlamaConfig,
@@ -22,7 +21,6 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 import sightline
-from models import sharpen
 from sightline import AGLA, CARVE, ICD, MVP, VCD, VDD, VDGD, VASparse, answer, cli, lab
 from sightline.choices import parse_choices
 from sightline.decoders import DECODERS
@@ -52,14 +50,7 @@ def refused(*arguments):
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory):
     """A checkpoint of the lab's architecture that says something else of every prompt."""
-    folder = tmp_path_factory.mktemp("talker")
-    torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(lab.CHECKPOINT))
-    model = sharpen(model.float())
-    model.generation_config.eos_token_id = None
-    model.save_pretrained(folder)
-    AutoProcessor.from_pretrained(lab.CHECKPOINT).save_pretrained(folder)
-    return str(folder)
+    return random_checkpoint(tmp_path_factory.mktemp("talker"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 import torch
-from chat_models import TALKERS
 
 from sightline import (
     AGLA,
@@ -48,9 +47,9 @@ COPIES = {
 }
 
 
-@pytest.fixture(scope="module")
-def talker():
-    return TALKERS["lab"]()
+@pytest.fixture
+def talker(lab_talker):
+    return lab_talker
 
 
 def made(name, processor):

@@ -2,8 +2,10 @@
 
 import math
 
+import models
 import pytest
 import torch
+from models import PROMPTS, TEXT
 from torch import tensor
 from torch.nn.functional import linear
 from transformers import (
@@ -19,8 +21,6 @@ from transformers import (
     OPTConfig,
 )
 
-import models
-from models import PROMPTS, TEXT
 from sightline import Recipe, State
 from sightline.decoders.vasparse.embedding import EmbeddingContrast, EmbeddingContrastive
 from sightline.engine.early_exit import Head

@@ -9,18 +9,6 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from methods import METHODS
-from neutral_parts import ExpertOnly
-from transformers import (
-    DynamicCache,
-    LogitsProcessor,
-    MistralConfig,
-    StaticCache,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    cache_utils,
-)
-from transformers.generation import BaseStreamer, CompileConfig
-
 from models import (
     BOS,
     EOS,
@@ -35,6 +23,18 @@ from models import (
     lfm2_inputs,
 )
 from models import llava as build_llava
+from neutral_parts import ExpertOnly
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    MistralConfig,
+    StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    cache_utils,
+)
+from transformers.generation import BaseStreamer, CompileConfig
+
 from sightline import MVP, VCD, VDD, Gated, NoImage, NoisyImage, Plausibility, PostHocDebias, Recipe
 from sightline.engine.branch import ENCODER_INPUTS, PIXELS, image_mask, token_ids
 from sightline.engine.image_spans import MARKERS

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from models import IMAGE
 from torch import tensor
 from transformers import TopPLogitsWarper
 
-from models import IMAGE
 from sightline import State
 from sightline.logits.grounding import Grounded, Support
 from sightline.logits.rules import Needs

@@ -13,13 +13,13 @@ from types import ModuleType
 import huggingface_hub
 import pytest
 import torch
-from chat_models import TALKERS, scene
+from chat_models import scene
+from models import EOS, PROMPTS
 from transformers import AutoModelForImageTextToText, dynamic_module_utils
 from transformers.generation.streamers import BaseStreamer
 from typer.testing import CliRunner
 
 import sightline
-from models import EOS, PROMPTS
 from sightline import (
     AGLA,
     CARVE,
@@ -88,11 +88,6 @@ def exported(tmp_path):
         return str(folder)
 
     return write
-
-
-@pytest.fixture(scope="module")
-def lab_talker():
-    return TALKERS["lab"]()
 
 
 def generated(model, inputs, decoder, seed=0, **arguments):

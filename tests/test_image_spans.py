@@ -114,11 +114,6 @@ def test_markers_are_named_by_inner_configs_too():
 # With one
 
 
-@pytest.fixture(scope="module", params=sorted(TALKERS))
-def talker(request):
-    return TALKERS[request.param]()
-
-
 def blind(talker, inputs, contrast, processor=None):
     """The prompts of an image-free branch, without padding."""
 

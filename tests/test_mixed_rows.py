@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from chat_models import TALKERS
 
 from sightline import AGLA, CARVE, ICD, MVP, VDD, VDGD, ConfidenceGate, Gated, Plausibility, Recipe
 from sightline.decoders.vdgd import PrefixOnly
@@ -32,11 +31,6 @@ DECODERS = {  # and the cut that is left of each where there is no image
     ),
     "icd and vdd": (lambda p: ICD(1.5, 0.05, processor=p).recipe() + VDD(1.5, 0.05).recipe(), 0.05),
 }
-
-
-@pytest.fixture(scope="module", params=sorted(TALKERS))
-def talker(request):
-    return TALKERS[request.param]()
 
 
 def batch(talker, order):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from models import IMAGE, PROMPTS, VIDEO, VISION_END, VISION_START
 from neutral_parts import ExpertOnly
 from packaging.version import Version
 from tiny_families import Family, Tiny, build, families
@@ -15,7 +16,6 @@ from transformers import DynamicCache
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from models import IMAGE, PROMPTS, VIDEO, VISION_END, VISION_START
 from sightline import SID, VAF, VDD, Branch, DoLa, NoImage, NoisyImage, Recipe, Rule, VASparse
 from sightline.attention.edits import ImageGain, ImageScale, LeastAttended
 from sightline.attention.eviction import WeakAnswerKeys

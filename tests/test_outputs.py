@@ -3,12 +3,12 @@
 import pytest
 import torch
 from chat_models import TALKERS
+from models import FAMILIES, PROMPTS, TEXT, UNK
+from models import llava as build_llava
 from neutral_parts import ExpertOnly
 from test_engine import counted
 from transformers import MistralConfig
 
-from models import FAMILIES, PROMPTS, TEXT, UNK
-from models import llava as build_llava
 from sightline import (
     MVP,
     PAI,

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from models import IMAGE, PROMPTS, UNK
 from test_engine import counted
 
-from models import IMAGE, PROMPTS, UNK
 from sightline import PostHocDebias
 
 FORMS = {30: "Yes", 31: " yes", 40: "no", 50: "in", 51: "side", 52: " In"}

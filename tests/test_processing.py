@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from methods import METHODS
+from methods import TOKEN_METHODS
+from models import EOS, PROMPTS
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -14,7 +15,6 @@ from transformers import (
     WatermarkingConfig,
 )
 
-from models import EOS, PROMPTS
 from sightline import (
     VDD,
     ConfidenceGate,
@@ -36,7 +36,7 @@ MODES = {
 }
 CUTTING = {
     name: method.strong
-    for name, method in METHODS.items()
+    for name, method in TOKEN_METHODS.items()
     if (rule := method.strong.recipe().simplified().rule) is not None and rule.needs.cut
 }
 CUTTING["dola"] = DoLa(layers=(0, 1), beta=0.5)  # 0.01 leaves every token of a random model

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from models import BOS, FAMILIES, IMAGE, PROMPTS, lfm2, lfm2_inputs
 from neutral_parts import NeutralWeights
 
-from models import BOS, FAMILIES, IMAGE, PROMPTS, lfm2, lfm2_inputs
 from sightline import (
     M3ID,
     PAI,

@@ -4,7 +4,7 @@ import logging
 import warnings
 
 import pytest
-from chat_models import TALKERS, Fixed
+from chat_models import Fixed
 
 from sightline import AGLA, CARVE, ICD, MVP, VDGD, Gated, PostHocDebias, PrefixOnly, PromptCached
 from sightline.decoders import DECODERS
@@ -69,9 +69,9 @@ class Heard(logging.Handler):
         self.caught.__exit__(*error)
 
 
-@pytest.fixture(scope="module")
-def talker():
-    return TALKERS["qwen"]()
+@pytest.fixture
+def talker(qwen_talker):
+    return qwen_talker
 
 
 @pytest.fixture(autouse=True)

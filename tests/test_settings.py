@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 from chat_models import TALKERS
-from methods import METHODS
+from methods import TOKEN_METHODS
+from models import PROMPTS
 
 import sightline
-from models import PROMPTS
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import attack_settings
@@ -247,7 +247,7 @@ def default_device(name):
 
 
 @pytest.mark.parametrize("asked", [{}, dict(suppress_tokens=[50], repetition_penalty=1.2)])
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("method", TOKEN_METHODS.values(), ids=TOKEN_METHODS)
 def test_the_default_device_is_not_where_a_call_runs(llava, method, asked):
     """meta holds no values, so whatever is made there cannot be read. (5.23: beam search of
     transformers and Qwen's tower make tensors there themselves.)"""

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from chat_models import CHATML, TALKERS, unpadded, within
-from goldens import SHARED, needs_shared
+from chat_models import CHATML, unpadded, within
+from goldens import CHECKPOINTS, needs_facts
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForImageTextToText,
@@ -57,9 +57,9 @@ QUESTIONS = ["Is there a cup in the image?", "Do you see an orange?\nSay it.", "
 MODES = ({}, {"enable_thinking": True}, {"enable_thinking": False})
 
 
-@pytest.fixture(scope="module")
-def talker():
-    return TALKERS["qwen"]()
+@pytest.fixture
+def talker(qwen_talker):
+    return qwen_talker
 
 
 def spoken(talker, template):
@@ -393,10 +393,10 @@ class Rendering:
         return texts[0]
 
 
-@needs_shared
+@needs_facts
 def test_published_templates_are_recognised_with_any_argument():
     opens = set()
-    paths = sorted((SHARED.parent / "checkpoints").glob("*.json"))
+    paths = sorted(CHECKPOINTS.glob("*.json"))
     found = [(path.stem, json.loads(path.read_text())["chat_template"]) for path in paths]
     templates = [(name, entry["text"]) for name, entry in found if entry]
     assert len(templates) > 8

@@ -4,17 +4,16 @@ import inspect
 
 import pytest
 import torch
-from chat_models import TALKERS
-from methods import METHODS
+from methods import TOKEN_METHODS
+from models import BOS, PROMPTS
 from tiny_families import Tiny
 
-from models import BOS, PROMPTS
 from sightline import AGLA, MVP, VDD, VDGD, Branch, Plausibility, PostHocDebias, Recipe
 from sightline.decoders import DECODERS
 from sightline.logits.rules import Contrastive
 
 TEXTS = [[BOS, 8, 9, 20, 21, 22], [BOS, 12, 13]]
-EARLY = {name for name, method in METHODS.items() if method.layers}  # act on text as well
+EARLY = {name for name, method in TOKEN_METHODS.items() if method.layers}  # act on text as well
 BETA = 0.05  # of the strong settings
 MODES = {
     "greedy": dict(do_sample=False),
@@ -30,11 +29,11 @@ def generate(model, inputs, decoder=None, **asked):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("method", sorted(set(METHODS) - EARLY))
+@pytest.mark.parametrize("method", sorted(set(TOKEN_METHODS) - EARLY))
 def test_what_is_about_images_leaves_texts_as_they_are(family, method, mode):
     """Token by token the plain model's, or the cutoff's under sampling, bit for bit."""
     _, model, make_inputs = family
-    decoder = METHODS[method].strong
+    decoder = TOKEN_METHODS[method].strong
     cutoff = Recipe(rule=Plausibility(BETA)) if getattr(decoder, "beta", 0) else None
     inputs = make_inputs(TEXTS)
     told = dict(return_dict_in_generate=True, output_scores=True, **MODES[mode])
@@ -45,10 +44,10 @@ def test_what_is_about_images_leaves_texts_as_they_are(family, method, mode):
         assert torch.equal(got.sequences, generate(model, inputs))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(TOKEN_METHODS))
 def test_a_text_is_answered_as_beside_prompts_with_images(family, method):
     _, model, make_inputs = family
-    decoder = METHODS[method].strong
+    decoder = TOKEN_METHODS[method].strong
     asked = dict(min_new_tokens=8)
     both = generate(model, make_inputs([PROMPTS[0], TEXTS[0]]), decoder, **asked)
     alone = generate(model, make_inputs([TEXTS[0]]), decoder, **asked)
@@ -59,15 +58,10 @@ def test_a_text_is_answered_as_beside_prompts_with_images(family, method):
 def test_what_is_not_about_images_acts(llava, method):
     model, make_inputs = llava
     told = dict(return_dict_in_generate=True, output_scores=True, max_new_tokens=1)
-    got = generate(model, make_inputs(TEXTS), METHODS[method].strong, **told)
+    got = generate(model, make_inputs(TEXTS), TOKEN_METHODS[method].strong, **told)
     plain = generate(model, make_inputs(TEXTS), **told)
     kept = torch.isfinite(got.scores[0])
     assert not torch.allclose(got.scores[0][kept], plain.scores[0][kept], atol=0.01)
-
-
-@pytest.fixture(scope="module", params=sorted(TALKERS))
-def talker(request):
-    return TALKERS[request.param]()
 
 
 def every_decoder(talker):
@@ -180,11 +174,11 @@ def padded_right(inputs):
     return moved
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(TOKEN_METHODS))
 def test_padding_on_the_right_is_refused(llava, method):
     model, make_inputs = llava
     with pytest.raises(ValueError, match=r"ends in 0 in rows \[1\]"):
-        generate(model, padded_right(make_inputs(PROMPTS)), METHODS[method].strong)
+        generate(model, padded_right(make_inputs(PROMPTS)), TOKEN_METHODS[method].strong)
 
 
 @pytest.mark.parametrize("build", [MVP, PostHocDebias], ids=["mvp", "posthoc"])
@@ -198,12 +192,12 @@ def test_padding_on_the_right_is_refused_by_closed_sets(talker, build):
 # Audio beside images
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - EARLY - {"vaf", "pai-attention"}))
+@pytest.mark.parametrize("method", sorted(set(TOKEN_METHODS) - EARLY - {"vaf", "pai-attention"}))
 def test_audio_beside_images_is_refused_where_prompts_are_compared(method):
     made = Tiny.of("gemma4")
     audio = dict(input_features=torch.zeros(1, 8, 128), input_features_mask=torch.ones(1, 8))
     ran = []
     made.model.lm_head.register_forward_pre_hook(lambda *_: ran.append(1))
     with pytest.raises(ValueError, match=r"has audio \(input_features, input_features_mask\)"):
-        generate(made.model, made.inputs(PROMPTS[:1]) | audio, METHODS[method].strong)
+        generate(made.model, made.inputs(PROMPTS[:1]) | audio, TOKEN_METHODS[method].strong)
     assert not ran

@@ -9,7 +9,7 @@ import tiny_families
 import torch
 from models import BOS, EOS, IMAGE, PAD, PROMPTS, VISION_END, VISION_START
 from PIL import Image
-from tiny_families import GRID, PATCH, SIDE, TOKENS, Family, Tiny, cut, families
+from tiny_families import GRID, PATCH, SIDE, TOKENS, Family, Tiny, by_family, cut, families
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -18,7 +18,7 @@ from sightline import ICD, VDGD
 FAMILIES = families()
 BUILT = [name for name, family in FAMILIES.items() if not family.why_untested]
 STEPS = 12
-family = pytest.mark.parametrize("name", BUILT)
+family = pytest.mark.parametrize("name", by_family(BUILT))
 made = cache(Tiny.of)
 
 

@@ -7,9 +7,9 @@ benchmarks/attack_settings.py no such error for that of a setting.
 from types import SimpleNamespace
 
 import pytest
+from models import PROMPTS
 from tiny_families import Tiny
 
-from models import PROMPTS
 from sightline import DAMRO, PAI, SID, VAF, VDD, DeCo, DoLa, Gated, UnsupportedModelError
 from sightline.evaluation.failures import named
 

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from chat_models import TALKERS
+from models import BOS, FAMILIES, IMAGE
 from test_posthoc import Words
 
-from models import BOS, FAMILIES, IMAGE
 from sightline import MVP, VDD, PostHocDebias, PromptCached
 from sightline.vision import token_layout
 from sightline.weak_lru import Memory

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.models import UnsupportedModelError
+from sightline.model_protocol import UnsupportedModelError
 
 PLACEHOLDERS = ("image_token_id", "video_token_id")
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.models import UnsupportedModelError
+from sightline.model_protocol import UnsupportedModelError
 
 # By the kind of pixels: grids of patches, of each picture, whose patches are entries of a tensor;
 # or side by side in one strip; or padded to the most of any picture, with the place of each.

@@ -18,7 +18,7 @@ from sightline.compat import (
     get_anyres_image_grid_shape,
     unpad_image,
 )
-from sightline.models import UnsupportedModelError
+from sightline.model_protocol import UnsupportedModelError
 from sightline.vision.processor_call import processed
 from sightline.weak_lru import Memory
 

@@ -22,7 +22,7 @@ from sightline.engine.reprocessing import check_reproduced, picture_inputs
 from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Additive
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.settings import Checked, Layers, Processor, Share, Strength, UnitInterval
 
 

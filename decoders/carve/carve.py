@@ -22,7 +22,7 @@ from sightline.engine.reprocessing import check_reproduced, picture_inputs, repa
 from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.engine.subgeneration import eos_token_ids, generate_text
-from sightline.models import Model, UnsupportedModelError
+from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.settings import Checked, Count, Layers, Positive, Processor, Share, Words
 from sightline.vision.features import alternating, picture_lengths
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sightline.compat import get_vision_window_index
 from sightline.engine.branch import Branch
-from sightline.models import Model, UnsupportedModelError
+from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.settings import Checked, Count
 from sightline.vision.features import edited, pictures_of
 

@@ -42,7 +42,7 @@ from sightline.engine.validation import (
     check_vision_language,
     is_text_only,
 )
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.settings import (
     Count,
     Processor,

@@ -13,7 +13,7 @@ from transformers import LogitsProcessor
 from sightline.engine.early_exit import Head, embedding_scale, one_token
 from sightline.logits.layers import stacked
 from sightline.logits.rules import Needs, Rule, State
-from sightline.models import Model
+from sightline.model_protocol import Model
 from sightline.settings import Strength, UnitInterval, wrong
 
 RELEASED = 1.1  # alpha of the authors' code as it would run
