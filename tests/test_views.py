@@ -16,6 +16,7 @@ from sightline.decoders.agla.agla import SelfMatcher
 from sightline.decoders.agla.matching import Matcher
 from sightline.decoders.carve.carve import GENERAL, SUFFIX, middle
 from sightline.decoders.carve.regions import kept_regions, refined
+from sightline.decoders.closed_set import LabelProbabilities
 from sightline.decoders.icd import INSTRUCTIONS
 from sightline.decoders.mvp.mvp import Drawn
 from sightline.decoders.vdgd import REQUEST, STATEMENT
@@ -579,14 +580,16 @@ def mvp(talker, **settings):
     return MVP(talker.processor, **{**given, **settings})
 
 
-def votes_of(talker, decoder, questions=QUESTIONS, pictures=None):
-    def counted(model, input_ids, generation_config, images=None, **kwargs):
-        del kwargs["logits_processor"], kwargs["stopping_criteria"]
-        expert = decoder._expert(model, input_ids, generation_config, images, kwargs)
-        return decoder._votes(model, expert)
+class Counted(LabelProbabilities):
+    """Makes `generate` return the votes of MVP."""
 
+    def run(self, model, call):
+        return self.decoder._votes(model, self.decoder.expert(model, call))
+
+
+def votes_of(talker, decoder, questions=QUESTIONS, pictures=None):
     given = list(pictures or shown(talker))
-    return generate(talker, counted, questions, given, images=given)[0]
+    return generate(talker, Counted(decoder), questions, given, images=given)[0]
 
 
 def shown(talker):
