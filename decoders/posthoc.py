@@ -10,23 +10,16 @@ import torch
 from torch import Tensor
 
 from sightline.chat import has_template
-from sightline.decoders.closed_set import LOOP_ARGUMENTS, as_generated, check_one_answer
+from sightline.decoders.closed_set import ClosedSet, as_generated
 from sightline.decoders.contrasts import NoImage, UnknownImage
 from sightline.decoders.vdd import Variant, image_free
 from sightline.engine.branch import Branch
 from sightline.engine.chat_prompts import check_answers_next
 from sightline.engine.chat_template import tokenizer_of
-from sightline.engine.inputs import complete, expert_branch, position_offset_kept
+from sightline.engine.decode import GenerateCall
+from sightline.engine.inputs import complete, position_offset_kept
 from sightline.engine.prefill import forward_prompt, last_logits, prepare_inputs
 from sightline.engine.search_range import SearchRange
-from sightline.engine.strategy import Passed
-from sightline.engine.validation import (
-    check_audio,
-    check_call,
-    check_pictures,
-    check_vision_language,
-    is_text_only,
-)
 from sightline.logits.calibration import Aggregate, calibrate, label_masses, reference
 from sightline.logits.finite import check_finite
 from sightline.model_protocol import Model
@@ -39,7 +32,7 @@ REMEMBERED = 4096  # image-free prompts whose label masses are kept, for each mo
 
 
 @dataclass(frozen=True)
-class PostHocDebias(Passed):
+class PostHocDebias(ClosedSet):
     """Answer yes/no or A/B/C/D as if the model did not lean to one of them without a picture.
 
     The probability of each label is divided by what the same model gives it when the picture is
@@ -99,55 +92,28 @@ class PostHocDebias(Passed):
         variant = VARIANTS[self.reference]
         return image_free(variant, self.processor, self.unk_token_id, self.markers)
 
-    def probabilities(self, model: Model, **inputs: Any) -> Tensor:
-        """Calibrated probability of each label, `[B, C]` float32, for the processor's output."""
+    def label_probabilities(self, model: Model, call: GenerateCall) -> Tensor:
+        return self._calibrated(model, call)[0]
 
-        def calibrated(model, input_ids, generation_config, **kwargs):
-            model_kwargs = {k: v for k, v in kwargs.items() if k not in LOOP_ARGUMENTS}
-            return self._calibrated(model, input_ids, generation_config, model_kwargs)[0]
-
-        # `generate` encodes the pictures, makes mask and positions, and returns what we return.
-        return model.generate(**inputs, custom_generate=calibrated, max_new_tokens=1)
-
-    def __call__(
-        self,
-        model: Model,
-        input_ids: Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        token_streamer: Any = None,
-        **model_kwargs: Any,
-    ) -> Any:
-        """Called by `generate`: the prompt followed by the best label and the end of sequence."""
-        calibrated, logits = self._calibrated(model, input_ids, generation_config, model_kwargs)
+    def run(self, model: Model, call: GenerateCall) -> Any:
+        """The prompt followed by the best label and the end of sequence."""
+        calibrated, logits = self._calibrated(model, call)
         answers = [
             self._answer(label, row)
             for label, row in zip(calibrated.argmax(dim=-1).tolist(), logits, strict=True)
         ]
-        closed, fill = _closed(answers, generation_config)
-        return as_generated(input_ids, closed, fill, generation_config, token_streamer)
+        return as_generated(call, *_closed(answers, call.generation_config))
 
-    def _calibrated(
-        self, model: Model, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
+    def _calibrated(self, model: Model, call: GenerateCall) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities `[B, C]`, and the first answer token's logits `[B, V]`."""
-        check_one_answer("PostHocDebias", generation_config)
-        mode = generation_config.get_generation_mode()
-        check_call(model, generation_config, mode, None, model_kwargs)
-        check_vision_language(model)
-        expert = expert_branch(model, input_ids, 1, {}, model_kwargs, generation_config)
-        text_only = is_text_only(model, input_ids, None, {}, model_kwargs)
-        if not text_only:
-            check_pictures(expert, needs_pixels=False)
-            check_audio(model, model_kwargs)
+        expert = self.expert(model, call)
         if has_template(self.processor):
             check_answers_next(self.processor, expert)
         shared = last_logits(model)
         amateurs = []
         with position_offset_kept(model):
-            for contrast in () if text_only else self.contrasts:
-                amateurs.append(complete(contrast(expert, model), model, generation_config))
+            for contrast in self.contrasts if expert.image_mask.any() else ():
+                amateurs.append(complete(contrast(expert, model), model, call.generation_config))
         priors = [self._remembered(model, branch, shared) for branch in amateurs]
         masses, logits = self._masses(model, expert, shared)
         even = torch.full_like(masses, 1 / len(self.labels))

@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline.chat import processor_for, prompt_inputs
 from sightline.demo.comparison import Explained, Row
 from sightline.engine.processor_order import AfterCut
-from sightline.engine.strategy import Recipe, Strategy
+from sightline.engine.strategy import Recipe, RecipeStrategy
 from sightline.logits.rules import Rule
 from sightline.model_protocol import Model
 from sightline.vision.token_layout import Layout, locate
@@ -41,7 +41,7 @@ def explain(
         ValueError: For a decoder that does not choose token by token.
     """
     strategy = Recipe() if decoder is None else decoder
-    if not isinstance(strategy, Strategy):
+    if not isinstance(strategy, RecipeStrategy):
         raise ValueError(
             f"{type(decoder).__name__} lets whole answers vote, so no single token was chosen"
         )

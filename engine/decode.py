@@ -45,6 +45,40 @@ from sightline.model_protocol import Model
 
 
 @dataclass(frozen=True)
+class GenerateCall:
+    """What `generate` hands a strategy, as `Strategy.__call__` takes it.
+
+    Args:
+        input_ids: `[B * copies, T]`, expanded by `generate` for beams and returned sequences.
+        logits_processor: Those of the call.
+        stopping_criteria: Those of the call.
+        generation_config: As `generate` prepared it.
+        token_streamer: Gets tokens as they come.
+        images: The prompts' images, one, a list of all, or a list with an entry for each row (see
+            `pictures_asked`): PIL images, paths, bytes or open files.
+        processor_kwargs: What the processor was told when it made the prompt.
+        processor: The model's own, for parts that were made without one.
+        chat_template_kwargs: What the prompt's chat template was given besides the messages.
+        output_image_attention: Whether, or from which layers, `image_attention` is wanted.
+        pixels: The raw inputs of the image encoder, unexpanded, where the strategy asked for them.
+        model_kwargs: The rest of what `generate` hands a loop.
+    """
+
+    input_ids: Tensor
+    logits_processor: Any
+    stopping_criteria: Any
+    generation_config: Any
+    token_streamer: Any
+    images: Any
+    processor_kwargs: Mapping[str, Any]
+    processor: Any
+    chat_template_kwargs: Mapping[str, Any]
+    output_image_attention: bool | tuple[int, int]
+    pixels: Mapping[str, Any]
+    model_kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Loop:
     """The loop that `generate` would have run, with what every call of it gets.
 
@@ -85,46 +119,24 @@ class Loop:
         )
 
 
-def decode(
-    recipe: Any,
-    model: Model,
-    input_ids: Tensor,
-    *,
-    logits_processor: Any,
-    stopping_criteria: Any,
-    generation_config: Any,
-    token_streamer: Any = None,
-    images: Any = None,
-    processor_kwargs: Mapping[str, Any] | None = None,
-    processor: Any = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    looks: bool | tuple[int, int] = False,
-    pixels: Mapping[str, Any],
-    model_kwargs: dict[str, Any],
-) -> Any:
+def decode(recipe: Any, model: Model, call: GenerateCall) -> Any:
     """Runs a recipe in the loop that `generate` would have run. Called by `generate`.
 
-    Args:
-        recipe: Preparations, contrasts and rule.
-        input_ids: `[B * copies, T]`, expanded by `generate` for beams and returned sequences.
-        images: The prompts' images, one, a list of all, or a list with an entry for each row (see
-            `pictures_asked`): PIL images, paths, bytes or open files.
-        processor_kwargs: What the processor was told when it made the prompt.
-        processor: The model's own, for parts that were made without one.
-        chat_template_kwargs: What the prompt's chat template was given besides the messages.
-        looks: Whether, or from which layers, `image_attention` is wanted.
-        pixels: The raw inputs of the image encoder, unexpanded, where the recipe asked for them.
-        model_kwargs: The rest of what `generate` hands a loop.
-
     Returns:
-        What that loop returns; with `output_logits`, also `branch_logits`; with `looks`, also
-        `image_attention` and `image_mask`.
+        What that loop returns; with `output_logits`, also `branch_logits`; with
+        `output_image_attention`, also `image_attention` and `image_mask`.
     """
+    input_ids, generation_config = call.input_ids, call.generation_config
+    model_kwargs, logits_processor = call.model_kwargs, call.logits_processor
+    images, looks = call.images, call.output_image_attention
+
     # 1. Check: what cannot be decoded so is refused before the first forward.
-    loop = Loop(model, stopping_criteria, generation_config, token_streamer)
-    check_call(model, generation_config, loop.mode, token_streamer, model_kwargs)
+    loop = Loop(model, call.stopping_criteria, generation_config, call.token_streamer)
+    check_call(model, generation_config, loop.mode, call.token_streamer, model_kwargs)
     check_looks(looks, generation_config)
-    text_only = not recipe.is_plain and is_text_only(model, input_ids, images, pixels, model_kwargs)
+    text_only = not recipe.is_plain and is_text_only(
+        model, input_ids, images, call.pixels, model_kwargs
+    )
     if text_only:
         recipe, images = recipe.without_images(), None
     if recipe.is_plain and not looks:
@@ -134,16 +146,16 @@ def decode(
 
     # 2. Expert: the branch as asked, one row per prompt, with its images encoded.
     copies = max(generation_config.num_beams, generation_config.num_return_sequences)
-    expert = expert_branch(model, input_ids, copies, pixels, model_kwargs, generation_config)
+    expert = expert_branch(model, input_ids, copies, call.pixels, model_kwargs, generation_config)
     expert = complete(expert, model, generation_config)
     parts = (*recipe.preparations, *recipe.contrasts)
     if looks or (parts and not text_only):
         check_pictures(expert, recipe.needs_pixels)
         check_audio(model, model_kwargs)
     warn_of_two_starts(expert, model)
-    processor = given_processor(processor, parts)
+    processor = given_processor(call.processor, parts)
     own = pictures_asked(images, expert, model, recipe.needs_images, processor)
-    told = (chat_template_kwargs or {}, processor_kwargs or {})
+    told = (call.chat_template_kwargs, call.processor_kwargs)
     expert = replace(expert, call=Call(own, generation_config, processor, *told))
     for part in parts:
         if hasattr(part, "check"):

@@ -13,7 +13,7 @@ from torch import Tensor
 from sightline import hub, serialization
 from sightline.attention.base import AttentionEdit, CacheEviction
 from sightline.engine.branch import ENCODER_INPUTS, POSITION_INPUTS, Branch
-from sightline.engine.decode import decode
+from sightline.engine.decode import GenerateCall, decode
 from sightline.engine.ensemble import CallConfig, Ensemble
 from sightline.engine.gated import GatedEnsemble
 from sightline.engine.parts import about_images, needs_images, needs_pixels
@@ -49,8 +49,10 @@ class _Signature:
         return signature.replace(parameters=parameters)
 
 
-class Passed(Checked):
-    """What is passed to `generate` as `custom_generate=`, made first."""
+class Strategy(Checked, ABC):
+    """Anything that `generate` takes as `custom_generate=`."""
+
+    __signature__ = _Signature()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         if "logits_processor" in kwargs:  # `generate` calls what it was given
@@ -79,10 +81,10 @@ class Passed(Checked):
         Raises:
             ValueError: Names and values are checked as where a decoder is made.
         """
-        wanted: Any = Passed if inspect.isabstract(cls) else cls
+        wanted: Any = Strategy if inspect.isabstract(cls) else cls
         decoder = serialization.from_dict(values, processor, wanted)
         if not isinstance(decoder, wanted):
-            kind = "decoder" if wanted is Passed else wanted.__name__
+            kind = "decoder" if wanted is Strategy else wanted.__name__
             raise ValueError(f"a {kind} was wanted, got a {type(decoder).__name__}")
         return decoder
 
@@ -94,35 +96,19 @@ class Passed(Checked):
         """Writes that folder to a repository of the hub; see `sightline.hub.push`."""
         return hub.push(self, repo, **arguments)
 
-
-class Strategy(Passed, ABC):
-    """Anything that `generate` takes as `custom_generate=`. Decoders and recipes are strategies."""
-
-    __signature__ = _Signature()
-
     @abstractmethod
-    def recipe(self) -> "Recipe":
-        """The parts that this strategy is made of."""
-
-    def __add__(self, other: "Strategy") -> "Strategy":
-        """A decoder of both's parts: `VDD() + VAF()`.
-
-        Raises:
-            ValueError: Both have a rule, or both a gate, and they differ.
-        """
-        return Combined((self, other)) if isinstance(other, Strategy) else NotImplemented
+    def run(self, model: Model, call: GenerateCall) -> Any:
+        """What `generate` returns for a call."""
 
     @property
     def needs_pixels(self) -> bool:
-        """Whether a part edits pictures before they are encoded."""
-        recipe = self.recipe().simplified()
-        return any(needs_pixels(part) for part in (*recipe.preparations, *recipe.contrasts))
+        """Whether it edits pictures before they are encoded."""
+        return False
 
     @property
     def needs_images(self) -> bool:
-        """Whether a part looks at the picture itself, passed to `generate` as `images=`."""
-        recipe = self.recipe().simplified()
-        return any(needs_images(part) for part in (*recipe.preparations, *recipe.contrasts))
+        """Whether it looks at the picture itself, passed to `generate` as `images=`."""
+        return False
 
     def __call__(
         self,
@@ -172,26 +158,62 @@ class Strategy(Passed, ABC):
         """
         named = (*ENCODER_INPUTS, *POSITION_INPUTS) if self.needs_pixels else ()
         pixels = {name: model_kwargs.pop(name) for name in named if name in model_kwargs}
-        return decode(
-            self.recipe().simplified(),
-            model,
-            input_ids,
+        call = GenerateCall(
+            input_ids=input_ids,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
             generation_config=generation_config,
             token_streamer=token_streamer,
             images=images,
-            processor_kwargs=processor_kwargs,
+            processor_kwargs=processor_kwargs or {},
             processor=processor,
-            chat_template_kwargs=chat_template_kwargs,
-            looks=output_image_attention,
+            chat_template_kwargs=chat_template_kwargs or {},
+            output_image_attention=output_image_attention,
             pixels=pixels,
             model_kwargs=model_kwargs,
         )
+        return self.run(model, call)
+
+
+class RecipeStrategy(Strategy):
+    """A strategy that is made of parts, and decodes token by token."""
+
+    @abstractmethod
+    def recipe(self) -> "Recipe":
+        """The parts that this strategy is made of."""
+
+    def run(self, model: Model, call: GenerateCall) -> Any:
+        return decode(self.recipe().simplified(), model, call)
+
+    def __add__(self, other: "RecipeStrategy") -> "RecipeStrategy":
+        """A decoder of both's parts: `VDD() + VAF()`.
+
+        Raises:
+            ValueError: Both have a rule, or both a gate, and they differ.
+        """
+        return Combined((self, other)) if isinstance(other, RecipeStrategy) else NotImplemented
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether a part edits pictures before they are encoded."""
+        recipe = self.recipe().simplified()
+        return any(needs_pixels(part) for part in (*recipe.preparations, *recipe.contrasts))
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether a part looks at the picture itself, passed to `generate` as `images=`."""
+        recipe = self.recipe().simplified()
+        return any(needs_images(part) for part in (*recipe.preparations, *recipe.contrasts))
+
+
+MadeOfParts = Annotated[
+    RecipeStrategy,
+    Wanted("a decoder that is made of parts, which one that chooses whole answers is not"),
+]
 
 
 @dataclass(frozen=True)
-class Recipe(Strategy):
+class Recipe(RecipeStrategy):
     """The parts of a decoding method; itself a strategy for `custom_generate`.
 
     Args:
@@ -267,7 +289,7 @@ class Recipe(Strategy):
             return left
         return replace(left, rule=Alone(self.rule, missing))
 
-    def __add__(self, other: Strategy) -> Strategy:
+    def __add__(self, other: RecipeStrategy) -> RecipeStrategy:
         return self.joined(other) if isinstance(other, Recipe) else super().__add__(other)
 
     def joined(self, other: "Recipe") -> "Recipe":
@@ -291,7 +313,7 @@ class Recipe(Strategy):
 
 
 @dataclass(frozen=True)
-class Combined(Strategy):
+class Combined(RecipeStrategy):
     """The parts of several decoders in one, as their recipes are added.
 
     Args:
@@ -299,7 +321,7 @@ class Combined(Strategy):
     """
 
     decoders: Annotated[
-        tuple[Strategy, ...], Wanted("two decoders or more", lambda given: len(given) > 1)
+        tuple[MadeOfParts, ...], Wanted("two decoders or more", lambda given: len(given) > 1)
     ]
 
     def __post_init__(self):
@@ -311,7 +333,7 @@ class Combined(Strategy):
 
 
 @dataclass(frozen=True)
-class Gated(Strategy):
+class Gated(RecipeStrategy):
     """A decoder whose contrasts are asked only where a gate opens.
 
     A closed gate leaves the other branches behind; when it opens they read the tokens they missed
@@ -328,7 +350,7 @@ class Gated(Strategy):
             `sightline.logits.gates`.
     """
 
-    decoder: Strategy
+    decoder: MadeOfParts
     gate: Gate = field(default_factory=PlausibilityGate)
 
     def recipe(self) -> Recipe:
@@ -336,7 +358,7 @@ class Gated(Strategy):
 
 
 @dataclass(frozen=True)
-class PromptCached(Strategy):
+class PromptCached(RecipeStrategy):
     """A decoder that remembers image-free prompts: the same question of the next picture.
 
     An amateur that sees no picture (VDD, M3ID, PAI) reads the same text whatever the picture, so
@@ -352,7 +374,7 @@ class PromptCached(Strategy):
             bits 31 MB.
     """
 
-    decoder: Strategy
+    decoder: MadeOfParts
     capacity: Count = 8
     _prompt_cache: PromptCache = field(init=False, repr=False, compare=False)
 
@@ -369,7 +391,7 @@ class PromptCached(Strategy):
 
 
 @dataclass(frozen=True)
-class Decoder(Strategy):
+class Decoder(RecipeStrategy):
     """A named method: a dataclass of settings, whose `recipe()` names its parts.
 
     Settings are checked when the decoder is made, by their types and limits

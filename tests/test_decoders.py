@@ -1,10 +1,12 @@
 """What holds for every decoder as an object: frozen, hashable, added to others."""
 
+import inspect
 from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
 from sightline import (
+    MVP,
     SID,
     VAF,
     VCD,
@@ -16,6 +18,7 @@ from sightline import (
     VASparse,
 )
 from sightline.decoders import DECODERS
+from sightline.engine.strategy import Combined, Strategy
 from sightline.specs import choose
 
 
@@ -72,6 +75,18 @@ def test_a_sum_has_the_parts_of_both():
     three = both + Gated(vdd, PlausibilityGate())
     assert three.recipe().gate == PlausibilityGate()
     assert (vdd.recipe() + vaf).recipe() == both.recipe()
+
+
+@pytest.mark.parametrize("kind", [MVP, PostHocDebias])
+def test_what_chooses_whole_answers_is_a_strategy_without_parts(kind):
+    closed = kind(PROCESSOR)
+    assert isinstance(closed, Strategy) and "__call__" not in vars(kind)
+    assert inspect.signature(closed) == inspect.signature(VDD())
+    for wrapper in (Gated, PromptCached, lambda decoder: Combined((VDD(), decoder))):
+        with pytest.raises(ValueError, match="made of parts, which one that chooses whole answers"):
+            wrapper(closed)
+    with pytest.raises(TypeError):
+        VDD() + closed
 
 
 def test_sums_that_cannot_be_are_refused():

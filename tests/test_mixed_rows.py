@@ -136,5 +136,5 @@ def test_images_are_given_for_all_rows_or_for_those_that_have_one(talker):
 def test_probabilities_of_votes_about_no_image_are_refused(talker):
     inputs, shown = batch(talker, ORDERS[0])
     decoder = MVP(processor=talker.processor)
-    with pytest.raises(ValueError, match=r"rows \[1\] have none"):
+    with pytest.raises(ValueError, match=r"rows \[1\] hold no image"):
         decoder.probabilities(talker.model, images=shown, **inputs)

@@ -6,6 +6,7 @@ from transformers.generation import BaseStreamer
 from views import ASKED, QUESTIONS, ended, full, generate, plain, shown
 
 from sightline import MVP
+from sightline.decoders.closed_set import LabelProbabilities
 from sightline.decoders.mvp.mvp import Drawn
 from sightline.vision.noise import generator
 
@@ -17,14 +18,16 @@ def mvp(talker, **settings):
     return MVP(processor=talker.processor, **{**given, **settings})
 
 
-def votes_of(talker, decoder, questions=QUESTIONS, pictures=None):
-    def counted(model, input_ids, generation_config, images=None, **kwargs):
-        del kwargs["logits_processor"], kwargs["stopping_criteria"]
-        expert = decoder._expert(model, input_ids, generation_config, images, kwargs)
-        return decoder._votes(model, expert)
+class Counted(LabelProbabilities):
+    """Makes `generate` return the votes of MVP."""
 
+    def run(self, model, call):
+        return self.decoder._votes(model, self.decoder.expert(model, call))
+
+
+def votes_of(talker, decoder, questions=QUESTIONS, pictures=None):
     given = list(pictures or shown(talker))
-    return generate(talker, counted, questions, given, images=given)[0]
+    return generate(talker, Counted(decoder), questions, given, images=given)[0]
 
 
 def paths_by_hand(talker, decoder, question, picture):

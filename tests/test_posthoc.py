@@ -137,6 +137,14 @@ def test_one_answer_only(llava):
             max_new_tokens=2,
             custom_generate=PostHocDebias(processor=Words()),
         )
+    with pytest.raises(ValueError, match="output_image_attention has nothing to return"):
+        model.generate(
+            **make_inputs(PROMPTS),
+            max_new_tokens=2,
+            return_dict_in_generate=True,
+            output_image_attention=True,
+            custom_generate=PostHocDebias(Words()),
+        )
     inputs = make_inputs([[1, 8, 9]]) | {"pixel_values": make_inputs(PROMPTS)["pixel_values"]}
     with pytest.raises(ValueError, match="no image token"):
         PostHocDebias(processor=Words()).probabilities(model, **inputs)

@@ -1,7 +1,7 @@
 """Multi-View Multi-Path Reasoning, Qu et al., COLING 2025 (arXiv:2408.17150)."""
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Annotated, Any, Literal, cast
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria, TopPLogitsWarper
 
 from sightline.compat import pad_token
-from sightline.decoders.closed_set import LOOP_ARGUMENTS, as_generated, check_one_answer
+from sightline.decoders.closed_set import ClosedSet, as_generated, check_one_answer
 from sightline.decoders.mvp.votes import (
     Answer,
     FirstToken,
@@ -27,21 +27,16 @@ from sightline.decoders.mvp.votes import (
     spokesman,
     tally,
 )
-from sightline.engine.branch import Branch, Call
+from sightline.engine.branch import Branch
 from sightline.engine.chat_prompts import PromptEditor
-from sightline.engine.inputs import complete, expert_branch, pictures_asked, position_offset_kept
+from sightline.engine.decode import GenerateCall
+from sightline.engine.inputs import position_offset_kept
 from sightline.engine.mixed_batch import concerned, rows_by_image
 from sightline.engine.prefill import read_pictures
 from sightline.engine.search_range import SearchRange
-from sightline.engine.strategy import Passed, Recipe
+from sightline.engine.strategy import Recipe
 from sightline.engine.subgeneration import eos_token_ids, generate_text
-from sightline.engine.validation import (
-    check_audio,
-    check_call,
-    check_pictures,
-    check_vision_language,
-    is_text_only,
-)
+from sightline.engine.validation import is_text_only
 from sightline.model_protocol import Model
 from sightline.settings import (
     Count,
@@ -75,7 +70,7 @@ REMEMBERED = 4096  # captions that are kept, for each model
 
 
 @dataclass(frozen=True)
-class MVP(Passed):
+class MVP(ClosedSet):
     """Answer a closed question by the votes of several captions and several beginnings.
 
     The model captions the picture from several points of view. Each caption joins the question,
@@ -153,97 +148,41 @@ class MVP(Passed):
         """The ways to say each label."""
         return {label: (label,) for label in self.labels}
 
-    def probabilities(
-        self,
-        model: Model,
-        images: Any = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        **inputs: Any,
-    ) -> Tensor:
-        """The share of each label in the votes, `[B, C]` float32, for the processor's output.
+    def label_probabilities(self, model: Model, call: GenerateCall) -> Tensor:
+        """The share of each label in the votes.
 
         A row in which no path reached a label has zeros. One without an image is refused.
         """
-
-        def counted(model, input_ids, generation_config, images=None, **kwargs):
-            given = {k: v for k, v in kwargs.items() if k not in LOOP_ARGUMENTS}
-            with position_offset_kept(model):
-                expert = self._expert(
-                    model, input_ids, generation_config, images, given, chat_template_kwargs
-                )
-                unseen = rows_by_image(expert)[1].tolist()
-                if unseen:
-                    raise ValueError(
-                        f"votes are about an image, and rows {unseen} have none: ask for the "
-                        "probabilities of the other rows alone"
-                    )
-                votes = self._votes(model, expert)
-            totals = torch.tensor([list(vote.totals.values()) for vote in votes], device="cpu")
-            return totals / totals.sum(dim=1, keepdim=True).clamp_min(1e-30)
-
-        return model.generate(**inputs, images=images, custom_generate=counted, max_new_tokens=1)
-
-    def __call__(
-        self,
-        model: Model,
-        input_ids: Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        token_streamer: Any = None,
-        images: Any = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        processor_kwargs: Mapping[str, Any] | None = None,
-        **model_kwargs: Any,
-    ) -> Any:
-        """Called by `generate`: the prompt and the path that adds most to the winning label.
-
-        `processor_kwargs` are taken as by decoders that prepare images again; votes do without.
-        """
-        check_one_answer("MVP", generation_config)
-        calling = (logits_processor, stopping_criteria, generation_config)
-        if is_text_only(model, input_ids, images, {}, model_kwargs):
-            return Recipe()(model, input_ids, *calling, token_streamer, **model_kwargs)
         with position_offset_kept(model):
-            expert = self._expert(
-                model, input_ids, generation_config, images, model_kwargs, chat_template_kwargs
-            )
+            expert = self.expert(model, call)
+            unseen = rows_by_image(expert)[1].tolist()
+            if unseen:
+                raise ValueError(
+                    f"votes are about an image, and rows {unseen} hold no image token: ask for "
+                    "the probabilities of the other rows alone"
+                )
+            votes = self._votes(model, expert)
+        totals = torch.tensor([list(vote.totals.values()) for vote in votes], device="cpu")
+        return totals / totals.sum(dim=1, keepdim=True).clamp_min(1e-30)
+
+    def run(self, model: Model, call: GenerateCall) -> Any:
+        """The prompt and the path that adds most to the winning label."""
+        check_one_answer(self, call)
+        input_ids = call.input_ids
+        if is_text_only(model, input_ids, call.images, {}, call.model_kwargs):
+            return Recipe().run(model, call)
+        with position_offset_kept(model):
+            expert = self.expert(model, call)
             seen, unseen = (rows.tolist() for rows in rows_by_image(expert))
             votes = self._votes(model, concerned(self, expert, model.config))
             answers = dict(zip(seen, (vote.tokens for vote in votes), strict=True))
             if unseen:  # the whole batch goes on: processors may be made for as many rows
-                said = Recipe()(model, input_ids, *calling, **model_kwargs)
+                said = Recipe().run(model, replace(call, token_streamer=None))
                 plain = said if isinstance(said, Tensor) else said.sequences
                 answers |= {row: plain[row, input_ids.shape[1] :].tolist() for row in unseen}
-        fill = pad_token(generation_config)
-        return as_generated(
-            input_ids,
-            [answers[row] for row in range(len(input_ids))],
-            0 if fill is None else int(fill),
-            generation_config,
-            token_streamer,
-        )
-
-    def _expert(
-        self,
-        model: Model,
-        input_ids: Tensor,
-        generation_config: Any,
-        images: Any,
-        given: dict,
-        template: Mapping[str, Any] | None = None,
-    ) -> Branch:
-        """The prompts as asked, with their pictures."""
-        check_one_answer("MVP", generation_config)
-        check_call(model, generation_config, generation_config.get_generation_mode(), None, given)
-        check_vision_language(model)
-        expert = expert_branch(model, input_ids, 1, {}, given, generation_config)
-        expert = complete(expert, model, generation_config)
-        check_pictures(expert, needs_pixels=False)
-        check_audio(model, given)
-        pictures = pictures_asked(images, expert, model, self.needs_images, self.processor)
-        call = Call(pictures, generation_config, self.processor, template or {})
-        return replace(expert, call=call)
+        fill = pad_token(call.generation_config)
+        ordered = [answers[row] for row in range(len(input_ids))]
+        return as_generated(call, ordered, 0 if fill is None else int(fill))
 
     def _votes(self, model: Model, expert: Branch) -> list["Votes"]:
         """Of each row; every one has an image."""
