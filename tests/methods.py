@@ -36,6 +36,7 @@ from sightline import (
     VDGD,
     DeCo,
     DoLa,
+    PostHocDebias,
     VASparse,
 )
 from sightline.decoders.icd import INSTRUCTIONS
@@ -403,6 +404,12 @@ METHODS = {
         MVP(processor=STAND_IN, k=2, tokens=4, caption_tokens=4),
         None,
         elsewhere="test_mvp.py",
+        is_closed=True,
+    ),
+    "posthoc": Method(
+        PostHocDebias(processor=STAND_IN, labels=("a", "b")),
+        None,
+        elsewhere="test_posthoc.py",
         is_closed=True,
     ),
 }

@@ -117,7 +117,7 @@ def test_carve_answers_about_the_processors_prompt_of_the_refined_picture(talker
 
 def test_carves_suffix_is_not_put_twice(lab_talker):
     """A benchmark may end its questions in it."""
-    part = CARVE(lab_talker.processor).recipe().preparations[0]
+    part = CARVE(processor=lab_talker.processor).recipe().preparations[0]
     assert part._ended("Is there a cow?") == f"Is there a cow? {SUFFIX}"
     assert part._ended(f"Is there a cow? {SUFFIX}") == f"Is there a cow? {SUFFIX}"
     assert replace(part, suffix="")._ended("Is there a cow?") == "Is there a cow?"
@@ -125,11 +125,11 @@ def test_carves_suffix_is_not_put_twice(lab_talker):
 
 def test_carves_preset_is_the_papers(lab_talker):
     """Layers 20 to 25 of every model, and the suffix in all three passes."""
-    best = CARVE.paper_best(STAND_IN)
+    best = CARVE.paper_best(processor=STAND_IN)
     assert (best.layers, best.share, best.regions, best.steps) == ((20, 26), 0.4, 2, "end")
     assert best.answer_suffix and best.suffix == SUFFIX and best.final == "both"
     with pytest.raises(ValueError, match=r"layers \(20, 26\) end outside the model.*layers=None"):
-        generate(lab_talker, CARVE.paper_best(lab_talker.processor))
+        generate(lab_talker, CARVE.paper_best(processor=lab_talker.processor))
 
 
 @pytest.mark.parametrize("size", [(640, 427), (1024, 683)])
@@ -155,7 +155,7 @@ def test_carve_keeps_the_grid_of_3_to_2_pictures(qwen_talker, size, monkeypatch)
         return whole(picture, kept, fill)
 
     monkeypatch.setattr("sightline.decoders.carve.carve.refined", spy)
-    decoder = CARVE(small.processor, share=0.01, regions=1, tokens=2)
+    decoder = CARVE(processor=small.processor, share=0.01, regions=1, tokens=2)
     generate(small, decoder, QUESTIONS[:1], [picture], steps=1)
     rows, columns = seen[0].nonzero().float().mean(0).tolist()
     assert rows / size[1] * (gh // 2) == pytest.approx(3.5, abs=0.2)
@@ -182,7 +182,7 @@ def test_carves_regions_are_a_maximum(lab_talker, monkeypatch):
         lambda picture, kept, fill: boxes.append(kept) or refined(picture, kept, fill),
     )
     for regions in (1, 2, 3):
-        decoder = CARVE(lab_talker.processor, share=0.02, regions=regions)
+        decoder = CARVE(processor=lab_talker.processor, share=0.02, regions=regions)
         generate(lab_talker, decoder, QUESTIONS[:1], steps=1)
     spots = [[int(kept[y * 32 + 16, x * 32 + 16]) for y, x in SPOTS] for kept in boxes]
     assert spots == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]

@@ -326,14 +326,16 @@ def refused(talker, inputs, decoder, images, match):
 
 @pytest.mark.parametrize("build", [VDGD, ICD, CARVE, AGLA, MVP])
 def test_a_processor_is_asked_for_and_its_own(build):
-    with pytest.raises(ValueError, match="processor="):
+    with pytest.raises(TypeError, match="'processor'"):
         build()
+    with pytest.raises(ValueError, match="processor="):
+        build(processor=None)
     lab, qwen = (TALKERS[name]() for name in ("lab", "qwen"))
     fine, images = lab.asked(QUESTIONS[:1]), lab.pictures[:1]
-    refused(lab, fine, build(qwen.processor), list(images), "belongs to another model")
+    refused(lab, fine, build(processor=qwen.processor), list(images), "belongs to another model")
     template, lab.processor.chat_template = lab.processor.chat_template, None
     try:
-        refused(lab, fine, build(lab.processor), list(images), "no chat template")
+        refused(lab, fine, build(processor=lab.processor), list(images), "no chat template")
     finally:
         lab.processor.chat_template = template
 
@@ -352,7 +354,7 @@ def test_pictures_of_every_kind_go_through(talker, build):
     turned = upright.transpose(Image.Transpose.ROTATE_90)
     turned.info["exif"] = exif.tobytes()
     inputs = prompt_inputs(talker.model, talker.processor, upright, QUESTIONS[0])
-    decoder = build(talker.processor)
+    decoder = build(processor=talker.processor)
     asked = dict(output_logits=True, return_dict_in_generate=True, max_new_tokens=2)
     expected, *others = (
         talker.model.generate(**inputs, images=[p], custom_generate=decoder, **asked)

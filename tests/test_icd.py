@@ -26,11 +26,11 @@ def test_icd_takes_off_what_is_said_after_an_instruction_that_disturbs(talker, i
 def test_icd_offers_what_the_authors_try():
     assert len(INSTRUCTIONS) == 6 and len(set(INSTRUCTIONS.values())) == 6
     for name in INSTRUCTIONS:
-        ICD(STAND_IN, instruction=name)
-    assert (ICD(STAND_IN).alpha, ICD(STAND_IN).beta) == (1.0, 0.1)
+        ICD(processor=STAND_IN, instruction=name)
+    assert (ICD(processor=STAND_IN).alpha, ICD(processor=STAND_IN).beta) == (1.0, 0.1)
     for wrong in (" ", "confussed", "detecter"):
         with pytest.raises(ValueError, match="words that disturb, or one of careless, detector"):
-            ICD(STAND_IN, instruction=wrong)
+            ICD(processor=STAND_IN, instruction=wrong)
 
 
 def test_m3id_adds_what_the_picture_adds_the_more_the_later(talker):

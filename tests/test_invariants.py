@@ -96,11 +96,11 @@ def skip_what_is_refused(method, mode):
     if method.cuts_cache and "cache_implementation" in mode:
         pytest.skip("keys cannot leave a static cache; test_cache_evictions.py sees it refused")
     if method.is_closed and mode:
-        pytest.skip("votes choose one answer; test_mvp.py sees other modes refused")
+        pytest.skip(f"it chooses one answer of a few; {method.elsewhere} sees other modes refused")
 
 
 def test_every_decoder_is_here():
-    assert {type(method.strong) for method in METHODS.values()} == set(DECODERS.values())
+    assert {type(method.strong) for method in METHODS.values()} >= set(DECODERS.values())
     assert set(METHODS) >= set(DECODERS)
 
 
@@ -260,7 +260,7 @@ def test_inputs_are_left_as_they_were(case):
     given = {name: values.clone() for name, values in inputs.items()}
     images = [image for row in case.rows for image in images_of(row)]
     shown = [image.copy() for image in images]
-    asked = dict(images=images) if case.method.strong.needs_images else {}
+    asked = dict(images=images) if getattr(case.method.strong, "needs_images", False) else {}
     case.model.generate(**inputs, **asked, custom_generate=case.method.strong, max_new_tokens=STEPS)
     assert all(torch.equal(inputs[name], given[name]) for name in given)
     assert images == shown

@@ -36,7 +36,7 @@ mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
 @mode
 def test_prefix_only_equals_generate_on_the_longer_prompts(talker, mode):
-    out, inputs = generate(talker, PrefixOnly(talker.processor, tokens=8), **mode)
+    out, inputs = generate(talker, PrefixOnly(processor=talker.processor, tokens=8), **mode)
     pictures = shown(talker)
     prompts = [
         described(talker, question, picture, "image_first", 8)[1]
