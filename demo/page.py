@@ -16,8 +16,10 @@ from sightline.demo.forms import drawing_controls, fields, form_of_way, offer, s
 from sightline.demo.gate import Gate
 from sightline.demo.host import FIRST_WAYS, Host
 from sightline.demo.rendering import blank_card, code, error, shown_picture, thumbnail
-from sightline.demo.sessions import BYTES, MOST, Full, Sessions
-from sightline.demo.uploads import COMPARISON_MEGABYTES, PICTURE_MEGABYTES, client_of
+from sightline.demo.sessions import BYTES, Full, Sessions
+from sightline.demo.tidying import tidy
+from sightline.demo.turns import client_of
+from sightline.demo.uploads import COMPARISON_MEGABYTES, PICTURE_MEGABYTES
 
 TITLE = "sightline"
 LEAD = (
@@ -28,9 +30,12 @@ FIRST_SHOWN = 3
 LAB_QUESTIONS = ("Describe the image.", "Is there a dog in the image?")
 QUESTIONS = ("Describe the image.", "What is unusual about this picture?")
 UNEXPECTED = "something went wrong here; try again, or load the page again"
-ANSWERING = 4  # rounds that answer at the same time; the others wait
+SHOWN = 16  # visitors of whom Gradio remembers what it shows, a megabyte each; it needs none
+THREADS = 256  # of events, those that wait for their turn included
 KEPT = ("chosen", "round", "opened", "job")
 """What is kept for a visitor between events and is no part that can be seen."""
+UNSEEN = (*KEPT, "client")
+"""What an event gets beside what parts hold."""
 
 READY = {**IDLE, "lab-run": True, "lab-stop": False}
 """Which buttons can be pressed while nothing runs."""
@@ -95,9 +100,8 @@ COLOURS = {
 logger = logging.getLogger(__name__)
 
 
-def build(events: Events, sessions: Sessions | None = None) -> gr.Blocks:
+def build(events: Events, sessions: Sessions) -> gr.Blocks:
     """The page, ready to be launched. All of its sessions share the host and nothing else."""
-    sessions = sessions or Sessions(bytes=max(BYTES, 4 * events.host.bounds.kept_bytes))
     with gr.Blocks(
         title=f"{TITLE}: answers side by side",
         analytics_enabled=False,
@@ -106,7 +110,6 @@ def build(events: Events, sessions: Sessions | None = None) -> gr.Blocks:
     ) as page:
         parts = lay_out(events)
         wire(parts, events, sessions)
-        page.unload(leaving(sessions))
     return page
 
 
@@ -133,8 +136,10 @@ def launch(
         The address; of the tunnel where there is one.
     """
     events = Events(host)
-    page = build(events)
-    page.queue(max_size=host.limits.waiting, default_concurrency_limit=ANSWERING, api_open=False)
+    sessions = Sessions(bytes=max(BYTES, 4 * host.bounds.kept_bytes))
+    page = build(events, sessions)
+    # Who may go on is decided by client, in `Events`.
+    page.queue(max_size=host.limits.waiting, default_concurrency_limit=None, api_open=False)
     _, local, shared = page.launch(
         server_port=port,
         share=share,
@@ -149,20 +154,22 @@ def launch(
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
-        state_session_capacity=MOST,
-        app_kwargs=app_arguments(events, is_local=not share),
+        state_session_capacity=SHOWN,
+        max_threads=THREADS,
+        app_kwargs=app_arguments(events, sessions, is_local=not share),
         theme=theme(),
         head=head(),
     )
+    tidy([sessions.forget, events.uploads.forget])
     if block:
         page.block_thread()
     return shared or local
 
 
-def app_arguments(events: Events, is_local: bool) -> dict[str, Any]:
+def app_arguments(events: Events, sessions: Sessions, is_local: bool) -> dict[str, Any]:
     """For `FastAPI`: the gate, the route of files, and no pages that list the routes."""
     return {
-        "middleware": [Middleware(Gate, is_local=is_local)],
+        "middleware": [Middleware(Gate, sessions=sessions, is_local=is_local)],
         "routes": [events.uploads.route],
         "docs_url": None,
         "redoc_url": None,
@@ -374,18 +381,18 @@ def wire(parts: Mapping[str, Any], events: Events, sessions: Sessions) -> None:
         begun = on(trigger, events.begin, asked, [*shown, *complaints, *buttons], **quick)
         # Each press is followed, also where one that was stopped still waits in the queue.
         following = {"trigger_mode": "multiple"}
-        followed = on(begun.then, events.follow, ["round"], [*answers, *buttons], **following)
+        inputs = ["round", "client"]
+        followed = on(begun.then, events.follow, inputs, answers, is_whole=True, **following)
+        on(followed.then, events.rest, ["round"], buttons, **quick)
         on(followed.failure, events.give_up, ["round"], [*answers, *buttons], **quick)
     on(parts["stop"].click, events.stop, ["round"], [*answers, *buttons], **quick)
 
-    seen, why = ["round", "opened"], ["opened", "panel"]
-    # Each holds the scores of a whole answer.
-    one_by_one = {"concurrency_id": "why", "concurrency_limit": 1}
+    seen, why = ["round", "opened", "client"], ["opened", "panel"]
     for place in columns:
         answer = parts[f"answer-{place}"]
         on(answer.halt, partial(halt, events, place), ["round"], answers, **quick)
-        on(answer.token, partial(open_token, events, place), seen, why, **one_by_one)
-    on(parts["panel"].token, events.open_token, seen, why, **one_by_one)
+        on(answer.token, partial(open_token, events, place), seen, why)
+    on(parts["panel"].token, events.open_token, seen, why)
 
     saved = on(parts["files"].saved, events.save, ["round"], ["files", "error-load"], **quick)
     on(saved.then, events.sent_file, [], ["files"], **quick)
@@ -394,7 +401,7 @@ def wire(parts: Mapping[str, Any], events: Events, sessions: Sessions) -> None:
     on(parts["files"].loaded, events.load, ["round"], list(dict.fromkeys(loaded)), **quick)
 
     run = ["job", "error-lab", "lab-progress", "lab-table", "lab-plots", "lab-run", "lab-stop"]
-    on(parts["lab-run"].click, events.run_lab, ["scenes", "drawing", *ways], run)
+    on(parts["lab-run"].click, events.run_lab, ["client", "scenes", "drawing", *ways], run)
     on(parts["lab-stop"].click, events.stop_lab, ["job"], [], **quick)
 
 
@@ -402,19 +409,8 @@ def halt(events: Events, place: int, _: Any, round: Any) -> Parts:
     return events.halt(place, round)
 
 
-def open_token(
-    events: Events, place: int, sent: Mapping[str, Any], round: Any, opened: Any
-) -> Parts:
-    return events.open_token({**sent, "place": place}, round, opened)
-
-
-def leaving(sessions: Sessions) -> Callable[..., None]:
-    """What happens when a page is closed."""
-
-    def leave(request: gr.Request) -> None:
-        sessions.close(name_of(request))
-
-    return leave
+def open_token(events: Events, place: int, sent: Mapping[str, Any], *others: Any) -> Parts:
+    return events.open_token({**sent, "place": place}, *others)
 
 
 def connect(
@@ -424,6 +420,7 @@ def connect(
     handler: Callable[..., Any],
     inputs: Sequence[str],
     outputs: Sequence[str],
+    is_whole: bool = False,
     **options: Any,
 ) -> Any:
     """An event with its handler, whose mistakes no client sees.
@@ -433,16 +430,19 @@ def connect(
         sessions: Where that is kept which is no part.
         trigger: Such as `button.click`.
         handler: What the event sends, then the inputs' values -> new values of outputs, by name.
-        inputs: Names of parts and of what is kept.
+        inputs: Names of parts and of what is unseen.
         outputs: Such names; where mistakes are told is added.
+        is_whole: Whether the handler gives all of them, as they are shown. Gradio makes a component
+            anew of each that stays as it is, which is most of its work where answers grow.
     """
     named = list(dict.fromkeys([*(name for name in outputs if name not in KEPT), "error-page"]))
     return trigger(
-        guarded(handler, inputs, named, sessions),
-        [parts[name] for name in inputs if name not in KEPT],
+        guarded(handler, inputs, named, sessions, is_whole),
+        [parts[name] for name in inputs if name not in UNSEEN],
         [parts[name] for name in named],
         api_visibility="private",
         show_progress="hidden",
+        postprocess=not is_whole,
         **options,
     )
 
@@ -452,19 +452,22 @@ def guarded(
     inputs: Sequence[str],
     outputs: Sequence[str],
     sessions: Sessions,
+    is_whole: bool = False,
 ) -> Callable[..., Any]:
     """The handler as Gradio calls it; what it raises is logged here, and said in one sentence."""
 
     def begin(event: gr.EventData, request: gr.Request, values: Sequence[Any]) -> Any:
-        kept, given = sessions.values(name_of(request)), iter(values)
+        unseen, given = sessions.values(name_of(request)), iter(values)
+        if "client" in inputs:
+            unseen["client"] = client_of(request)
         return handler(
-            sent(event), *(kept.get(name) if name in KEPT else next(given) for name in inputs)
+            sent(event), *(unseen.get(name) if name in UNSEEN else next(given) for name in inputs)
         )
 
     def keep(request: gr.Request, changed: Parts) -> list[Any]:
         if kept := {name: value for name, value in changed.items() if name in KEPT}:
             sessions.keep(name_of(request), client_of(request), kept)
-        return updates(changed, outputs)
+        return [changed[name] for name in outputs] if is_whole else updates(changed, outputs)
 
     def told(error_: Exception) -> list[Any]:
         if not isinstance(error_, Full):

@@ -443,7 +443,7 @@ class FakeHost:
 
     name, device = "sightline.lab", "cpu"
     dtype = SimpleNamespace(value="float32")
-    limits = SimpleNamespace(ways=4, pixels=1000, max_new_tokens=256)
+    limits = SimpleNamespace(ways=4, pixels=1000, max_new_tokens=256, waiting=64, seconds=9)
     bounds = Bounds(1000, 128)
     template = None
     scheduler = ForwardScheduler(
@@ -470,11 +470,11 @@ class FakeHost:
     def check(self, comparison):
         return self.complaints
 
-    def start(self, comparison):
+    def start(self, comparison, client):
         self.started.append(FakeRunning(len(comparison.ways)))
         return self.started[-1]
 
-    def explain(self, comparison, number, answer):
+    def explain(self, comparison, number, answer, client):
         self.explained.append(number)
         return explained()
 
@@ -591,14 +591,15 @@ def test_answers_are_followed_to_their_end(events, host):
     shown = events.follow({}, round)
     first = next(shown)
     assert {name for name in first if "answering" in first[name]} == {"answer-0", "answer-1"}
+    assert events.rest({}, round) == {}
     running = host.started[0]
     running.answers = (said("A", " cup", "."), Answer("answering"))
     second = next(shown)
-    assert list(second) == ["answer-0"] and 'data-state="done"' in second["answer-0"]
+    assert second.keys() == first.keys() and 'data-state="done"' in second["answer-0"]
     running.answers = (running.answers[0], said("A"))
-    last = list(shown)
-    assert 'data-state="done"' in last[0]["answer-1"]
-    assert last[-1] == {"compare": True, "stop": False}
+    [last] = shown
+    assert 'data-state="done"' in last["answer-1"]
+    assert events.rest({}, round) == events.rest({}, None) == {"compare": True, "stop": False}
 
 
 def test_long_answers_are_shown_less_often():
@@ -630,14 +631,71 @@ def test_a_round_that_is_stopped_in_the_queue_never_begins(events, host):
     round = begin(events, GREEDY, VDD)["round"]
     changed = events.stop({}, round)
     assert changed["compare"] is True and 'data-state="stopped"' in changed["answer-0"]
-    assert list(events.follow({}, round))[-1] == {"compare": True, "stop": False}
-    assert host.started == []
+    [shown] = events.follow({}, round)
+    assert 'data-state="stopped"' in shown["answer-1"] and host.started == []
+
+
+def test_comparisons_of_a_client_wait_while_others_answer(events, host, monkeypatch):
+    monkeypatch.setattr("sightline.demo.events.PATIENCE", 0.01)
+    rounds = [begin(events, GREEDY, VDD)["round"] for _ in range(4)]
+    shown = [events.follow({}, round, client) for round, client in zip(rounds, "aaab", strict=True)]
+    for one in shown:
+        next(one)
+    assert [round.has_begun for round in rounds] == [True, True, False, True]
+    assert 'data-state="waiting"' in next(shown[2])["answer-0"]
+    shown[0].close()
+    assert "answering" in next(shown[2])["answer-0"] and rounds[2].has_begun
+    for one in shown:
+        one.close()
+    assert events.comparisons.count == 0
+
+
+def test_two_events_of_one_round_have_one_turn(events, host):
+    round = begin(events, GREEDY, VDD)["round"]
+    first, second = events.follow({}, round), events.follow({}, round)
+    next(first)
+    assert len(list(second)) == 1 and events.comparisons.count == 1 and not round.is_over
+    first.close()
+
+
+def test_a_round_that_finds_too_many_waiting_is_stopped_and_told(events, host, monkeypatch):
+    monkeypatch.setattr("sightline.demo.events.PATIENCE", 0.01)
+    events.comparisons.waiting = 1
+    shown = []
+    for _ in range(4):
+        round = begin(events, GREEDY)["round"]
+        shown.append(events.follow({}, round, "a"))
+        last = next(shown[-1])
+    assert "try again in a minute" in last["error-page"] and round.is_over
+    assert 'data-state="stopped"' in last["answer-0"] and list(shown[-1]) == []
+    for one in shown:
+        one.close()
+    assert events.comparisons.count == 0 and not events.comparisons._line
+
+
+def test_explanations_and_evaluations_wait_for_their_turn(events, host, jobs, monkeypatch):
+    monkeypatch.setattr("sightline.demo.events.PATIENCE", 0.01)
+    host.limits = SimpleNamespace(**{**vars(FakeHost.limits), "seconds": 0.01})
+    round = ComparisonRun(asked(), (0, 1), (said("A"), said("A")))
+    with events.explanations.taken("b"):
+        changed = events.open_token({"place": 0, "index": 0}, round, None, "a")
+    assert "try again in a minute" in changed["panel"] and host.explained == []
+    with events.evaluations.taken("a"):
+        shown = events.run_lab({}, "a", {}, {}, GREEDY)
+        first, waits = next(shown), next(shown)
+        assert first["lab-run"] is False and waits == {} and jobs[0].done is None
+    assert next(shown)["lab-progress"]
+    shown.close()
+    events.evaluations.waiting = 0
+    with events.evaluations.taken("a"):
+        told = list(events.run_lab({}, "a", {}, {}, GREEDY))[-1]
+    assert "try again in a minute" in told["error-lab"] and told["lab-run"] is True
 
 
 def test_an_answer_that_is_halted_in_the_queue_stays_halted(host):
     round = ComparisonRun(asked(), (0, 1))
     round.stop(1)
-    round.begin(host)
+    round.begin(host, "ada")
     assert host.started[0].stopped == [1]
 
 
@@ -724,7 +782,11 @@ class FakeJob:
 
     def __init__(self, *given, result=None, refused=""):
         self.given, self.result, self.refused = given, result, refused
-        self.done, self.total, self.stops = 0, 2, 0
+        self.done, self.total, self.stops = None, 2, 0
+
+    @property
+    def is_stopped(self):
+        return self.stops > 0
 
     @property
     def is_over(self):
@@ -754,8 +816,8 @@ def jobs(monkeypatch):
 
 
 def test_an_evaluation_asks_the_shown_columns_and_is_watched(events, host, jobs):
-    shown = list(events.run_lab({}, {"scenes": "5"}, {"seed": "3"}, GREEDY, GONE, VDD))
-    assert jobs[0].given == (host, [Way("greedy"), Way("vdd")], 5, SamplingSettings(seed=3))
+    shown = list(events.run_lab({}, "ada", {"scenes": "5"}, {"seed": "3"}, GREEDY, GONE, VDD))
+    assert jobs[0].given == (host, [Way("greedy"), Way("vdd")], 5, SamplingSettings(seed=3), "ada")
     assert shown[0]["lab-run"] is False and shown[0]["lab-stop"] is True
     assert ["0 of 2" in shown[1]["lab-progress"], "1 of 2" in shown[2]["lab-progress"]] == [
         True
@@ -765,7 +827,7 @@ def test_an_evaluation_asks_the_shown_columns_and_is_watched(events, host, jobs)
 
 
 def test_an_evaluation_ends_when_nobody_looks_any_more(events, jobs):
-    shown = events.run_lab({}, {}, {}, GREEDY)
+    shown = events.run_lab({}, "ada", {}, {}, GREEDY)
     job = next(shown)["job"]
     next(shown)
     shown.close()
@@ -775,7 +837,7 @@ def test_an_evaluation_ends_when_nobody_looks_any_more(events, jobs):
 
 
 def test_an_evaluation_that_cannot_be_asked_says_why(events, jobs):
-    [told] = events.run_lab({}, {"scenes": "1"}, {}, GREEDY)
+    [told] = events.run_lab({}, "ada", {"scenes": "1"}, {}, GREEDY)
     assert "number of scenes" in told["error-lab"] and jobs == []
 
 
@@ -833,8 +895,8 @@ def test_a_job_that_cannot_be_done_says_why(host):
 def built(host):
     host.is_lab = True
     host.way = Way
-    host.limits = SimpleNamespace(ways=4, pixels=1000, max_new_tokens=256)
-    return demo_page.build(Events(host))
+    host.limits = FakeHost.limits
+    return demo_page.build(Events(host), Sessions())
 
 
 def test_nothing_can_be_called_by_name(built):
@@ -926,7 +988,7 @@ def test_whatever_a_browser_sends_is_answered_in_words(place, caplog):
         round = ComparisonRun(asked(), (0, 1), (said("A"), said("A")))
         shown.append(events.open_token(sent, round, None))
         if place in (3, 4):
-            shown.append(next(iter(events.run_lab(sent, junk, {"seed": "x"}, *forms))))
+            shown.append(next(iter(events.run_lab(sent, "ada", junk, {"seed": "x"}, *forms))))
         for changed in shown:
             for name, value in changed.items():
                 if name not in ("round", "chosen", "opened", "job"):
