@@ -21,11 +21,10 @@ from sightline.demo.forms import (
     form_of_way,
     is_shown,
     read_drawing,
-    read_scenes,
     read_way,
 )
 from sightline.demo.host import Host
-from sightline.demo.lab_job import LabJob
+from sightline.demo.lab_events import Parts
 from sightline.demo.rendering import (
     blank_card,
     card,
@@ -33,8 +32,6 @@ from sightline.demo.rendering import (
     error,
     legend,
     panel,
-    plots,
-    progress,
     refusal,
     shown_picture,
 )
@@ -43,14 +40,10 @@ from sightline.demo.script import is_seed, to_python
 from sightline.demo.turns import BUSY, Busy, Turns
 from sightline.demo.uploads import Uploads
 
-Parts = dict[str, Any]
-"""New values of parts of the page, by name; the others stay as they are."""
-
 IDLE: Parts = {"compare": True, "stop": False}
 """Which buttons can be pressed while no answer grows."""
 FRAME = 0.08  # seconds between two pictures of growing answers, of all comparisons together
 SHORT = 300  # tokens on the page that a browser draws within a frame; more take it longer
-GLANCE = 0.25  # seconds between two looks at an evaluation
 PATIENCE = 1.0  # seconds to wait for news of them, at most
 SEEDS = 1_000_000
 ANSWERING = 4  # comparisons that answer at the same time, whose memory is held; the others wait
@@ -92,7 +85,6 @@ class Events:
         waiting = host.limits.waiting
         self.comparisons = Turns(ANSWERING, OF_CLIENT, waiting)
         self.explanations = Turns(1, 1, waiting)  # each holds the scores of a whole answer
-        self.evaluations = Turns(ANSWERING, 1, waiting)
 
     # The picture
 
@@ -387,58 +379,6 @@ class Events:
     def sent_file(self, _: Any) -> Parts:
         """The browser has its file; nothing of it stays."""
         return {"files": {}}
-
-    def run_lab(
-        self, _: Any, client: str, scenes: Any, drawing: Any, *forms: Any
-    ) -> Iterator[Parts]:
-        """The lab's evaluation of the columns' ways. When nobody looks any more it ends."""
-        try:
-            ways = [read_way(form) for form in forms if is_shown(form)]
-            job = LabJob(self.host, ways, read_scenes(scenes), read_drawing(drawing), client)
-        except ValueError as refused:
-            yield self.complain("lab", str(refused))
-            return
-        turn = self.evaluations.ask(client)
-        try:
-            yield {
-                "job": job,
-                **self.complain("lab", ""),
-                "lab-table": "",
-                "lab-plots": "",
-                "lab-run": False,
-                "lab-stop": True,
-            }
-            while not (turn.wait(PATIENCE) or job.is_stopped):
-                yield {}
-            job.start()
-            while not job.is_over:
-                yield {"lab-progress": progress(job.done, job.total)}
-                job.wait(GLANCE)
-            told = self.show_job(job)
-        except Busy as refused:
-            told = self.complain("lab", str(refused))
-        finally:
-            job.stop()
-            self.evaluations.end(turn)
-        yield {"job": None, **told, "lab-run": True, "lab-stop": False}
-
-    def show_job(self, job: LabJob) -> Parts:
-        """What came of an evaluation."""
-        if job.result is None:
-            return {"lab-progress": "", **self.complain("lab", job.refused)}
-        result = job.result
-        return {
-            "lab-progress": progress(result.done, result.total, is_over=True),
-            "lab-table": result.table,
-            "lab-plots": plots(result.plots),
-            **self.complain("lab", result.note),
-        }
-
-    def stop_lab(self, _: Any, job: LabJob | None) -> Parts:
-        """Ends an evaluation at its next batch."""
-        if job is not None:
-            job.stop()
-        return {}
 
     def complain(self, place: str, text: str) -> Parts:
         return {f"error-{place}": error(place, text)}

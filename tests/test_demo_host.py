@@ -587,6 +587,16 @@ def test_a_page_on_which_nothing_can_answer_does_not_start(monkeypatch):
         host.warm_up()
 
 
+def test_every_column_has_answered_before_the_first_visitor(host, monkeypatch):
+    """Or the first answer would pay for what is loaded late, and its times be no others'."""
+    asked, start = [], host.start
+    monkeypatch.setattr(host, "start", lambda one: asked.append(one) or start(one))
+    host.warm_up()
+    [comparison] = asked
+    assert [way.name for way in comparison.ways] == ["greedy", "vcd", "vdd", "pai"]
+    assert len(comparison.ways) == host.limits.ways
+
+
 def test_samples_of_an_evaluation_are_its_own(host):
     def table():
         job = LabJob(host, [Way("sample")], 12, SamplingSettings(seed=3))
