@@ -510,6 +510,12 @@ def test_a_page_that_cannot_be_served_is_refused(arguments, message):
     assert message in refused("demo", *arguments)
 
 
+def test_the_page_says_what_its_longest_time_includes():
+    said = " ".join(run("demo", "--help").stdout.replace("│", " ").split())
+    for part in ("turns of others in between", "not the wait in the queue", "900 s of its own"):
+        assert part in said
+
+
 def test_a_text_model_serves_no_page(tmp_path):
     LlamaConfig().save_pretrained(tmp_path)
     assert "a vision-language (image-text-to-text) model is needed" in refused(
