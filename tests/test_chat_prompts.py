@@ -14,6 +14,7 @@ from sightline.decoders.carve.carve import beside, instead
 from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.inputs import complete
 from sightline.engine.prefill import read_pictures
+from sightline.engine.prompt_edits import continued
 from sightline.engine.subgeneration import generate_text
 
 QUESTIONS = ["Is there a cup in the image?", "Do you see an orange or a vase?\nSay it.", "Why?"]
@@ -231,7 +232,7 @@ def test_a_prefix_is_dropped_where_it_would_not_hold(talker):
         without = replace(expert, image_mask=expert.image_mask & False)
         assert read_pictures(without, chat.model).prefix is None
         shared = read_pictures(expert, chat.model)
-        made = shared.continued(torch.arange(3), [5, 5, 9], [[7], [8], [9]], chat.model.config)
+        made = continued(shared, torch.arange(3), [5, 5, 9], [[7], [8], [9]], chat.model.config)
         return made.prefix
 
     assert chatted(talker, talker.asked(QUESTIONS), read) is None
@@ -327,13 +328,15 @@ def refused(talker, inputs, decoder, images, match):
 @pytest.mark.parametrize("build", [VDGD, ICD, CARVE, AGLA, MVP])
 def test_a_processor_is_asked_for_and_its_own(build):
     with pytest.raises(ValueError, match="processor="):
+        build(processor=None)
+    with pytest.raises(TypeError, match="'processor'"):
         build()
     lab, qwen = (TALKERS[name]() for name in ("lab", "qwen"))
     fine, images = lab.asked(QUESTIONS[:1]), lab.pictures[:1]
-    refused(lab, fine, build(qwen.processor), list(images), "belongs to another model")
+    refused(lab, fine, build(processor=qwen.processor), list(images), "belongs to another model")
     template, lab.processor.chat_template = lab.processor.chat_template, None
     try:
-        refused(lab, fine, build(lab.processor), list(images), "no chat template")
+        refused(lab, fine, build(processor=lab.processor), list(images), "no chat template")
     finally:
         lab.processor.chat_template = template
 
@@ -352,7 +355,7 @@ def test_pictures_of_every_kind_go_through(talker, build):
     turned = upright.transpose(Image.Transpose.ROTATE_90)
     turned.info["exif"] = exif.tobytes()
     inputs = prompt_inputs(talker.model, talker.processor, upright, QUESTIONS[0])
-    decoder = build(talker.processor)
+    decoder = build(processor=talker.processor)
     asked = dict(output_logits=True, return_dict_in_generate=True, max_new_tokens=2)
     expected, *others = (
         talker.model.generate(**inputs, images=[p], custom_generate=decoder, **asked)

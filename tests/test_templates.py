@@ -233,7 +233,7 @@ def test_a_prompt_within_an_answer_is_for_decoders_that_ask_nothing(talker):
 @pytest.mark.parametrize("decoder", [None, VDD(), ICD])
 def test_answer_takes_arguments_of_the_template(talker, decoder):
     processor = spoken(talker, OPENED)
-    decoder = decoder(processor) if isinstance(decoder, type) else decoder
+    decoder = decoder(processor=processor) if isinstance(decoder, type) else decoder
     picture, arguments = talker.pictures[0], {"enable_thinking": False}
     inputs = inputs_of(talker, processor, [said("What?")], **arguments)
     told = {"chat_template_kwargs": arguments}

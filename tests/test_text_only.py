@@ -186,7 +186,7 @@ def test_padding_on_the_right_is_refused_by_closed_sets(talker, build):
     inputs = padded_right(talker.asked(["Is there a cup or a vase in the image?", "Is it?"]))
     given = dict(images=list(talker.pictures[:2])) if build is MVP else {}
     with pytest.raises(ValueError, match=r"ends in 0 in rows \[1\]"):
-        generate(talker.model, inputs, build(talker.processor), **given)
+        generate(talker.model, inputs, build(processor=talker.processor), **given)
 
 
 # Audio beside images

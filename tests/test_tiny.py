@@ -299,7 +299,9 @@ def test_what_asks_in_words_runs_on_it(name, decoder):
     prompts = [processor.apply_chat_template(asking(text)) for text in ("Red?", "Is it?")]
     inputs = processor(text=prompts, images=[scene(0), scene(1)])
     settings = dict(tokens=4) if decoder is VDGD else dict(alpha=3.0, beta=0.0)
-    ruled = dict(custom_generate=decoder(processor, **settings), return_dict_in_generate=True)
+    ruled = dict(
+        custom_generate=decoder(processor=processor, **settings), return_dict_in_generate=True
+    )
     output = made(name).model.generate(**inputs, max_new_tokens=2, output_scores=True, **ruled)
     width = inputs["input_ids"].shape[1]
     assert torch.equal(output.sequences[:, :width], inputs["input_ids"])
