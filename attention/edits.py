@@ -104,7 +104,7 @@ class ImageScale(AttentionEdit):
     def check(self, recorder: AttentionRecorder) -> None:
         if self.layers is not None:
             check_within(self.layers, recorder)
-        check_attends(self.layers or middle_layers(recorder.layers), recorder)
+        check_attends(self.layers or fusion_layers(recorder.layers), recorder)
         if self.heads is None:
             return
         if recorder.heads is None:
@@ -119,7 +119,7 @@ class ImageScale(AttentionEdit):
             )
 
     def __call__(self, layer: int, recorder: AttentionRecorder) -> KeyWeights | None:
-        first, after = self.layers or middle_layers(recorder.layers)
+        first, after = self.layers or fusion_layers(recorder.layers)
         if not first <= layer < after:
             return None
         factor = recorder.once(self, lambda: self._factor(recorder))
@@ -141,7 +141,7 @@ class ImageScale(AttentionEdit):
         return by_head
 
 
-def middle_layers(count: int) -> Layers:
+def fusion_layers(count: int) -> Layers:
     """The middle of a model: 9 to 14 of 32 layers, (first, first after)."""
     first = round(count * 9 / 32)
     return first, max(first + 1, round(count * 15 / 32))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sightline.engine.branch import Branch
+from sightline.engine.prompt_edits import without_images
 from sightline.model_protocol import Model
 from sightline.settings import Checked, Limits, Markers, Processor, Seed, TokenId, Wanted
 from sightline.vision.noise import noise_like
@@ -33,7 +34,7 @@ class NoImage(Checked):
 
     def __call__(self, expert: Branch, model: Model) -> Branch:
         processor = expert.call.processor if self.processor is None else self.processor
-        return expert.without_pictures(model, markers=self.markers, processor=processor)
+        return without_images(expert, model, markers=self.markers, processor=processor)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class UnknownImage(Checked):
                 f"tokens must be below {known}, as many as there are, got {self.tokens}"
             )
         processor = expert.call.processor if self.processor is None else self.processor
-        return expert.without_pictures(model, self.tokens, self.markers, processor)
+        return without_images(expert, model, self.tokens, self.markers, processor)
 
 
 @dataclass(frozen=True)

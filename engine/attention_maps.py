@@ -13,6 +13,7 @@ from sightline.engine.branch import Branch
 from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.kv_cache import layers_without_attention
 from sightline.engine.prefill import forward_prompt, last_logits
+from sightline.engine.prompt_edits import image_columns
 from sightline.engine.validation import check_reached
 from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.vision.token_layout import Layout, locate
@@ -99,6 +100,6 @@ def layouts_by_row(branch: Branch, model: Model, processor: Any) -> list[list[La
             for picture, columns in zip(pictures, images, strict=True)
         ]
         for pictures, images in zip(
-            branch.call.pictures, branch.images(model, processor), strict=True
+            branch.call.pictures, image_columns(branch, model, processor), strict=True
         )
     ]

@@ -14,6 +14,7 @@ from sightline.engine.branch import Branch
 from sightline.engine.chat_template import MORE, WORDS, Template, tokenizer_of, turn, words_part
 from sightline.engine.image_spans import rows_of
 from sightline.engine.processor_probe import writing_of
+from sightline.engine.prompt_edits import continued, inserted
 from sightline.engine.prompt_text import Writing, WrittenRow
 from sightline.messages import short
 from sightline.model_protocol import Model, UnsupportedModelError
@@ -112,14 +113,15 @@ class PromptEditor:
         after, unit, _ = written.partition(WORDS)[2].partition(self.shown(1))
         space = after if unit and not after.strip() else "\n"  # a template may put images first
         rows = zip(self.rows(branch), branch.columns(), texts, strict=True)
-        return branch.inserted(
+        return inserted(
+            branch,
             [
                 [
                     (columns[number], token)
                     for number, token in row.with_text_before(self._plain(text), space)
                 ]
                 for row, columns, text in rows
-            ]
+            ],
         )
 
     def rows(self, branch: Branch) -> list[WrittenRow]:
@@ -185,7 +187,7 @@ class PromptEditor:
         last = [int(branch.input_ids[row, asked[row].start - 1]) for row in index]
         ids = [self._tokens(text, after) for text, after in zip(tails, last, strict=True)]
         rows = torch.tensor(list(index), device=branch.input_ids.device)
-        return branch.continued(rows, starts, ids, self.model.config)
+        return continued(branch, rows, starts, ids, self.model.config)
 
     def _parsed(self, start: int, text: str, openings: Sequence[str]) -> ParsedPrompt:
         end = self.template.answer_start(text)

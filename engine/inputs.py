@@ -12,6 +12,7 @@ from transformers import __version__ as transformers_version
 
 from sightline.compat import encoded_images, position_ids
 from sightline.engine.branch import ENCODER_INPUTS, POSITION_INPUTS, Branch, image_mask
+from sightline.engine.prompt_edits import image_columns
 from sightline.engine.validation import check_padding
 from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.vision.features import Features, is_one_of, picture_lengths, select_rows, token_ids
@@ -134,7 +135,7 @@ def pictures_asked(
     entries = listed(images)
     given = [pictures_in(entry) for entry in entries]
     came = [len(pictures) for pictures in given]
-    counts = [len(row) for row in expert.images(model, processor)]
+    counts = [len(row) for row in image_columns(expert, model, processor)]
     if sum(came) != sum(counts):
         raise ValueError(
             f"images holds {sum(came)} pictures and the prompt {sum(counts)}: pass those of the "

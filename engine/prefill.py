@@ -14,6 +14,7 @@ from sightline.engine.branch import (
 )
 from sightline.engine.inputs import TYPES
 from sightline.engine.kv_cache import has_windows, layers_that_keep_keys
+from sightline.engine.prompt_edits import split_at
 from sightline.engine.validation import check_cached
 from sightline.model_protocol import Model
 from sightline.vision.features import has_markers, select_from
@@ -28,7 +29,7 @@ def read_pictures(branch: Branch, model: Model) -> Branch:
     """
     if branch.prefix is not None or not can_share(branch, model):
         return branch
-    branch = branch.split([int(torch.nonzero(mask)[-1]) + 1 for mask in branch.image_mask])
+    branch = split_at(branch, [int(torch.nonzero(mask)[-1]) + 1 for mask in branch.image_mask])
     read = int(torch.nonzero(branch.image_mask[0])[-1]) + 1  # in every row alike
     assert branch.position_ids is not None, "a completed branch has positions"
     head = replace(

@@ -12,6 +12,7 @@ from sightline.chat import input_device
 from sightline.engine.branch import ENCODER_INPUTS, PIXELS, Branch
 from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.processor_probe import writing_of
+from sightline.engine.prompt_edits import regathered
 from sightline.model_protocol import Model
 from sightline.vision.features import is_one_of, token_ids
 from sightline.vision.processor_call import processed, prompts_of
@@ -74,7 +75,7 @@ def repainted(
         )
     ]
     return replace(
-        branch.regathered(entries),
+        regathered(branch, entries),
         position_ids=None,
         features=None,
         pixels={**branch.pixels, **encoder_inputs(made)},

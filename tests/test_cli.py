@@ -134,7 +134,7 @@ def test_describe_asks_and_looks_again(talker, answers, arguments, make, stream)
     }
     chosen = {setting.partition("=")[0] for setting in settings}
     processor = AutoProcessor.from_pretrained(talker)
-    decoder = replace(make(processor), **{key: values[key] for key in chosen})
+    decoder = replace(make(processor=processor), **{key: values[key] for key in chosen})
     assert result.stdout.strip() == answers(decoder) != ""
 
 

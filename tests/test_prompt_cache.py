@@ -20,6 +20,7 @@ from sightline import (
     PromptCached,
     Recipe,
 )
+from sightline.engine.prompt_edits import without_images
 
 QUESTION, OTHER, SHORT = PROMPTS[0], [BOS, 8, 9, IMAGE, 20, 21, 23], PROMPTS[1]
 DECODERS = {
@@ -115,7 +116,7 @@ def test_an_edited_amateur_is_read_every_time(llava):
     model, make_inputs = llava
 
     def edited(expert, model):
-        blind = expert.without_pictures(model)
+        blind = without_images(expert, model)
         return replace(blind, attention_edits=(NeutralWeights(),))
 
     recipe = Recipe(contrasts=(NoImage(), edited), rule=Contrastive(1.5, 0.05))

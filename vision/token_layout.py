@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from sightline.compat import (
-    get_anyres_image_grid_shape,
-    unpad_image,
+    tile_grid,
+    without_padding,
 )
 from sightline.model_protocol import UnsupportedModelError
 from sightline.vision.processor_call import processed
@@ -310,7 +310,7 @@ def _kept_grids(
     patches = torch.arange(mosaic[0] * mosaic[1] * side**2, device="cpu").view(
         1, mosaic[0] * side, -1
     )
-    kept = unpad_image(patches, size[::-1])[0]
+    kept = without_padding(patches, size[::-1])[0]
     height, width = kept.shape
     first = int(kept[0, 0]) if kept.numel() else 0
     top, left = divmod(first, patches.shape[-1])
@@ -334,9 +334,7 @@ def _kept_grids(
 
 def _mosaic_shape(config: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of tiles."""
-    return get_anyres_image_grid_shape(
-        size[::-1], config.image_grid_pinpoints, config.vision_config.image_size
-    )
+    return tile_grid(size[::-1], config.image_grid_pinpoints, config.vision_config.image_size)
 
 
 def _patch_size(config: Any) -> int:

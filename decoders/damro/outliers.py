@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sightline.compat import get_vision_window_index
 from sightline.engine.branch import Branch
+from sightline.engine.prompt_edits import with_fewer_image_tokens
 from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.settings import Checked, Count
 from sightline.vision.features import edited, pictures_of
@@ -85,10 +86,10 @@ class OutlierImage(Checked):
         scores = self.scores(expert, model)
         if self.score == "norm":
             chosen = [outliers(picture, self.k) for picture in scores]
-            return expert.with_fewer_image_tokens(model, only(encoded, chosen))
+            return with_fewer_image_tokens(expert, model, only(encoded, chosen))
         first = class_features(expert, model)
         chosen = [first + outliers(picture, self.k) for picture in scores]
-        return expert.with_fewer_image_tokens(model, only(encoded, chosen, newline(model)))
+        return with_fewer_image_tokens(expert, model, only(encoded, chosen, newline(model)))
 
     def _instead(self, expert: Branch, model: Model) -> str:
         """What does work for this prompt, in words; each is tried."""

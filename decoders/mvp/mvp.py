@@ -14,9 +14,9 @@ from transformers import LogitsProcessor, StoppingCriteria, TopPLogitsWarper
 from sightline.compat import pad_token
 from sightline.decoders.closed_set import ClosedSet, as_generated, check_one_answer
 from sightline.decoders.mvp.votes import (
-    Answer,
     FirstToken,
     Path,
+    SaidLabel,
     affirmative,
     certainty,
     check_surfaces,
@@ -407,7 +407,7 @@ class Paths(LogitsProcessor):
         text = self._text(tokens)
         if slot.label is not None:
             return Path(view, slot.probability, slot.label, None, text)
-        answer: Answer | None = find_answer(text, self.settings.surfaces)
+        answer: SaidLabel | None = find_answer(text, self.settings.surfaces)
         if answer is None and self.settings.unresolved == "affirmative":
             yes, no = self.settings.labels
             answer = affirmative(text, yes, no)
