@@ -63,7 +63,7 @@ class PictureProcessor(Qwen2_5_VLProcessor):
 
 
 @dataclass(frozen=True)
-class Talker:
+class ChatModel:
     """A model, its processor, and pictures that it takes."""
 
     name: str
@@ -119,13 +119,13 @@ def scene(number, size=256):
     return lab.draw(lab.decorrelated(np.random.default_rng(number)), size)
 
 
-def lab_talker():
+def lab_vlm():
     model = AutoModelForImageTextToText.from_pretrained(lab.CHECKPOINT, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(lab.CHECKPOINT)
-    return Talker("lab", model.eval(), processor, tuple(scene(n) for n in (11, 12, 13)))
+    return ChatModel("lab", model.eval(), processor, tuple(scene(n) for n in (11, 12, 13)))
 
 
-def qwen_talker():
+def qwen_vlm():
     tokenizer = chatml_tokenizer()
     ids = dict(zip(SPECIAL, range(len(SPECIAL)), strict=True))
     model = qwen(
@@ -155,7 +155,7 @@ def qwen_talker():
     processor = PictureProcessor(pictures, tokenizer, chat_template=CHATML)
     sizes = ((140, 84), (84, 168), (112, 112))
     shown = tuple(scene(20 + n).resize(size) for n, size in enumerate(sizes))
-    return Talker("qwen", model, processor, shown)
+    return ChatModel("qwen", model, processor, shown)
 
 
 def chatml_tokenizer():
@@ -181,10 +181,10 @@ def chatml_tokenizer():
     )
 
 
-TALKERS = {"lab": lab_talker, "qwen": qwen_talker}
+CHAT_MODELS = {"lab": lab_vlm, "qwen": qwen_vlm}
 
 
-def within(talker, inputs, action, images=None):
+def within(vlm, inputs, action, images=None):
     """What `action(expert, model)` gives where a preparation would be called."""
     found = []
 
@@ -193,7 +193,7 @@ def within(talker, inputs, action, images=None):
         return expert
 
     recipe = Recipe(preparations=(prepare,))
-    talker.model.generate(**inputs, images=images, custom_generate=recipe, max_new_tokens=1)
+    vlm.model.generate(**inputs, images=images, custom_generate=recipe, max_new_tokens=1)
     return found[0]
 
 
@@ -209,11 +209,11 @@ def positions_of(branch):
     return [positions[:, r, kept.bool()] for r, kept in enumerate(branch.attention_mask)]
 
 
-def own_positions(talker, inputs):
+def own_positions(vlm, inputs):
     """Those that the model makes for the processor's output."""
     given = {k: v for k, v in inputs.items() if k not in ("input_ids", "pixel_values")}
-    owner, before = talker.model.model, getattr(talker.model.model, "rope_deltas", None)
-    positions = talker.model._prepare_position_ids_for_generation(inputs["input_ids"], given)
+    owner, before = vlm.model.model, getattr(vlm.model.model, "rope_deltas", None)
+    positions = vlm.model._prepare_position_ids_for_generation(inputs["input_ids"], given)
     if hasattr(owner, "rope_deltas"):
         owner.rope_deltas = before
     positions = positions.expand(*positions.shape[:-2], *inputs["input_ids"].shape)

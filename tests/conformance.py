@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from chat_models import Fixed, Talker, blacked_out, scene
+from chat_models import ChatModel, Fixed, blacked_out, scene
 from forwards import ALONG_THE_PROMPT, full_branches, held
 from methods import METHODS, TOKEN_METHODS, Method, Prompt, banned, plausible
 from models import BOS, EOS, IMAGE, PAD, PROMPTS, VIDEO, VISION_END, VISION_START
@@ -295,13 +295,13 @@ TALKS = {  # the user's turn of each row: None stands for a picture
 
 
 @dataclass(frozen=True)
-class Spoken:
+class TextMethod:
     """A decoder that asks in words.
 
     Args:
         strong: `processor -> strategy`.
         neutral: As `strong`; None where a method has no neutral settings.
-        prompts: `(talker, turn, pictures) -> (prompt, pictures)` of each branch; None where the
+        prompts: `(vlm, turn, pictures) -> (prompt, pictures)` of each branch; None where the
             arithmetic is tested elsewhere, and a row must only be what it is alone.
         formula: Of the branches' logits `[V]` in float64.
     """
@@ -312,18 +312,18 @@ class Spoken:
     formula: Callable | None = None
 
 
-def told_to_be_careless(talker, turn, pictures):
+def told_to_be_careless(vlm, turn, pictures):
     *seen, words = turn
     return [
-        (talker.chat(turn), pictures),
-        (talker.chat([*seen, f"{INSTRUCTIONS['careless']} {words}"]), pictures),
+        (vlm.chat(turn), pictures),
+        (vlm.chat([*seen, f"{INSTRUCTIONS['careless']} {words}"]), pictures),
     ]
 
 
-def masked(talker, turn, pictures):
+def masked(vlm, turn, pictures):
     fixed = Fixed()
     local = [blacked_out(p, fixed.values(p), fixed.masked(turn[-1])) for p in pictures]
-    return [(talker.chat(turn), pictures), (talker.chat(turn), local)]
+    return [(vlm.chat(turn), pictures), (vlm.chat(turn), local)]
 
 
 def contrasted(alpha, beta):
@@ -342,30 +342,30 @@ def added(alpha, beta):
     return formula
 
 
-def spoken(name, prompts=None, formula=None):
+def text_method(name, prompts=None, formula=None):
     """With the settings of methods.py."""
     method = METHODS[name]
     neutral = method.neutral and (lambda processor: method.of(processor).neutral)
-    return Spoken(lambda processor: method.of(processor).strong, neutral, prompts, formula)
+    return TextMethod(lambda processor: method.of(processor).strong, neutral, prompts, formula)
 
 
-SPOKEN = {
-    "icd": spoken("icd", told_to_be_careless, contrasted(alpha=1.5, beta=0.05)),
-    "agla": spoken("agla", masked, added(alpha=3.0, beta=0.05)),
-    "agla, own": Spoken(lambda processor: AGLA(processor=processor)),
-    "vdgd": spoken("vdgd"),
-    "mvp": spoken("mvp"),
-    "carve": spoken("carve"),
+TEXT_METHODS = {
+    "icd": text_method("icd", told_to_be_careless, contrasted(alpha=1.5, beta=0.05)),
+    "agla": text_method("agla", masked, added(alpha=3.0, beta=0.05)),
+    "agla, own": TextMethod(lambda processor: AGLA(processor=processor)),
+    "vdgd": text_method("vdgd"),
+    "mvp": text_method("mvp"),
+    "carve": text_method("carve"),
 }
 
 
-class SpokenConformance(Conformance):
+class TextConformance(Conformance):
     """One family against the decoders that ask in words."""
 
     @cached_property
-    def talker(self):
+    def vlm(self):
         pictures = tuple(scene(20 + n, 64) for n in range(2))
-        return Talker(self.tiny.name, self.tiny.model, self.tiny.processor, pictures)
+        return ChatModel(self.tiny.name, self.tiny.model, self.tiny.processor, pictures)
 
     @staticmethod
     def turns(mode):
@@ -373,7 +373,7 @@ class SpokenConformance(Conformance):
 
     def pictures(self, turns):
         """Of each row, as many as its turn shows."""
-        return [list(self.talker.pictures[: turn.count(None)]) for turn in turns]
+        return [list(self.vlm.pictures[: turn.count(None)]) for turn in turns]
 
     def ask(self, mode, steps=STEPS, turns=None, custom_generate=None, **kwargs):
         turns = turns or self.turns(mode)
@@ -381,8 +381,8 @@ class SpokenConformance(Conformance):
         given = {"images": shown} if getattr(custom_generate, "needs_images", False) else {}
         asked = {"max_new_tokens": steps, "do_sample": False, **UNFORCED, **MODES[mode].asked}
         torch.manual_seed(1)
-        return self.talker.model.generate(
-            **self.talker.inputs([self.talker.chat(turn) for turn in turns], shown),
+        return self.vlm.model.generate(
+            **self.vlm.inputs([self.vlm.chat(turn) for turn in turns], shown),
             **{**asked, **given, **kwargs},
             custom_generate=custom_generate,
         )
@@ -391,30 +391,30 @@ class SpokenConformance(Conformance):
         out = self.ask(mode, 1, **EVERYTHING)
         turns = self.turns(mode)
         for row, turn in enumerate(turns):
-            whole = self.whole(self.talker.chat(turn), self.pictures(turns)[row])
+            whole = self.whole(self.vlm.chat(turn), self.pictures(turns)[row])
             got = out.logits[0][row * MODES[mode].copies]
             assert_close(got, whole, "its logits are not those of one row in a full forward")
 
     def check_neutral(self, name, mode, plain):
-        neutral = SPOKEN[name].neutral
+        neutral = TEXT_METHODS[name].neutral
         if neutral is not None:
-            tokens = self.ask(mode, custom_generate=neutral(self.talker.processor))
+            tokens = self.ask(mode, custom_generate=neutral(self.vlm.processor))
             assert torch.equal(tokens, plain), "other tokens than generate, at neutral settings"
-        if SPOKEN[name].prompts is not None:
-            idle = with_all_branches(Method(SPOKEN[name].strong(self.talker.processor), None))
+        if TEXT_METHODS[name].prompts is not None:
+            idle = with_all_branches(Method(TEXT_METHODS[name].strong(self.vlm.processor), None))
             tokens = self.ask(mode, custom_generate=idle)
             assert torch.equal(tokens, plain), "other tokens than generate, with nothing changed"
 
     def check_steps(self, name, mode):
-        method, turns = SPOKEN[name], self.turns(mode)
-        decoder = method.strong(self.talker.processor)
+        method, turns = TEXT_METHODS[name], self.turns(mode)
+        decoder = method.strong(self.vlm.processor)
         if method.prompts is None:
             self.check_rows(decoder, mode)
             return
         copies = MODES[mode].copies
         out = self.ask(mode, 1, custom_generate=decoder, **EVERYTHING)
         for row, turn in enumerate(turns):
-            prompts = method.prompts(self.talker, turn, self.pictures(turns)[row])
+            prompts = method.prompts(self.vlm, turn, self.pictures(turns)[row])
             logits = [self.whole(*prompt) for prompt in prompts]
             for got, whole in zip(out.branch_logits[0][:, row * copies], logits, strict=True):
                 assert_close(got, whole, "the first logits are not those of a full forward")
@@ -438,4 +438,4 @@ class SpokenConformance(Conformance):
     @torch.no_grad()
     def whole(self, prompt, pictures):
         """`[V]`: the last logits of one prompt, without a cache."""
-        return self.talker.model(**self.talker.inputs([prompt], pictures)).logits[0, -1]
+        return self.vlm.model(**self.vlm.inputs([prompt], pictures)).logits[0, -1]

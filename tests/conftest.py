@@ -2,7 +2,7 @@ from functools import cache
 
 import pytest
 import torch
-from chat_models import TALKERS
+from chat_models import CHAT_MODELS
 from models import FAMILIES
 from transformers.utils import logging
 
@@ -30,21 +30,21 @@ def qwen():
 
 
 @pytest.fixture(scope="session")
-def talkers():
+def vlms():
     """Each built once for all tests, none of which changes a model."""
-    return cache(lambda name: TALKERS[name]())
+    return cache(lambda name: CHAT_MODELS[name]())
 
 
-@pytest.fixture(params=sorted(TALKERS))
-def talker(request, talkers):
-    return talkers(request.param)
-
-
-@pytest.fixture
-def lab_talker(talkers):
-    return talkers("lab")
+@pytest.fixture(params=sorted(CHAT_MODELS))
+def vlm(request, vlms):
+    return vlms(request.param)
 
 
 @pytest.fixture
-def qwen_talker(talkers):
-    return talkers("qwen")
+def lab_vlm(vlms):
+    return vlms("lab")
+
+
+@pytest.fixture
+def qwen_vlm(vlms):
+    return vlms("qwen")

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
 
 import torch
 import transformers
-from conformance import METHODS_SHOWN, MODES, SPOKEN, Conformance, SpokenConformance
+from conformance import METHODS_SHOWN, MODES, TEXT_METHODS, Conformance, TextConformance
 from tiny_families import Tiny, families
 
-COLUMNS = (*METHODS_SHOWN, *SPOKEN)
+COLUMNS = (*METHODS_SHOWN, *TEXT_METHODS)
 REAL = "real template"
 Row = dict[str, dict[str, str]]  # method -> mode -> outcome
 
@@ -31,10 +31,10 @@ def row_of(name: str, modes: Sequence[str] = tuple(MODES)) -> Row:
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     tiny = Tiny.of(name)
-    silent, spoken = Conformance(tiny), SpokenConformance(tiny)
+    tokens, text = Conformance(tiny), TextConformance(tiny)
     return {
-        **{method: {m: silent.outcome(method, m) for m in modes} for method in METHODS_SHOWN},
-        **{method: {m: spoken.outcome(method, m) for m in modes} for method in SPOKEN},
+        **{method: {m: tokens.outcome(method, m) for m in modes} for method in METHODS_SHOWN},
+        **{method: {m: text.outcome(method, m) for m in modes} for method in TEXT_METHODS},
     }
 
 

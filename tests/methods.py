@@ -1,7 +1,8 @@
 """Each method with strong settings, neutral ones, and its branches built by hand.
 
 `amateurs(family, row)` gives, for one row of tokens, the prompts that the method compares with;
-`family` is a name of `models.py`, or for a method that needs a processor a model of `spoken.py`.
+`family` is a name of `models.py`, or for a method that needs a processor one of the models of
+`letter_models.py`.
 Nothing here calls the library's own editing of prompts, pictures or attention: attention is
 written out in `oracles.py`, over whole matrices and without a cache.
 """
@@ -14,10 +15,10 @@ from functools import cache
 import torch
 from chat_models import Fixed, blacked_out
 from forwards import full_forward
+from letter_models import images_of
 from models import EOS, IMAGE, UNK
 from noises import own_noise
 from oracles import image_gain, image_scale, least_attended, sparse
-from spoken import images_of
 from tiny_families import letters
 from vision_oracles import most_attended
 

@@ -43,8 +43,8 @@ class Calls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Looks:
-    """`with Looks() as counts:` counts looks by name."""
+class SyncCounter:
+    """`with SyncCounter() as counts:` counts syncs by name."""
 
     def __enter__(self):
         self.counts = Counter()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from chat_models import TALKERS, own_positions, positions_of, scene, unpadded, within
+from chat_models import CHAT_MODELS, own_positions, positions_of, scene, unpadded, within
 from PIL import Image
 
 from sightline import AGLA, CARVE, ICD, MVP, VDGD
@@ -20,61 +20,59 @@ QUESTIONS = ["Is there a cup in the image?", "Do you see an orange or a vase?\nS
 OTHERS = ["What is in the image?", "Describe this picture.", "Is there a dog in the picture?"]
 
 
-def conversations(talker):
+def conversations(vlm):
     """(prompts, those with another last question), rows of different lengths."""
     before = [
-        lambda q: talker.chat(q),
-        lambda q: talker.chat("Describe the image.", "The image contains a cat.", q),
-        lambda q: talker.chat(["Look well.\n", None, "Is there a cow?"], "No", "Sure?", "Yes", q),
+        lambda q: vlm.chat(q),
+        lambda q: vlm.chat("Describe the image.", "The image contains a cat.", q),
+        lambda q: vlm.chat(["Look well.\n", None, "Is there a cow?"], "No", "Sure?", "Yes", q),
     ]
     return [
         [make(q) for make, q in zip(before, asked, strict=True)] for asked in (QUESTIONS, OTHERS)
     ]
 
 
-def chatted(talker, inputs, action, **kwargs):
-    return within(
-        talker, inputs, lambda e, m: action(PromptEditor(talker.processor, m), e), **kwargs
-    )
+def chatted(vlm, inputs, action, **kwargs):
+    return within(vlm, inputs, lambda e, m: action(PromptEditor(vlm.processor, m), e), **kwargs)
 
 
 # Reading and writing
 
 
-def test_lead_question_and_closing_are_found_in_each_row(talker):
-    prompts, _ = conversations(talker)
-    inputs = talker.inputs(prompts, talker.pictures)
-    found = chatted(talker, inputs, lambda chat, expert: chat.asked(expert))
+def test_lead_question_and_closing_are_found_in_each_row(vlm):
+    prompts, _ = conversations(vlm)
+    inputs = vlm.inputs(prompts, vlm.pictures)
+    found = chatted(vlm, inputs, lambda chat, expert: chat.asked(expert))
     assert [asked.question for asked in found] == QUESTIONS
     for row, asked in enumerate(found):
-        assert inputs["input_ids"][row, asked.start - 1] == talker.image
-        assert not (inputs["input_ids"][row, asked.start :] == talker.image).any()
+        assert inputs["input_ids"][row, asked.start - 1] == vlm.image
+        assert not (inputs["input_ids"][row, asked.start :] == vlm.image).any()
         ids = inputs["input_ids"][row, asked.start :]
-        assert asked.lead + asked.question + asked.closing == talker.processor.decode(ids)
-        assert asked.closing.strip().endswith(talker.chat("x").rpartition("x")[2].strip())
+        assert asked.lead + asked.question + asked.closing == vlm.processor.decode(ids)
+        assert asked.closing.strip().endswith(vlm.chat("x").rpartition("x")[2].strip())
 
 
-def test_question_tokens_are_the_words_of_the_last_question(talker):
-    prompts, _ = conversations(talker)
-    inputs = talker.inputs(prompts, talker.pictures)
-    chosen = chatted(talker, inputs, lambda chat, expert: chat.question_tokens(expert))
+def test_question_tokens_are_the_words_of_the_last_question(vlm):
+    prompts, _ = conversations(vlm)
+    inputs = vlm.inputs(prompts, vlm.pictures)
+    chosen = chatted(vlm, inputs, lambda chat, expert: chat.question_tokens(expert))
     for row, question in enumerate(QUESTIONS):
-        words = talker.processor.decode(inputs["input_ids"][row][chosen[row]])
+        words = vlm.processor.decode(inputs["input_ids"][row][chosen[row]])
         assert words.strip() == question
 
 
-def test_a_rows_own_question_gives_its_own_tokens(talker):
-    prompts, _ = conversations(talker)
-    inputs = talker.inputs(prompts, talker.pictures)
-    asked = chatted(talker, inputs, lambda chat, expert: chat.ask(expert, range(3), QUESTIONS))
+def test_a_rows_own_question_gives_its_own_tokens(vlm):
+    prompts, _ = conversations(vlm)
+    inputs = vlm.inputs(prompts, vlm.pictures)
+    asked = chatted(vlm, inputs, lambda chat, expert: chat.ask(expert, range(3), QUESTIONS))
     mask = inputs["attention_mask"]
     assert unpadded(asked.input_ids, asked.attention_mask) == unpadded(inputs["input_ids"], mask)
-    check_positions(asked, talker, inputs)
+    check_positions(asked, vlm, inputs)
 
 
 @pytest.mark.parametrize("shares", [True, False], ids=["prefix", "whole"])
-def test_another_question_gives_the_processors_prompt(talker, shares):
-    prompts, wanted = conversations(talker)
+def test_another_question_gives_the_processors_prompt(vlm, shares):
+    prompts, wanted = conversations(vlm)
 
     def ask(chat, expert):
         expert = read_pictures(expert, chat.model) if shares else expert
@@ -82,94 +80,92 @@ def test_another_question_gives_the_processors_prompt(talker, shares):
         assert (made.prefix is not None) == shares
         return made
 
-    made = chatted(talker, talker.inputs(prompts, talker.pictures), ask)
+    made = chatted(vlm, vlm.inputs(prompts, vlm.pictures), ask)
     rows = [2, 0, 1, 0]
-    expected = talker.inputs([wanted[r] for r in rows], [talker.pictures[r] for r in rows])
-    check_prompt(made, talker, expected)
+    expected = vlm.inputs([wanted[r] for r in rows], [vlm.pictures[r] for r in rows])
+    check_prompt(made, vlm, expected)
 
 
 @pytest.mark.parametrize("shares", [True, False], ids=["prefix", "whole"])
-def test_a_reply_and_more_words_give_the_processors_prompt(talker, shares):
+def test_a_reply_and_more_words_give_the_processors_prompt(vlm, shares):
     replies = ["The image contains a fork.", "No", "x"]
 
     def go_on(chat, expert):
         expert = read_pictures(expert, chat.model) if shares else expert
         return chat.go_on(expert, replies, OTHERS)
 
-    made = chatted(talker, talker.asked(QUESTIONS), go_on)
+    made = chatted(vlm, vlm.asked(QUESTIONS), go_on)
     turns = zip(QUESTIONS, replies, OTHERS, strict=True)
-    expected = talker.inputs([talker.chat(*turn) for turn in turns], talker.pictures)
-    check_prompt(made, talker, expected)
+    expected = vlm.inputs([vlm.chat(*turn) for turn in turns], vlm.pictures)
+    check_prompt(made, vlm, expected)
 
 
-def test_words_before_the_picture_give_the_processors_prompt(talker):
-    made = chatted(
-        talker, talker.asked(QUESTIONS), lambda chat, expert: chat.put_before(expert, OTHERS)
-    )
+def test_words_before_the_picture_give_the_processors_prompt(vlm):
+    made = chatted(vlm, vlm.asked(QUESTIONS), lambda chat, expert: chat.put_before(expert, OTHERS))
     pairs = zip(OTHERS, QUESTIONS, strict=True)
-    prompts = [talker.chat([f"{other}\n", None, question]) for other, question in pairs]
-    check_prompt(made, talker, talker.inputs(prompts, talker.pictures))
+    prompts = [vlm.chat([f"{other}\n", None, question]) for other, question in pairs]
+    check_prompt(made, vlm, vlm.inputs(prompts, vlm.pictures))
 
 
 @pytest.mark.parametrize("shares", [True, False], ids=["prefix", "whole"])
-def test_a_second_picture_gives_the_processors_prompt(talker, shares):
+def test_a_second_picture_gives_the_processors_prompt(vlm, shares):
     more = [scene(40).resize((84, 140)), scene(41).resize((112, 84)), scene(42)]
 
     def add(chat, expert):
         expert = read_pictures(expert, chat.model) if shares else expert
         return complete(beside(expert, more, chat), chat.model, expert.call.generation_config)
 
-    made = chatted(talker, talker.asked(QUESTIONS), add, images=list(talker.pictures))
-    pictures = [p for pair in zip(talker.pictures, more, strict=True) for p in pair]
-    prompts = [talker.chat([None, None, question]) for question in QUESTIONS]
-    expected = talker.inputs(prompts, pictures)
-    check_prompt(made, talker, expected)
-    check_features(made, talker, expected)
+    made = chatted(vlm, vlm.asked(QUESTIONS), add, images=list(vlm.pictures))
+    pictures = [p for pair in zip(vlm.pictures, more, strict=True) for p in pair]
+    prompts = [vlm.chat([None, None, question]) for question in QUESTIONS]
+    expected = vlm.inputs(prompts, pictures)
+    check_prompt(made, vlm, expected)
+    check_features(made, vlm, expected)
 
 
-def test_another_picture_gives_the_processors_prompt(talker):
+def test_another_picture_gives_the_processors_prompt(vlm):
     others = [scene(40).resize((84, 140)), scene(41).resize((168, 168)), scene(42)]
 
     def change(chat, expert):
         made = instead(read_pictures(expert, chat.model), others, chat)
         return complete(made, chat.model, expert.call.generation_config)
 
-    made = chatted(talker, talker.asked(QUESTIONS), change, images=list(talker.pictures))
-    expected = talker.asked(QUESTIONS, others)
-    check_prompt(made, talker, expected)
-    check_features(made, talker, expected)
+    made = chatted(vlm, vlm.asked(QUESTIONS), change, images=list(vlm.pictures))
+    expected = vlm.asked(QUESTIONS, others)
+    check_prompt(made, vlm, expected)
+    check_features(made, vlm, expected)
 
 
-def check_prompt(branch, talker, expected):
+def check_prompt(branch, vlm, expected):
     mask = expected["attention_mask"]
     rows = unpadded(branch.input_ids, branch.attention_mask)
     assert rows == unpadded(expected["input_ids"], mask)
-    assert torch.equal(branch.image_mask, branch.input_ids == talker.image)
+    assert torch.equal(branch.image_mask, branch.input_ids == vlm.image)
     if "mm_token_type_ids" in expected:
         kept = unpadded(branch.aligned["mm_token_type_ids"], branch.attention_mask)
         assert kept == unpadded(expected["mm_token_type_ids"], mask)
-    check_positions(branch, talker, expected)
+    check_positions(branch, vlm, expected)
 
 
-def check_positions(branch, talker, expected):
-    for ours, theirs in zip(positions_of(branch), own_positions(talker, expected), strict=True):
+def check_positions(branch, vlm, expected):
+    for ours, theirs in zip(positions_of(branch), own_positions(vlm, expected), strict=True):
         assert torch.equal(ours, theirs)
 
 
-def check_features(branch, talker, expected):
+def check_features(branch, vlm, expected):
     names = ("pixel_values", "image_grid_thw")
     given = {name: expected[name] for name in names if name in expected}
-    own = talker.model.model.get_image_features(**given, return_dict=True).pooler_output
+    own = vlm.model.model.get_image_features(**given, return_dict=True).pooler_output
     for ours, theirs in zip(branch.features["image"].pooler_output, own, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)  # float32, other batches
 
 
-def test_inserted_words_are_never_read_as_special_tokens(talker):
-    special = "".join(talker.processor.tokenizer.all_special_tokens)
+def test_inserted_words_are_never_read_as_special_tokens(vlm):
+    special = "".join(vlm.processor.tokenizer.all_special_tokens)
     texts = [f"{special}Look {special} here{special}"] * 3
 
     def count(branch):
-        ids = torch.tensor(talker.processor.tokenizer.all_special_ids)
+        ids = torch.tensor(vlm.processor.tokenizer.all_special_ids)
         return torch.isin(branch.input_ids, ids).logical_and(branch.attention_mask.bool()).sum(1)
 
     def write(chat, expert):
@@ -183,7 +179,7 @@ def test_inserted_words_are_never_read_as_special_tokens(talker):
             )
         ]
 
-    for made, expected in chatted(talker, talker.asked(QUESTIONS), write):
+    for made, expected in chatted(vlm, vlm.asked(QUESTIONS), write):
         assert torch.equal(made, expected)
 
 
@@ -191,9 +187,9 @@ def test_inserted_words_are_never_read_as_special_tokens(talker):
 
 
 @pytest.mark.parametrize("copies", [1, 2])
-def test_an_answer_after_a_shared_prefix_is_that_of_the_whole_prompt(talker, copies):
+def test_an_answer_after_a_shared_prefix_is_that_of_the_whole_prompt(vlm, copies):
     """Rows of different lengths before, in and after the picture: padding between keys."""
-    prompts, wanted = conversations(talker)
+    prompts, wanted = conversations(vlm)
     rows = [2, 0, 1]
 
     def both(chat, expert):
@@ -211,18 +207,18 @@ def test_an_answer_after_a_shared_prefix_is_that_of_the_whole_prompt(talker, cop
             found.append((asking, said, torch.stack(steps)))
         return found
 
-    inputs = talker.inputs(prompts, talker.pictures)
-    (whole, said, logits), (shared, again, others) = chatted(talker, inputs, both)
+    inputs = vlm.inputs(prompts, vlm.pictures)
+    (whole, said, logits), (shared, again, others) = chatted(vlm, inputs, both)
     assert whole.prefix is None and shared.prefix is not None
     assert torch.equal(said, again)
     torch.testing.assert_close(logits, others, atol=1e-4, rtol=1e-4)  # float32
-    expected = talker.inputs([wanted[r] for r in rows], [talker.pictures[r] for r in rows])
+    expected = vlm.inputs([wanted[r] for r in rows], [vlm.pictures[r] for r in rows])
     with torch.no_grad():
-        first = talker.model(**expected).logits[:, -1].repeat_interleave(copies, dim=0)
+        first = vlm.model(**expected).logits[:, -1].repeat_interleave(copies, dim=0)
     torch.testing.assert_close(others[0], first, atol=2e-4, rtol=1e-4)
 
 
-def test_a_prefix_is_dropped_where_it_would_not_hold(talker):
+def test_a_prefix_is_dropped_where_it_would_not_hold(vlm):
     """A row without a picture, and text cut before the prefix's end."""
 
     def read(chat, expert):
@@ -234,7 +230,7 @@ def test_a_prefix_is_dropped_where_it_would_not_hold(talker):
         made = shared.continued(torch.arange(3), [5, 5, 9], [[7], [8], [9]], chat.model.config)
         return made.prefix
 
-    assert chatted(talker, talker.asked(QUESTIONS), read) is None
+    assert chatted(vlm, vlm.asked(QUESTIONS), read) is None
 
 
 @contextmanager
@@ -263,41 +259,41 @@ SHARING = {
 
 
 @pytest.mark.parametrize("name", SHARING)
-def test_pictures_are_encoded_once_and_their_keys_read_once(talker, name):
+def test_pictures_are_encoded_once_and_their_keys_read_once(vlm, name):
     build, distinct = SHARING[name]
-    pictures = talker.pictures[:2]
-    inputs = talker.asked(QUESTIONS[:2], pictures)
+    pictures = vlm.pictures[:2]
+    inputs = vlm.asked(QUESTIONS[:2], pictures)
     with (
-        calls_of(talker.tower, "pixel_values", "hidden_states") as encoded,
-        calls_of(talker.model.model, "input_ids") as read,
+        calls_of(vlm.tower, "pixel_values", "hidden_states") as encoded,
+        calls_of(vlm.model.model, "input_ids") as read,
     ):
-        talker.model.generate(
+        vlm.model.generate(
             **inputs,
             images=list(pictures),
-            custom_generate=build(talker.processor),
+            custom_generate=build(vlm.processor),
             max_new_tokens=3,
         )
     assert len(encoded) == distinct
     assert encoded[0].shape == inputs["pixel_values"].shape
-    tokens = [count for ids in read if (count := int((ids == talker.image).sum()))]
+    tokens = [count for ids in read if (count := int((ids == vlm.image).sum()))]
     assert len(tokens) == distinct
-    assert tokens[0] == (inputs["input_ids"] == talker.image).sum()
+    assert tokens[0] == (inputs["input_ids"] == vlm.image).sum()
 
 
 # Refusals
 
 
-def test_refusals(lab_talker):
-    talker = lab_talker
-    processor, picture = talker.processor, talker.pictures[0]
-    fine = talker.asked(QUESTIONS[:1])
-    nothing = talker.inputs([talker.chat([None, " "])], [picture])
+def test_refusals(lab_vlm):
+    vlm = lab_vlm
+    processor, picture = vlm.processor, vlm.pictures[0]
+    fine = vlm.asked(QUESTIONS[:1])
+    nothing = vlm.inputs([vlm.chat([None, " "])], [picture])
     unfinished = {
         "input_ids": fine["input_ids"][:, :-1],
         "attention_mask": fine["attention_mask"][:, :-1],
         "pixel_values": fine["pixel_values"],
     }
-    two = talker.inputs([talker.chat([None, None, "Which?"])], [picture, picture])
+    two = vlm.inputs([vlm.chat([None, None, "Which?"])], [picture, picture])
     decoders = [
         VDGD(processor=processor),
         ICD(processor=processor),
@@ -306,22 +302,20 @@ def test_refusals(lab_talker):
         MVP(processor=processor),
     ]
     for decoder in decoders:
-        refused(talker, nothing, decoder, [picture], "found no question after the picture")
-        refused(talker, unfinished, decoder, [picture], "add_generation_prompt=True")
+        refused(vlm, nothing, decoder, [picture], "found no question after the picture")
+        refused(vlm, unfinished, decoder, [picture], "add_generation_prompt=True")
         if getattr(decoder, "needs_images", False):
-            refused(talker, fine, decoder, None, "images=picture")
-            refused(talker, fine, decoder, [picture] * 2, "holds 2 pictures and the prompt 1")
-            refused(talker, two, decoder, [picture], "holds 1 pictures and the prompt 2")
-            refused(talker, fine, decoder, [__file__], "is not a picture that can be read")
-    refused(
-        talker, two, CARVE(processor=processor), [picture] * 2, "one picture is refined at a time"
-    )
+            refused(vlm, fine, decoder, None, "images=picture")
+            refused(vlm, fine, decoder, [picture] * 2, "holds 2 pictures and the prompt 1")
+            refused(vlm, two, decoder, [picture], "holds 1 pictures and the prompt 2")
+            refused(vlm, fine, decoder, [__file__], "is not a picture that can be read")
+    refused(vlm, two, CARVE(processor=processor), [picture] * 2, "one picture is refined at a time")
 
 
-def refused(talker, inputs, decoder, images, match):
+def refused(vlm, inputs, decoder, images, match):
     given = {} if images is None else {"images": images}
     with pytest.raises(ValueError, match=match):
-        talker.model.generate(**inputs, **given, custom_generate=decoder, max_new_tokens=1)
+        vlm.model.generate(**inputs, **given, custom_generate=decoder, max_new_tokens=1)
 
 
 @pytest.mark.parametrize("build", [VDGD, ICD, CARVE, AGLA, MVP])
@@ -330,7 +324,7 @@ def test_a_processor_is_asked_for_and_its_own(build):
         build()
     with pytest.raises(ValueError, match="processor="):
         build(processor=None)
-    lab, qwen = (TALKERS[name]() for name in ("lab", "qwen"))
+    lab, qwen = (CHAT_MODELS[name]() for name in ("lab", "qwen"))
     fine, images = lab.asked(QUESTIONS[:1]), lab.pictures[:1]
     refused(lab, fine, build(processor=qwen.processor), list(images), "belongs to another model")
     template, lab.processor.chat_template = lab.processor.chat_template, None
@@ -344,20 +338,20 @@ def test_a_processor_is_asked_for_and_its_own(build):
 
 
 @pytest.mark.parametrize("build", [CARVE, AGLA])
-def test_pictures_of_every_kind_go_through(talker, build):
-    seen = talker.pictures[0].convert("RGBA")
+def test_pictures_of_every_kind_go_through(vlm, build):
+    seen = vlm.pictures[0].convert("RGBA")
     seen.paste((200, 0, 0, 0), (0, 0, seen.width // 2, seen.height))
-    upright = talker.pictures[0].copy()
+    upright = vlm.pictures[0].copy()
     upright.paste((255, 255, 255), (0, 0, seen.width // 2, seen.height))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     turned = upright.transpose(Image.Transpose.ROTATE_90)
     turned.info["exif"] = exif.tobytes()
-    inputs = prompt_inputs(talker.model, talker.processor, upright, QUESTIONS[0])
-    decoder = build(processor=talker.processor)
+    inputs = prompt_inputs(vlm.model, vlm.processor, upright, QUESTIONS[0])
+    decoder = build(processor=vlm.processor)
     asked = dict(output_logits=True, return_dict_in_generate=True, max_new_tokens=2)
     expected, *others = (
-        talker.model.generate(**inputs, images=[p], custom_generate=decoder, **asked)
+        vlm.model.generate(**inputs, images=[p], custom_generate=decoder, **asked)
         for p in (upright, seen, turned)
     )
     for out in others:

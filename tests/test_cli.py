@@ -48,16 +48,16 @@ def refused(*arguments):
 
 
 @pytest.fixture(scope="module")
-def talker(tmp_path_factory):
+def untrained(tmp_path_factory):
     """A checkpoint of the lab's architecture that says something else of every prompt."""
-    return random_checkpoint(tmp_path_factory.mktemp("talker"))
+    return random_checkpoint(tmp_path_factory.mktemp("untrained"))
 
 
 @pytest.fixture(scope="module")
-def answers(talker):
-    """`answers(decoder, **generate_kwargs)`: what the talker says of the table, by `answer`."""
-    model = AutoModelForImageTextToText.from_pretrained(talker, dtype=torch.float32)
-    processor = AutoProcessor.from_pretrained(talker)
+def answers(untrained):
+    """`answers(decoder, **generate_kwargs)`: what the untrained says of the table, by `answer`."""
+    model = AutoModelForImageTextToText.from_pretrained(untrained, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(untrained)
 
     def say(decoder=None, question="Describe the image.", **generate_kwargs):
         generate_kwargs = {"max_new_tokens": 8, **generate_kwargs}
@@ -85,22 +85,22 @@ def letters(text):
         (("--decoder", "VASparse.paper", "--set", "alpha=3"), VASparse(3.0, sink=0.1)),
     ],
 )
-def test_describe_prints_the_answer(talker, answers, arguments, decoder, stream):
-    result = run("describe", TABLE, "--model", talker, *SHORT, stream, *arguments)
+def test_describe_prints_the_answer(untrained, answers, arguments, decoder, stream):
+    result = run("describe", TABLE, "--model", untrained, *SHORT, stream, *arguments)
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == answers(decoder) != ""
     assert result.stderr == ""
 
 
-def test_describe_asks_the_question_that_was_given(talker, answers):
-    result = run("describe", TABLE, "Is there a fork?", "--model", talker, *SHORT)
+def test_describe_asks_the_question_that_was_given(untrained, answers):
+    result = run("describe", TABLE, "Is there a fork?", "--model", untrained, *SHORT)
     assert result.stdout.strip() == answers(question="Is there a fork?") != answers()
 
 
-def test_processors_are_filled_in(talker, answers):
-    processor = AutoProcessor.from_pretrained(talker)
+def test_processors_are_filled_in(untrained, answers):
+    processor = AutoProcessor.from_pretrained(untrained)
     options = ("--decoder", "vdd", "--set", "variant=both", "--set", "alpha=2")
-    result = run("describe", TABLE, "--model", talker, *SHORT, *options)
+    result = run("describe", TABLE, "--model", untrained, *SHORT, *options)
     expected = answers(VDD(alpha=2.0, variant="both", processor=processor))
     assert result.stdout.strip() == expected
 
@@ -117,10 +117,12 @@ def test_processors_are_filled_in(talker, answers):
         (("icd", "alpha=3"), ICD),
     ],
 )
-def test_describe_asks_and_looks_again(talker, answers, arguments, make, stream):
+def test_describe_asks_and_looks_again(untrained, answers, arguments, make, stream):
     name, *settings = arguments
     options = [part for setting in settings for part in ("--set", setting)]
-    result = run("describe", TABLE, "--model", talker, *SHORT, stream, "--decoder", name, *options)
+    result = run(
+        "describe", TABLE, "--model", untrained, *SHORT, stream, "--decoder", name, *options
+    )
     assert result.exit_code == 0, result.output
     values = {
         "alpha": 3.0,
@@ -133,17 +135,17 @@ def test_describe_asks_and_looks_again(talker, answers, arguments, make, stream)
         "weights": (1.0, 0.5),
     }
     chosen = {setting.partition("=")[0] for setting in settings}
-    processor = AutoProcessor.from_pretrained(talker)
+    processor = AutoProcessor.from_pretrained(untrained)
     decoder = replace(make(processor=processor), **{key: values[key] for key in chosen})
     assert result.stdout.strip() == answers(decoder) != ""
 
 
-def test_compare_shows_decoders_that_ask_and_look_again(talker, answers):
+def test_compare_shows_decoders_that_ask_and_look_again(untrained, answers):
     asking = "vdgd:layout=continue,request=What is it?,tokens=4"
     names = f"greedy,carve.paper_best:tokens=2,layers=1+3,{asking}"
-    result = run("compare", TABLE, "--model", talker, *SHORT, "--decoders", names)
+    result = run("compare", TABLE, "--model", untrained, *SHORT, "--decoders", names)
     assert result.exit_code == 0, result.output
-    processor = AutoProcessor.from_pretrained(talker)
+    processor = AutoProcessor.from_pretrained(untrained)
     carved = replace(CARVE.paper_best(processor=processor), tokens=2, layers=(1, 3))
     carve, vdgd = re.split(r"\ncarve\.|\nvdgd:", result.stdout)[1:]
     assert letters(answers(carved)) in letters(carve)
@@ -151,9 +153,9 @@ def test_compare_shows_decoders_that_ask_and_look_again(talker, answers):
     assert letters(answers(VDGD(processor=processor, **words))) in letters(vdgd)
 
 
-def test_sampling_follows_its_seed(talker, answers):
+def test_sampling_follows_its_seed(untrained, answers):
     def sampled(*arguments):
-        result = run("describe", TABLE, "--model", talker, *SHORT, "--sample", *arguments)
+        result = run("describe", TABLE, "--model", untrained, *SHORT, "--sample", *arguments)
         return result.stdout.strip()
 
     assert sampled("--seed", "1") == sampled("--seed", "1") == answers(do_sample=True, seed=1)
@@ -162,23 +164,23 @@ def test_sampling_follows_its_seed(talker, answers):
     assert sampled("--temperature", "5") == hot != sampled()
 
 
-def test_dtype_is_the_weights(talker):
-    loaded = cli.load_model(talker, "cpu", cli.Dtype.bfloat16)
+def test_dtype_is_the_weights(untrained):
+    loaded = cli.load_model(untrained, "cpu", cli.Dtype.bfloat16)
     assert loaded.dtype == torch.bfloat16 and not loaded.training
-    result = run("describe", TABLE, "--model", talker, *SHORT, "--dtype", "bfloat16")
+    result = run("describe", TABLE, "--model", untrained, *SHORT, "--dtype", "bfloat16")
     assert result.exit_code == 0 and result.stdout.strip()
 
 
-def test_an_empty_answer_is_said_to_be_empty(talker, monkeypatch):
+def test_an_empty_answer_is_said_to_be_empty(untrained, monkeypatch):
     monkeypatch.setattr("sightline.chat.reply", lambda *_, **__: "")
-    result = run("describe", TABLE, "--model", talker, "--no-stream")
+    result = run("describe", TABLE, "--model", untrained, "--no-stream")
     assert result.exit_code == 0 and result.stdout.strip() == ""
     assert "answer is empty" in result.stderr
 
 
-def test_transformers_speaks_again_afterwards(talker):
+def test_transformers_speaks_again_afterwards(untrained):
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    run("describe", TABLE, "--model", talker, *SHORT)
+    run("describe", TABLE, "--model", untrained, *SHORT)
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (level, bars)
 
 
@@ -195,8 +197,8 @@ def test_the_script_answers_with_the_labs_model():
 # compare
 
 
-def test_compare_shows_each_answer_with_its_times(talker, answers):
-    result = run("compare", TABLE, "--model", talker, *SHORT, "--decoders", "greedy,vdd:alpha=2")
+def test_compare_shows_each_answer_with_its_times(untrained, answers):
+    result = run("compare", TABLE, "--model", untrained, *SHORT, "--decoders", "greedy,vdd:alpha=2")
     assert result.exit_code == 0, result.output
     header, *blocks = result.stdout.strip().split("\n\n")
     assert header == f"In the picture: {', '.join(sorted(lab.truth(TABLE)))}"
@@ -219,22 +221,22 @@ def test_compare_by_default_is_greedy_vcd_vdd():
     assert "\nsample  " in sampled and "\ngreedy  " not in sampled
 
 
-def test_compare_without_truth_marks_no_objects(talker, tmp_path):
+def test_compare_without_truth_marks_no_objects(untrained, tmp_path):
     path = tmp_path / "photo.jpg"
     Image.new("RGB", (64, 48), "green").save(path)
-    result = run("compare", str(path), "--model", talker, *SHORT, "--decoders", "greedy,vdd")
+    result = run("compare", str(path), "--model", untrained, *SHORT, "--decoders", "greedy,vdd")
     assert result.exit_code == 0
     assert "In the picture" not in result.stdout and "missed" not in result.stdout
 
 
-def test_questions_about_an_object_are_not_scored(talker):
-    options = ("--model", talker, *SHORT, "--decoders", "greedy")
+def test_questions_about_an_object_are_not_scored(untrained):
+    options = ("--model", untrained, *SHORT, "--decoders", "greedy")
     result = run("compare", TABLE, "Is there a fork in the image?", *options)
     assert result.exit_code == 0 and "missed" not in result.stdout
 
 
-def test_greedy_and_sample_mean_what_they_say(talker, answers):
-    options = ("--model", talker, *SHORT, "--temperature", "5", "--seed", "3")
+def test_greedy_and_sample_mean_what_they_say(untrained, answers):
+    options = ("--model", untrained, *SHORT, "--temperature", "5", "--seed", "3")
     result = run("compare", TABLE, *options, "--decoders", "greedy,sample")
     greedy, sampled = result.stdout.split("\nsample  ")
     assert letters(answers()) in letters(greedy)

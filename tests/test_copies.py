@@ -48,8 +48,8 @@ COPIES = {
 
 
 @pytest.fixture
-def talker(lab_talker):
-    return lab_talker
+def vlm(lab_vlm):
+    return lab_vlm
 
 
 def made(name, processor):
@@ -83,13 +83,13 @@ def memories_of(value):
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("name", [*DECODERS, *WRAPPED])
-def test_a_used_decoder_is_copied(talker, name, copied):
-    decoder, images = made(name, talker.processor), list(talker.pictures[:1])
-    inputs = talker.asked(["Is there a vase?"], images)
+def test_a_used_decoder_is_copied(vlm, name, copied):
+    decoder, images = made(name, vlm.processor), list(vlm.pictures[:1])
+    inputs = vlm.asked(["Is there a vase?"], images)
     given = dict(images=images) if getattr(decoder, "needs_images", False) else {}
 
     def answered(decoder):
-        return talker.model.generate(
+        return vlm.model.generate(
             **inputs, **given, custom_generate=decoder, max_new_tokens=NEW_TOKENS
         )
 
@@ -105,19 +105,19 @@ def test_a_used_decoder_is_copied(talker, name, copied):
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-def test_a_used_processor_is_copied(talker, copied):
-    inputs = talker.asked(["Is there a vase?"], list(talker.pictures[:1]))
-    for processor in (PlausibilityProcessor(0.3), EmbeddingContrast(talker.model, 0.4)):
+def test_a_used_processor_is_copied(vlm, copied):
+    inputs = vlm.asked(["Is there a vase?"], list(vlm.pictures[:1]))
+    for processor in (PlausibilityProcessor(0.3), EmbeddingContrast(vlm.model, 0.4)):
         asked = dict(do_sample=True, top_k=0, max_new_tokens=NEW_TOKENS)
         answers = []
         for used in (processor, copied(processor)):
             torch.manual_seed(0)
-            answers.append(talker.model.generate(**inputs, logits_processor=[used], **asked))
+            answers.append(vlm.model.generate(**inputs, logits_processor=[used], **asked))
         assert torch.equal(*answers)
 
 
-def test_memories_are_not_shared_by_what_was_copied(talker):
-    decoder = MVP(processor=talker.processor, **SHORT["mvp"])
-    decoder._known.recall(talker.model, ["a"], lambda keys: keys)
+def test_memories_are_not_shared_by_what_was_copied(vlm):
+    decoder = MVP(processor=vlm.processor, **SHORT["mvp"])
+    decoder._known.recall(vlm.model, ["a"], lambda keys: keys)
     other = pickle.loads(pickle.dumps(decoder))
-    assert other._known.recall(talker.model, ["a"], lambda keys: ["found anew"]) == ["found anew"]
+    assert other._known.recall(vlm.model, ["a"], lambda keys: ["found anew"]) == ["found anew"]

@@ -85,9 +85,9 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def talkers(tmp_path_factory):
+def endless(tmp_path_factory):
     """On a model of the lab's shape that never stops talking."""
-    folder = random_checkpoint(tmp_path_factory.mktemp("talker"))
+    folder = random_checkpoint(tmp_path_factory.mktemp("endless"))
     served = Server(tmp_path_factory.mktemp("demo"), "--model", folder, "--max-tokens", "4000")
     yield served
     served.end()
@@ -296,8 +296,8 @@ def begin_long_answers(page):
     page.wait_for_function("document.querySelectorAll('#answer-1 .token').length > 3")
 
 
-def test_one_answer_is_stopped_and_the_others_go_on(visit, talkers):
-    page = visit(talkers)
+def test_one_answer_is_stopped_and_the_others_go_on(visit, endless):
+    page = visit(endless)
     begin_long_answers(page)
     page.click("#stop-1")
     page.wait_for_selector('#answer-1[data-state="stopped"]')
@@ -315,13 +315,13 @@ def test_one_answer_is_stopped_and_the_others_go_on(visit, talkers):
     page.wait_for_selector("#token-table")
 
 
-def test_a_closed_tab_stops_its_answers(visit, talkers):
-    page = visit(talkers)
+def test_a_closed_tab_stops_its_answers(visit, endless):
+    page = visit(endless)
     begin_long_answers(page)
-    assert cpu_of(talkers.process.pid, 1.0) > 0.3
+    assert cpu_of(endless.process.pid, 1.0) > 0.3
     page.close()
     deadline = time.monotonic() + 10
-    while cpu_of(talkers.process.pid, 1.0) > 0.1:
+    while cpu_of(endless.process.pid, 1.0) > 0.1:
         assert time.monotonic() < deadline, "the server still works for nobody"
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from methods import TOKEN_METHODS
 from models import PROMPTS
-from sync_counter import Looks
+from sync_counter import SyncCounter
 
 from sightline import VDD, Additive, Contrastive, Gated, NoisyImage, Recipe, State
 from sightline.logits.grounding import Grounded, Truncation
@@ -25,15 +25,15 @@ DECODERS = {
     "additive": Recipe(contrasts=(NoisyImage(),), rule=Additive(1.0, 0.1)),
 }
 mode = pytest.mark.parametrize("asked", MODES.values(), ids=MODES)
-EVERY = MORE - FEW  # looks in so many tokens: one for each
+EVERY = MORE - FEW  # syncs in so many tokens: one for each
 
 
-def looks(model, inputs, decoder, **asked):
-    """By name, looks in the tokens from the 4th to the 6th; the prompt's are left out."""
+def syncs(model, inputs, decoder, **asked):
+    """By name, syncs in the tokens from the 4th to the 6th; the prompt's are left out."""
     counted = []
     for tokens in (FEW, MORE):
         torch.manual_seed(1)
-        with Looks() as counts:
+        with SyncCounter() as counts:
             out = model.generate(
                 **inputs,
                 custom_generate=decoder,
@@ -51,25 +51,25 @@ def looks(model, inputs, decoder, **asked):
 @mode
 @pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
 def test_no_look_beside_those_of_generate(family, decoder, asked):
-    """Of a padded batch, as branches of different lengths are one: transformers looks at a mask."""
+    """Of a padded batch, as branches of different lengths are one: transformers reads a mask."""
     _, model, make_inputs = family
     inputs = make_inputs(PROMPTS)
-    assert looks(model, inputs, decoder, **asked) == looks(model, inputs, None, **asked)
+    assert syncs(model, inputs, decoder, **asked) == syncs(model, inputs, None, **asked)
 
 
 def test_one_row_is_padded_by_the_branches_alone(llava):
     """(5.23.) For each token transformers asks a mask whether it hides anything, where one is: as
-    many looks as in a padded batch. Branches of one length have none, nor has a static cache.
+    many syncs as in a padded batch. Branches of one length have none, nor has a static cache.
     """
     model, make_inputs = llava
     inputs = make_inputs(PROMPTS[:1])
-    plain = looks(model, inputs, None)
-    assert looks(model, inputs, TOKEN_METHODS["vcd"].strong) == plain
-    assert looks(model, inputs, TOKEN_METHODS["vdd"].strong) == plain + Counter(
+    plain = syncs(model, inputs, None)
+    assert syncs(model, inputs, TOKEN_METHODS["vcd"].strong) == plain
+    assert syncs(model, inputs, TOKEN_METHODS["vdd"].strong) == plain + Counter(
         _local_scalar_dense=EVERY
     )
     static = MODES["static cache"]
-    assert looks(model, inputs, TOKEN_METHODS["vdd"].strong, **static) == looks(
+    assert syncs(model, inputs, TOKEN_METHODS["vdd"].strong, **static) == syncs(
         model, inputs, None, **static
     )
 
@@ -87,25 +87,25 @@ def test_a_ban_costs_no_look(llava, asked):
     """The cut comes after it, so that no row can be left without a token."""
     model, make_inputs = llava
     inputs = make_inputs(PROMPTS)
-    plain = looks(model, inputs, None, **asked)
-    assert looks(model, inputs, VDD(1.5, 0.05), **asked) == plain
+    plain = syncs(model, inputs, None, **asked)
+    assert syncs(model, inputs, VDD(1.5, 0.05), **asked) == plain
 
 
 def test_a_gate_costs_one_look(llava):
     """What is done next depends on it. Where it opens its amateurs are a padded batch too."""
     model, make_inputs = llava
     inputs = make_inputs(PROMPTS)
-    plain = looks(model, inputs, None)
-    gated = looks(model, inputs, Gated(VDD(1.5, 0.05)))
+    plain = syncs(model, inputs, None)
+    gated = syncs(model, inputs, Gated(VDD(1.5, 0.05)))
     extra = gated - plain
     assert set(extra) == {"_local_scalar_dense"}
     assert EVERY <= extra["_local_scalar_dense"] <= 2 * EVERY
 
 
-def test_looks_are_counted():
+def test_syncs_are_counted():
     """By hand, so that a count of none means none."""
     values = torch.tensor([0.0, 1.0, 2.0])
-    with Looks() as counts:
+    with SyncCounter() as counts:
         assert values.any()
         float(values[1])
         values[values > 0]
@@ -131,7 +131,7 @@ def test_looks_are_counted():
 def test_rules_that_preparations_bring_do_not_look():
     logits, support = torch.randn(2, 50), torch.randn(2, 50)
     state = State(notes={"support": support})
-    with Looks() as counts:
+    with SyncCounter() as counts:
         for truncation in get_args(Truncation):
             Grounded(truncation=truncation)([logits], state)
         Contrastive()([logits, support], state)

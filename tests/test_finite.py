@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from chat_models import Fixed, lab_talker
+from chat_models import Fixed, lab_vlm
 from methods import TOKEN_METHODS
 from models import FAMILIES, PROMPTS, UNK
 from test_compiled import compiled
@@ -192,14 +192,14 @@ def test_a_single_ban_is_legitimate(decoder):
 
 
 @pytest.fixture(scope="module")
-def talker():
-    return lab_talker()
+def vlm():
+    return lab_vlm()
 
 
 @pytest.mark.parametrize("weights", ["lm_head", "vision_tower", "layers.1.mlp"])
-def test_broken_weights_are_refused_by_all_that_ask(talker, weights):
+def test_broken_weights_are_refused_by_all_that_ask(vlm, weights):
     """Descriptions, views, captions and closed sets are read from the same logits."""
-    processor = talker.processor
+    processor = vlm.processor
     decoders = (
         VDGD(processor=processor, tokens=4),
         CARVE(processor=processor),
@@ -208,19 +208,17 @@ def test_broken_weights_are_refused_by_all_that_ask(talker, weights):
         PostHocDebias(processor=processor),
         PostHocDebias(processor=processor, labels=("yes it is", "no it is not")),
     )
-    inputs = talker.asked(["Is there a dog in the image?", "Is there a cat in the image?"])
-    chosen = [p for name, p in talker.model.named_parameters() if weights in name]
+    inputs = vlm.asked(["Is there a dog in the image?", "Is there a cat in the image?"])
+    chosen = [p for name, p in vlm.model.named_parameters() if weights in name]
     kept = [parameter.data.clone() for parameter in chosen]
     for parameter in chosen:
         parameter.data.fill_(math.nan)
     try:
         for decoder in decoders:
             looks = getattr(decoder, "needs_images", False)
-            looked_at = {"images": list(talker.pictures[:2])} if looks else {}
+            looked_at = {"images": list(vlm.pictures[:2])} if looks else {}
             with pytest.raises(ValueError, match=REFUSED):
-                talker.model.generate(
-                    **inputs, **looked_at, custom_generate=decoder, max_new_tokens=3
-                )
+                vlm.model.generate(**inputs, **looked_at, custom_generate=decoder, max_new_tokens=3)
     finally:
         for parameter, values in zip(chosen, kept, strict=True):
             parameter.data.copy_(values)

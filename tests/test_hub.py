@@ -243,24 +243,24 @@ LOOKING = {
 
 
 @pytest.mark.parametrize("name", LOOKING)
-def test_processor_and_images_are_given_in_the_call(lab_talker, exported, name):
-    talker, (make, settings) = lab_talker, LOOKING[name]
+def test_processor_and_images_are_given_in_the_call(lab_vlm, exported, name):
+    vlm, (make, settings) = lab_vlm, LOOKING[name]
     texts = {
         key: "+".join(map(str, value)) if isinstance(value, tuple) else value
         for key, value in settings.items()
     }
     folder = exported(name, *(f"{key}={text}" for key, text in texts.items()))
-    inputs = talker.asked(["Is there a cup in the image?", "Is there a car in the image?"])
-    looked = {"images": list(talker.pictures[:2])} if name[:4] in ("agla", "mvp", "carv") else {}
-    decoder = replace(make(processor=talker.processor), **settings)
-    expected = generated(talker.model, inputs, decoder, **looked)
-    given = dict(looked, processor=talker.processor)
-    assert same(generated(talker.model, inputs, folder, **given), expected)
+    inputs = vlm.asked(["Is there a cup in the image?", "Is there a car in the image?"])
+    looked = {"images": list(vlm.pictures[:2])} if name[:4] in ("agla", "mvp", "carv") else {}
+    decoder = replace(make(processor=vlm.processor), **settings)
+    expected = generated(vlm.model, inputs, decoder, **looked)
+    given = dict(looked, processor=vlm.processor)
+    assert same(generated(vlm.model, inputs, folder, **given), expected)
     with pytest.raises(ValueError, match="processor="):
-        generated(talker.model, inputs, folder, **looked)
+        generated(vlm.model, inputs, folder, **looked)
     if looked:
         with pytest.raises(ValueError, match="images=picture"):
-            generated(talker.model, inputs, folder, processor=talker.processor)
+            generated(vlm.model, inputs, folder, processor=vlm.processor)
 
 
 @pytest.mark.parametrize(
@@ -333,11 +333,11 @@ def namespace(folder):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_decoder_and_preset_is_the_one_that_was_asked_for(lab_talker, exported, name):
+def test_every_decoder_and_preset_is_the_one_that_was_asked_for(lab_vlm, exported, name):
     generate = namespace(exported(name))["generate"]
-    passed = generate(Taker(), processor=lab_talker.processor, max_new_tokens=3)
+    passed = generate(Taker(), processor=lab_vlm.processor, max_new_tokens=3)
     made = passed["custom_generate"]
-    expected = parse_choice(name, []).build(lab_talker.processor)
+    expected = parse_choice(name, []).build(lab_vlm.processor)
     assert type(made) is type(expected)
     assert passed["max_new_tokens"] == 3
     assert made == expected
@@ -348,9 +348,9 @@ def test_every_decoder_and_preset_is_the_one_that_was_asked_for(lab_talker, expo
 ODD = 'a "b" \'c\' \\ `d` | e\té """ {f}'
 
 
-def test_any_text_is_read_back(lab_talker, exported):
+def test_any_text_is_read_back(lab_vlm, exported):
     folder = exported("vdgd", f"request={ODD}")
-    passed = namespace(folder)["generate"](Taker(), processor=lab_talker.processor)
+    passed = namespace(folder)["generate"](Taker(), processor=lab_vlm.processor)
     assert passed["custom_generate"].request == ODD
 
 
@@ -462,7 +462,7 @@ def test_versions_that_may_break_it_are_shut_out(exported, monkeypatch, written,
 
 
 @pytest.mark.parametrize("name", ["vdd", "agla"])
-def test_the_card_shows_code_that_runs(lab_talker, exported, name, tmp_path, capsys):
+def test_the_card_shows_code_that_runs(lab_vlm, exported, name, tmp_path, capsys):
     folder = exported(name, "alpha=2")
     card = Path(folder, "README.md").read_text(encoding="utf-8")
     [snippet] = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
@@ -477,7 +477,7 @@ def test_the_card_shows_code_that_runs(lab_talker, exported, name, tmp_path, cap
         assert shown in snippet
         snippet = snippet.replace(shown, real)
     exec(snippet, {})
-    processor = lab_talker.processor
+    processor = lab_vlm.processor
     decoder = {"vdd": VDD(alpha=2.0), "agla": AGLA(processor=processor, alpha=2.0)}[name]
     model = AutoModelForImageTextToText.from_pretrained(lab.CHECKPOINT)
     said = answer(model, processor, picture, "Describe the image.", decoder, max_new_tokens=128)

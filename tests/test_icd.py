@@ -9,18 +9,18 @@ from sightline.specs import STAND_IN
 
 
 @pytest.mark.parametrize("instruction", [None, "confused", "Lie about it."])
-def test_icd_takes_off_what_is_said_after_an_instruction_that_disturbs(talker, instruction):
+def test_icd_subtracts_what_is_said_after_an_instruction_that_disturbs(vlm, instruction):
     words = INSTRUCTIONS.get(instruction or "careless", instruction)
 
     def prompts(row, question, picture):
         return [
-            (talker.chat(question), [picture]),
-            (talker.chat(f"{words} {question}"), [picture]),
+            (vlm.chat(question), [picture]),
+            (vlm.chat(f"{words} {question}"), [picture]),
         ]
 
     given = {} if instruction is None else dict(instruction=instruction)
-    decoder = ICD(processor=talker.processor, alpha=1.5, beta=0.05, **given)
-    check_scores(talker, decoder, prompts, contrastive(1.5, 0.05))
+    decoder = ICD(processor=vlm.processor, alpha=1.5, beta=0.05, **given)
+    check_scores(vlm, decoder, prompts, contrastive(1.5, 0.05))
 
 
 def test_icd_offers_what_the_authors_try():
@@ -33,9 +33,9 @@ def test_icd_offers_what_the_authors_try():
             ICD(processor=STAND_IN, instruction=wrong)
 
 
-def test_m3id_adds_what_the_picture_adds_the_more_the_later(talker):
+def test_m3id_adds_what_the_picture_adds_the_more_the_later(vlm):
     def prompts(row, question, picture):
-        return [(talker.chat(question), [picture]), (talker.chat([question]), [])]
+        return [(vlm.chat(question), [picture]), (vlm.chat([question]), [])]
 
     decoder = M3ID(rate=0.4, beta=0.05)
-    check_scores(talker, decoder, prompts, growing(0.4, 0.05), steps=9)
+    check_scores(vlm, decoder, prompts, growing(0.4, 0.05), steps=9)

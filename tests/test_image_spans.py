@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from chat_models import TALKERS, unpadded, within
+from chat_models import CHAT_MODELS, unpadded, within
 
 from sightline import M3ID, PAI, VDD, PostHocDebias, PromptCached, Recipe, answer
 from sightline.chat import processor_for
@@ -115,7 +115,7 @@ def test_markers_are_named_by_inner_configs_too():
 # With one
 
 
-def blind(talker, inputs, contrast, processor=None):
+def blind(vlm, inputs, contrast, processor=None):
     """The prompts of an image-free branch, without padding."""
 
     given = {} if processor is None else {"processor": processor}
@@ -126,30 +126,30 @@ def blind(talker, inputs, contrast, processor=None):
         return expert
 
     recipe = Recipe(preparations=(prepare,))
-    talker.model.generate(**inputs, **given, custom_generate=recipe, max_new_tokens=1)
+    vlm.model.generate(**inputs, **given, custom_generate=recipe, max_new_tokens=1)
     return unpadded(found[0].input_ids, found[0].attention_mask)
 
 
-def test_with_and_without_the_processor_the_same_where_the_config_names_all(talker):
+def test_with_and_without_the_processor_the_same_where_the_config_names_all(vlm):
     """Of a padded batch: one image, two with text between them, none."""
     one, two, none = "Is there a cup?", ["One.", None, "Two.", None, "Which?"], ["Hello"]
-    prompts = [talker.chat(one), talker.chat(two), talker.chat(none)]
-    inputs = talker.inputs(prompts, talker.pictures)
-    without = [talker.chat([one]), talker.chat(["One.", "Two.", "Which?"]), talker.chat(none)]
-    wanted = talker.inputs(without)
+    prompts = [vlm.chat(one), vlm.chat(two), vlm.chat(none)]
+    inputs = vlm.inputs(prompts, vlm.pictures)
+    without = [vlm.chat([one]), vlm.chat(["One.", "Two.", "Which?"]), vlm.chat(none)]
+    wanted = vlm.inputs(without)
     wanted = unpadded(wanted["input_ids"], wanted["attention_mask"])
     (contrast,) = VDD().recipe().contrasts
-    (exact,) = VDD(processor=talker.processor).recipe().contrasts
+    (exact,) = VDD(processor=vlm.processor).recipe().contrasts
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for found in (
-            blind(talker, inputs, exact),
-            blind(talker, inputs, contrast, talker.processor),
-            blind(talker, inputs, contrast),
+            blind(vlm, inputs, exact),
+            blind(vlm, inputs, contrast, vlm.processor),
+            blind(vlm, inputs, contrast),
         ):
-            decode = talker.processor.tokenizer.batch_decode
+            decode = vlm.processor.tokenizer.batch_decode
             assert decode(found) == decode(wanted)
-        assert blind(talker, inputs, exact) == wanted
+        assert blind(vlm, inputs, exact) == wanted
 
 
 SHOWN = "'<|vision_start|><|image_pad|><|vision_end|>'"
@@ -166,20 +166,20 @@ LABELS = {
 }
 
 
-def labelled(talker, monkeypatch, kind):
+def labelled(vlm, monkeypatch, kind):
     """The arguments with which its template now puts numbers before images."""
-    template = talker.processor.chat_template
+    template = vlm.processor.chat_template
     place = "{%- if part['type'] == 'image' -%}"
     template = template.replace(place, place + LABELS[kind])
     template = "{%- set images = namespace(seen=0) -%}" + template
-    monkeypatch.setattr(talker.processor, "chat_template", template)
+    monkeypatch.setattr(vlm.processor, "chat_template", template)
     return {"numbered": True} if kind == "where asked" else {}
 
 
-def written(talker, arguments, *contents):
+def written(vlm, arguments, *contents):
     """One user's turn by the template: words, None for an image."""
     parts = [{"type": "text", "text": part} if part else {"type": "image"} for part in contents]
-    return talker.processor.apply_chat_template(
+    return vlm.processor.apply_chat_template(
         [{"role": "user", "content": parts}],
         add_generation_prompt=True,
         tokenize=False,
@@ -189,8 +189,8 @@ def written(talker, arguments, *contents):
 
 @pytest.mark.parametrize("kind", LABELS)
 def test_labels_that_the_template_gives_images_go_with_them(monkeypatch, kind):
-    talker = TALKERS["qwen"]()
-    arguments = labelled(talker, monkeypatch, kind)
+    vlm = CHAT_MODELS["qwen"]()
+    arguments = labelled(vlm, monkeypatch, kind)
     user = "Image-7 and Figure 1: so."  # the user's own words stay
     for shown, said in (
         ([None, user], [user]),
@@ -198,76 +198,76 @@ def test_labels_that_the_template_gives_images_go_with_them(monkeypatch, kind):
         ([None, "And ", None, user], ["And ", user]),
         ([None, None, None, user], [user]),
     ):
-        pictures = talker.pictures[: shown.count(None)]
-        inputs = talker.inputs([written(talker, arguments, *shown)], pictures)
+        pictures = vlm.pictures[: shown.count(None)]
+        inputs = vlm.inputs([written(vlm, arguments, *shown)], pictures)
         given = {**inputs, "chat_template_kwargs": arguments}
-        wanted = talker.inputs([written(talker, arguments, *said)])["input_ids"].tolist()
+        wanted = vlm.inputs([written(vlm, arguments, *said)])["input_ids"].tolist()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = blind(talker, given, VDD(processor=talker.processor).recipe().contrasts[0])
+            found = blind(vlm, given, VDD(processor=vlm.processor).recipe().contrasts[0])
         assert found == wanted
 
 
 @pytest.mark.parametrize("kind", LABELS)
 def test_prompts_with_a_second_image_have_the_labels_of_the_template(monkeypatch, kind):
-    talker = TALKERS["qwen"]()
-    arguments = labelled(talker, monkeypatch, kind)
-    inputs = talker.inputs([written(talker, arguments, None, "Why?")], talker.pictures[:1])
+    vlm = CHAT_MODELS["qwen"]()
+    arguments = labelled(vlm, monkeypatch, kind)
+    inputs = vlm.inputs([written(vlm, arguments, None, "Why?")], vlm.pictures[:1])
 
     def second(expert, model):
-        chat = PromptEditor(talker.processor, model, arguments)
+        chat = PromptEditor(vlm.processor, model, arguments)
         return chat.rows(expert)[0].as_asked(chat.shown(2))
 
-    assert within(talker, inputs, second) == written(talker, arguments, None, None, "Why?")
+    assert within(vlm, inputs, second) == written(vlm, arguments, None, None, "Why?")
 
 
 def test_one_warning_of_labels_of_a_template_whose_arguments_are_not_given(monkeypatch):
-    talker = TALKERS["qwen"]()
-    arguments = labelled(talker, monkeypatch, "where asked")
-    contrast = VDD(processor=talker.processor).recipe().contrasts[0]
+    vlm = CHAT_MODELS["qwen"]()
+    arguments = labelled(vlm, monkeypatch, "where asked")
+    contrast = VDD(processor=vlm.processor).recipe().contrasts[0]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        users = written(talker, {}, "Picture 1: ", None, "Why?")
-        blind(talker, talker.inputs([users], talker.pictures[:1]), contrast)
-    inputs = talker.inputs([written(talker, arguments, None, "Why?")], talker.pictures[:1])
+        users = written(vlm, {}, "Picture 1: ", None, "Why?")
+        blind(vlm, vlm.inputs([users], vlm.pictures[:1]), contrast)
+    inputs = vlm.inputs([written(vlm, arguments, None, "Why?")], vlm.pictures[:1])
     with pytest.warns(UserWarning, match=r"'Figure 1: '.*chat_template_kwargs="):
-        blind(talker, inputs, contrast)
+        blind(vlm, inputs, contrast)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        blind(talker, inputs, contrast)
+        blind(vlm, inputs, contrast)
 
 
-def test_text_that_an_edit_does_not_touch_keeps_its_tokens(talker):
+def test_text_that_an_edit_does_not_touch_keeps_its_tokens(vlm):
     """Tokens that the tokenizer would not make itself, elsewhere in the prompt."""
-    tokenizer = talker.processor.tokenizer
+    tokenizer = vlm.processor.tokenizer
     letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "cup"]
-    prompt = talker.chat([None, "Look."], "No", "Why?")
-    ids = talker.inputs([prompt], talker.pictures[:1])["input_ids"][0].tolist()
+    prompt = vlm.chat([None, "Look."], "No", "Why?")
+    ids = vlm.inputs([prompt], vlm.pictures[:1])["input_ids"][0].tolist()
     said = tokenizer("No", add_special_tokens=False)["input_ids"][0]
     place = ids.index(said)
     ids[place : place + 1] = letters
-    writing = writing_of(talker.processor, talker.model.config)
-    row = WrittenRow(ids, {talker.image}, set(), writing)
+    writing = writing_of(vlm.processor, vlm.model.config)
+    row = WrittenRow(ids, {vlm.image}, set(), writing)
     kept = [token for token in left(row)]
     at = kept.index(letters[0])
     assert kept[at : at + 3] == letters
-    assert talker.image not in kept
+    assert vlm.image not in kept
 
 
-def test_markers_that_are_named_go_though_no_image_has_them(talker):
+def test_markers_that_are_named_go_though_no_image_has_them(vlm):
     """A video's, around one that the processor was not asked about."""
-    inputs = talker.inputs([talker.chat("Why?")], talker.pictures[:1])
+    inputs = vlm.inputs([vlm.chat("Why?")], vlm.pictures[:1])
     ids = inputs["input_ids"][0].tolist()
-    writing = writing_of(talker.processor, talker.model.config)
-    plain = WrittenRow(ids, {talker.image}, set(), writing)
-    unused = talker.processor.tokenizer.unk_token_id or 6  # <|video_pad|>
-    before = ids.index(talker.image) - 1
+    writing = writing_of(vlm.processor, vlm.model.config)
+    plain = WrittenRow(ids, {vlm.image}, set(), writing)
+    unused = vlm.processor.tokenizer.unk_token_id or 6  # <|video_pad|>
+    before = ids.index(vlm.image) - 1
     more = [*ids[:before], unused, *ids[before:], unused]
-    assert left(WrittenRow(more, {talker.image}, set(), writing, {unused})) == left(plain)
+    assert left(WrittenRow(more, {vlm.image}, set(), writing, {unused})) == left(plain)
 
 
-def test_a_processor_is_asked_once_for_its_settings(talker, monkeypatch):
-    processor, config = talker.processor, talker.model.config
+def test_a_processor_is_asked_once_for_its_settings(vlm, monkeypatch):
+    processor, config = vlm.processor, vlm.model.config
     first = writing_of(processor, config)
     assert writing_of(processor, config) is first
     template = processor.chat_template
@@ -275,53 +275,53 @@ def test_a_processor_is_asked_once_for_its_settings(talker, monkeypatch):
     assert writing_of(processor, config) is not first
 
 
-def test_images_are_counted_where_the_features_are_not_known(talker):
-    inputs = talker.inputs([talker.chat([None, "One.", None, "Which?"])], talker.pictures[:2])
+def test_images_are_counted_where_the_features_are_not_known(vlm):
+    inputs = vlm.inputs([vlm.chat([None, "One.", None, "Which?"])], vlm.pictures[:2])
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    for processor in (talker.processor, None):
-        (row,) = rows_of(ids, mask, None, talker.model, processor)
+    for processor in (vlm.processor, None):
+        (row,) = rows_of(ids, mask, None, vlm.model, processor)
         assert len(row.images) == 2
 
 
 @pytest.mark.parametrize("build", [VDD, M3ID, PAI, lambda: PromptCached(VDD())])
-def test_what_is_made_without_a_processor_gets_the_one_of_answer(talker, build):
+def test_what_is_made_without_a_processor_gets_the_one_of_answer(vlm, build):
     decoder = build()
 
-    assert processor_for(decoder, talker.processor) == {"processor": talker.processor}
-    assert processor_for(None, talker.processor) == {}
-    assert processor_for("a folder", talker.processor) == {}
-    picture = talker.pictures[0]
-    said = answer(talker.model, talker.processor, picture, "Why?", decoder, max_new_tokens=2)
+    assert processor_for(decoder, vlm.processor) == {"processor": vlm.processor}
+    assert processor_for(None, vlm.processor) == {}
+    assert processor_for("a folder", vlm.processor) == {}
+    picture = vlm.pictures[0]
+    said = answer(vlm.model, vlm.processor, picture, "Why?", decoder, max_new_tokens=2)
     assert isinstance(said, str)
 
 
-def test_a_decoder_with_a_processor_of_its_own_does_not_need_the_calls(talker):
-    decoder = PostHocDebias(processor=talker.processor)
-    assert processor_for(decoder, talker.processor) == {}
+def test_a_decoder_with_a_processor_of_its_own_does_not_need_the_calls(vlm):
+    decoder = PostHocDebias(processor=vlm.processor)
+    assert processor_for(decoder, vlm.processor) == {}
 
 
 def test_one_warning_for_a_model_of_markers_that_stay(monkeypatch):
-    talker = TALKERS["qwen"]()
-    inputs = talker.asked(["Is there a cup?"])
+    vlm = CHAT_MODELS["qwen"]()
+    inputs = vlm.asked(["Is there a cup?"])
     monkeypatch.setattr("sightline.engine.image_spans.MARKERS", ())
     (contrast,) = VDD().recipe().contrasts
     with pytest.warns(UserWarning, match=r"pass processor=.*markers="):
-        blind(talker, inputs, contrast)
+        blind(vlm, inputs, contrast)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        blind(talker, inputs, contrast)
-        blind(talker, inputs, VDD(processor=talker.processor).recipe().contrasts[0])
+        blind(vlm, inputs, contrast)
+        blind(vlm, inputs, VDD(processor=vlm.processor).recipe().contrasts[0])
 
 
-def test_what_a_preparation_finds_of_a_row(talker):
+def test_what_a_preparation_finds_of_a_row(vlm):
     """Columns of each image in a padded batch."""
-    inputs = talker.inputs(
-        [talker.chat("Is there a cup?"), talker.chat(["AttentionMap", None, "!", None])],
-        talker.pictures,
+    inputs = vlm.inputs(
+        [vlm.chat("Is there a cup?"), vlm.chat(["AttentionMap", None, "!", None])],
+        vlm.pictures,
     )
-    images = within(talker, inputs, lambda e, m: image_columns(e, m, talker.processor))
+    images = within(vlm, inputs, lambda e, m: image_columns(e, m, vlm.processor))
     assert [len(row) for row in images] == [1, 2]
     for row, own in enumerate(images):
         columns = [column for image in own for column in image]
-        places = torch.nonzero(inputs["input_ids"][row] == talker.image)[:, 0].tolist()
+        places = torch.nonzero(inputs["input_ids"][row] == vlm.image)[:, 0].tolist()
         assert columns == places

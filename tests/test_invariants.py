@@ -7,10 +7,10 @@ from typing import Any
 import forwards
 import pytest
 import torch
+from letter_models import LETTER_MODELS, images_of
 from methods import METHODS, Method
 from models import FAMILIES, IMAGE, PROMPTS, VIDEO, VISION_END, VISION_START
 from neutral_parts import with_all_branches
-from spoken import SPOKEN, images_of
 
 from sightline.decoders import DECODERS
 
@@ -77,9 +77,9 @@ class Case:
 def case_of(family, method, dtype=torch.float32):
     name, model, make_inputs = family
     if method.needs_processor:
-        spoken = SPOKEN[name]()
-        method = method.of(spoken.processor)
-        case = Case(method, spoken, spoken.model, spoken.inputs, spoken.rows)
+        tiny = LETTER_MODELS[name]()
+        method = method.of(tiny.processor)
+        case = Case(method, tiny, tiny.model, tiny.inputs, tiny.rows)
     else:
         case = Case(method, name, model, make_inputs, PROMPTS)
     if dtype != torch.float32:
@@ -130,11 +130,11 @@ def test_best_two_tokens_are_apart(name):
             assert ((best - second) > 1e-3).all()
 
 
-def test_best_two_spoken_tokens_are_apart(family):
-    spoken = SPOKEN[family[0]]()
+def test_best_two_letters_are_apart(family):
+    tiny = LETTER_MODELS[family[0]]()
     asked = dict(output_logits=True, return_dict_in_generate=True)
-    for rows in (spoken.rows, spoken.rows[:1]):
-        out = spoken.model.generate(**spoken.inputs(rows), max_new_tokens=STEPS, **asked)
+    for rows in (tiny.rows, tiny.rows[:1]):
+        out = tiny.model.generate(**tiny.inputs(rows), max_new_tokens=STEPS, **asked)
         for step in out.logits:
             best, second = step.topk(2).values.unbind(-1)
             assert ((best - second) > 1e-3).all()

@@ -33,31 +33,31 @@ DECODERS = {  # and the cut that is left of each where there is no image
 }
 
 
-def batch(talker, order):
+def batch(vlm, order):
     """Inputs of rows with and without an image, and the image of each, or None."""
-    pictures = iter(talker.pictures)
+    pictures = iter(vlm.pictures)
     shown = [next(pictures) if has_image else None for has_image in order]
     questions = iter(QUESTIONS)
-    prompts = [talker.chat(next(questions) if one else [HELLO]) for one in order]
-    return talker.inputs(prompts, [one for one in shown if one]), shown
+    prompts = [vlm.chat(next(questions) if one else [HELLO]) for one in order]
+    return vlm.inputs(prompts, [one for one in shown if one]), shown
 
 
-def rows(talker, order):
+def rows(vlm, order):
     """Each row of a batch as a batch of its own."""
-    _, shown = batch(talker, order)
+    _, shown = batch(vlm, order)
     questions = iter(QUESTIONS)
     for one in shown:
-        prompt = talker.chat(next(questions) if one else [HELLO])
-        yield talker.inputs([prompt], [one] if one else []), one
+        prompt = vlm.chat(next(questions) if one else [HELLO])
+        yield vlm.inputs([prompt], [one] if one else []), one
 
 
-def answers(talker, inputs, decoder, images=(), **asked):
+def answers(vlm, inputs, decoder, images=(), **asked):
     """Tokens of each row, without the padding behind them."""
     torch.manual_seed(5)
     given = dict(images=images) if getattr(decoder, "needs_images", False) else {}
     asked = dict(max_new_tokens=6, min_new_tokens=6, do_sample=False) | asked
-    said = talker.model.generate(**inputs, **given, custom_generate=decoder, **asked)
-    padding = talker.model.generation_config.pad_token_id
+    said = vlm.model.generate(**inputs, **given, custom_generate=decoder, **asked)
+    padding = vlm.model.generation_config.pad_token_id
     rows = said[:, inputs["input_ids"].shape[1] :].tolist()
     return [[token for token in row if token != padding] for row in rows]
 
@@ -70,71 +70,71 @@ def answers(talker, inputs, decoder, images=(), **asked):
         *((name, ORDERS[0], BEAMS) for name in DECODERS if name != "mvp"),  # of one answer
     ],
 )
-def test_every_row_is_answered_as_alone(talker, name, order, asked):
+def test_every_row_is_answered_as_alone(vlm, name, order, asked):
     """With its method if it has an image, else by the model, or the method's cut, alone."""
     build, cut = DECODERS[name]
-    decoder, plain = build(talker.processor), Recipe(rule=Plausibility(cut))
+    decoder, plain = build(vlm.processor), Recipe(rule=Plausibility(cut))
     alone = [
-        answers(talker, one, decoder if picture else plain, [picture], **asked)[0]
-        for one, picture in rows(talker, order)
+        answers(vlm, one, decoder if picture else plain, [picture], **asked)[0]
+        for one, picture in rows(vlm, order)
     ]
-    inputs, shown = batch(talker, order)
-    assert answers(talker, inputs, decoder, shown, **asked) == alone
+    inputs, shown = batch(vlm, order)
+    assert answers(vlm, inputs, decoder, shown, **asked) == alone
 
 
-def test_under_icd_a_row_without_an_image_is_told_nothing_else(talker):
+def test_under_icd_a_row_without_an_image_is_told_nothing_else(vlm):
     """Its second branch has its own prompt, so the same logits, and no other amateur's."""
-    inputs, _ = batch(talker, ORDERS[0])
+    inputs, _ = batch(vlm, ORDERS[0])
     told = dict(return_dict_in_generate=True, output_logits=True, max_new_tokens=1)
-    (logits,) = talker.model.generate(
-        **inputs, custom_generate=ICD(1.5, 0.05, processor=talker.processor), **told
+    (logits,) = vlm.model.generate(
+        **inputs, custom_generate=ICD(1.5, 0.05, processor=vlm.processor), **told
     ).branch_logits
     torch.testing.assert_close(logits[0, 1], logits[1, 1], atol=1e-4, rtol=1e-4)  # float32
     for row in (0, 2):
         assert not torch.allclose(logits[0, row], logits[1, row], atol=1e-2)
 
 
-def test_scores_without_an_image_are_the_models_own(talker):
+def test_scores_without_an_image_are_the_models_own(vlm):
     """Where AGLA adds, and VDGD ranks: both leave nothing but the cut, here none."""
-    inputs, shown = batch(talker, ORDERS[0])
+    inputs, shown = batch(vlm, ORDERS[0])
     told = dict(return_dict_in_generate=True, output_scores=True, max_new_tokens=1)
-    (plain,) = talker.model.generate(**inputs, **told).scores
+    (plain,) = vlm.model.generate(**inputs, **told).scores
     for decoder in (
-        AGLA(processor=talker.processor, beta=0),
-        VDGD(processor=talker.processor, tokens=3, alpha=1e-30),
+        AGLA(processor=vlm.processor, beta=0),
+        VDGD(processor=vlm.processor, tokens=3, alpha=1e-30),
     ):
         given = dict(images=shown) if decoder.needs_images else {}
-        (scores,) = talker.model.generate(**inputs, **given, custom_generate=decoder, **told).scores
+        (scores,) = vlm.model.generate(**inputs, **given, custom_generate=decoder, **told).scores
         got, wanted = (values[1].log_softmax(dim=-1) for values in (scores, plain))
         torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)  # float32
         assert not torch.allclose(scores[0].log_softmax(-1), plain[0].log_softmax(-1), atol=1e-2)
 
 
-def test_images_are_given_for_all_rows_or_for_those_that_have_one(talker):
-    inputs, (first, _, last) = batch(talker, ORDERS[0])
-    decoder = AGLA(processor=talker.processor, beta=0.05)
-    wanted = answers(talker, inputs, decoder, [first, last])
+def test_images_are_given_for_all_rows_or_for_those_that_have_one(vlm):
+    inputs, (first, _, last) = batch(vlm, ORDERS[0])
+    decoder = AGLA(processor=vlm.processor, beta=0.05)
+    wanted = answers(vlm, inputs, decoder, [first, last])
     for images in (
         [first, None, last],
         [[first], [], [last]],
         [first, [], last],
         [[first], [last]],
     ):
-        assert answers(talker, inputs, decoder, images) == wanted
+        assert answers(vlm, inputs, decoder, images) == wanted
     for images in ([None, first, last], [first, last, None], [[first, last], [], []]):
         with pytest.raises(ValueError, match=r"by row and the prompts hold \[1, 0, 1\]"):
-            answers(talker, inputs, decoder, images)
+            answers(vlm, inputs, decoder, images)
     with pytest.raises(ValueError, match="holds 1 pictures and the prompt 2"):
-        answers(talker, inputs, decoder, [first, None, []])
-    hello = talker.inputs([talker.chat([HELLO])] * 2)
+        answers(vlm, inputs, decoder, [first, None, []])
+    hello = vlm.inputs([vlm.chat([HELLO])] * 2)
     for images in (None, [], [None, None], [[], []]):
         for build in (AGLA, CARVE, MVP):
-            got = answers(talker, hello, build(talker.processor), images)
-            assert got == answers(talker, hello, Recipe())
+            got = answers(vlm, hello, build(vlm.processor), images)
+            assert got == answers(vlm, hello, Recipe())
 
 
-def test_probabilities_of_votes_about_no_image_are_refused(talker):
-    inputs, shown = batch(talker, ORDERS[0])
-    decoder = MVP(processor=talker.processor)
+def test_probabilities_of_votes_about_no_image_are_refused(vlm):
+    inputs, shown = batch(vlm, ORDERS[0])
+    decoder = MVP(processor=vlm.processor)
     with pytest.raises(ValueError, match=r"rows \[1\] hold no image"):
-        decoder.probabilities(talker.model, images=shown, **inputs)
+        decoder.probabilities(vlm.model, images=shown, **inputs)

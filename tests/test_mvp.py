@@ -13,9 +13,9 @@ from sightline.vision.noise import generator
 LABELS = ("orange", "vase")
 
 
-def mvp(talker, **settings):
+def mvp(vlm, **settings):
     given = dict(k=3, labels=LABELS, tokens=20, caption_tokens=12, temperature=0, dedup=False)
-    return MVP(processor=talker.processor, **{**given, **settings})
+    return MVP(processor=vlm.processor, **{**given, **settings})
 
 
 class Counted(LabelProbabilities):
@@ -25,24 +25,24 @@ class Counted(LabelProbabilities):
         return self.decoder._votes(model, self.decoder.expert(model, call))
 
 
-def votes_of(talker, decoder, questions=QUESTIONS, pictures=None):
-    given = list(pictures or shown(talker))
-    return generate(talker, Counted(decoder), questions, given, images=given)[0]
+def votes_of(vlm, decoder, questions=QUESTIONS, pictures=None):
+    given = list(pictures or shown(vlm))
+    return generate(vlm, Counted(decoder), questions, given, images=given)[0]
 
 
-def paths_by_hand(talker, decoder, question, picture):
+def paths_by_hand(vlm, decoder, question, picture):
     """By view, (probability of the first token, all tokens, logits of each), path by path."""
     found = []
     for request in decoder.requests:
-        said, _ = plain(talker, talker.chat(request), [picture], decoder.caption_tokens)
-        caption = talker.processor.decode(said, skip_special_tokens=True).strip()
+        said, _ = plain(vlm, vlm.chat(request), [picture], decoder.caption_tokens)
+        caption = vlm.processor.decode(said, skip_special_tokens=True).strip()
         text = decoder.template.format(caption=caption, question=question.lower())
-        prompt = talker.chat(text)
-        first = full(talker, prompt, [picture]).logits[-1]
+        prompt = vlm.chat(text)
+        first = full(vlm, prompt, [picture]).logits[-1]
         best = first.softmax(-1).topk(decoder.k)
         found.append([])
         for p, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            inputs = talker.inputs([prompt], [picture])
+            inputs = vlm.inputs([prompt], [picture])
             for name, new in (
                 ("input_ids", token),
                 ("attention_mask", 1),
@@ -51,20 +51,20 @@ def paths_by_hand(talker, decoder, question, picture):
                 if name in inputs:
                     inputs[name] = torch.cat([inputs[name], torch.tensor([[new]])], dim=1)
             tokens, logits = [token], [first]
-            if token not in talker.eos:
-                out = talker.model.generate(
+            if token not in vlm.eos:
+                out = vlm.model.generate(
                     **inputs, max_new_tokens=decoder.tokens, do_sample=False, **ASKED
                 )
-                rest = ended(talker, out.sequences[0, inputs["input_ids"].shape[1] :].tolist())
+                rest = ended(vlm, out.sequences[0, inputs["input_ids"].shape[1] :].tolist())
                 tokens, logits = tokens + rest, [first, *(step[0] for step in out.logits)]
             found[-1].append((p, tokens, logits))
     return found
 
 
-def vote_by_hand(talker, labels, p, tokens, logits):
+def vote_by_hand(vlm, labels, p, tokens, logits):
     """(label, vote), labels being words of one token that begin with a space or the answer."""
     for place, token in enumerate(tokens):
-        word = talker.processor.decode([token]).strip().lower()
+        word = vlm.processor.decode([token]).strip().lower()
         if word in labels:
             if place == 0:
                 return word, p
@@ -74,24 +74,24 @@ def vote_by_hand(talker, labels, p, tokens, logits):
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_mvp_counts_the_votes_of_paths_run_one_by_one(lab_talker, k):
-    talker = lab_talker
-    decoder = mvp(talker, k=k)
-    votes = votes_of(talker, decoder)
-    pictures = list(shown(talker))
-    inputs = talker.asked(QUESTIONS, pictures)
-    shares = decoder.probabilities(talker.model, images=pictures, **inputs)
-    out, _ = generate(talker, decoder, steps=21)
+def test_mvp_counts_the_votes_of_paths_run_one_by_one(lab_vlm, k):
+    vlm = lab_vlm
+    decoder = mvp(vlm, k=k)
+    votes = votes_of(vlm, decoder)
+    pictures = list(shown(vlm))
+    inputs = vlm.asked(QUESTIONS, pictures)
+    shares = decoder.probabilities(vlm.model, images=pictures, **inputs)
+    out, _ = generate(vlm, decoder, steps=21)
     for row, question in enumerate(QUESTIONS):
         totals = dict.fromkeys(LABELS, 0.0)
         spoken = []
         for weight, paths in zip(
             decoder.weights,
-            paths_by_hand(talker, decoder, question, pictures[row]),
+            paths_by_hand(vlm, decoder, question, pictures[row]),
             strict=True,
         ):
             for p, tokens, logits in paths:
-                label, vote = vote_by_hand(talker, LABELS, p, tokens, logits)
+                label, vote = vote_by_hand(vlm, LABELS, p, tokens, logits)
                 if label and p >= 0.001:
                     totals[label] += weight * vote
                     spoken.append((weight * vote, label, tokens))
@@ -103,18 +103,18 @@ def test_mvp_counts_the_votes_of_paths_run_one_by_one(lab_talker, k):
         assert votes[row].label == winner
         _, _, tokens = max((v for v in spoken if v[1] == winner), key=lambda v: v[0])
         answer = votes[row].tokens
-        assert answer == tokens[: len(answer)] and winner in talker.processor.decode(answer)
+        assert answer == tokens[: len(answer)] and winner in vlm.processor.decode(answer)
         assert out[row, inputs["input_ids"].shape[1] :][: len(answer)].tolist() == answer
 
 
-def test_mvps_paths_are_what_generate_says_after_the_scored_token(talker):
+def test_mvps_paths_are_what_generate_says_after_the_scored_token(vlm):
     """The authors tokenise path and prompt anew: another token than the one that was scored."""
-    decoder = mvp(talker, labels=("zebra", "yak"), threshold=0, tokens=6)
-    for row, votes in enumerate(votes_of(talker, decoder)):
+    decoder = mvp(vlm, labels=("zebra", "yak"), threshold=0, tokens=6)
+    for row, votes in enumerate(votes_of(vlm, decoder)):
         expected = [
-            (view, p, talker.processor.decode(tokens[:7], skip_special_tokens=True))
+            (view, p, vlm.processor.decode(tokens[:7], skip_special_tokens=True))
             for view, paths in enumerate(
-                paths_by_hand(talker, decoder, QUESTIONS[row], talker.pictures[row])
+                paths_by_hand(vlm, decoder, QUESTIONS[row], vlm.pictures[row])
             )
             for p, tokens, _ in paths
         ]
@@ -123,15 +123,15 @@ def test_mvps_paths_are_what_generate_says_after_the_scored_token(talker):
             assert (view, text) == (own, words)
             assert p == pytest.approx(q, abs=1e-4)
         assert votes.label is None and not any(votes.totals.values())
-        _, tokens, _ = paths_by_hand(talker, decoder, QUESTIONS[row], talker.pictures[row])[-1][0]
+        _, tokens, _ = paths_by_hand(vlm, decoder, QUESTIONS[row], vlm.pictures[row])[-1][0]
         assert votes.tokens == tokens[:7]  # what the last view says greedily
 
 
-def test_unresolved_paths_may_count_as_affirmative(qwen_talker):
+def test_unresolved_paths_may_count_as_affirmative(qwen_vlm):
     """The first label, with the whole probability of the first token, unless they deny."""
-    talker = qwen_talker
+    vlm = qwen_vlm
     skip, affirmative = (
-        votes_of(talker, mvp(talker, labels=("zebra", "yak"), tokens=4, unresolved=policy))
+        votes_of(vlm, mvp(vlm, labels=("zebra", "yak"), tokens=4, unresolved=policy))
         for policy in ("skip", "affirmative")
     )
     for unheard, heard in zip(skip, affirmative, strict=True):
@@ -141,7 +141,7 @@ def test_unresolved_paths_may_count_as_affirmative(qwen_talker):
         assert heard.label == "zebra"
 
 
-def test_captions_are_asked_once_for_each_picture(talker, monkeypatch):
+def test_captions_are_asked_once_for_each_picture(vlm, monkeypatch):
     from sightline.decoders.mvp import mvp as module
 
     calls = []
@@ -152,23 +152,23 @@ def test_captions_are_asked_once_for_each_picture(talker, monkeypatch):
         return own(model, branch, tokens, **kwargs)
 
     monkeypatch.setattr(module, "generate_text", spy)
-    decoder = mvp(talker, tokens=4, caption_tokens=5)
-    picture, other = talker.pictures[:2]
-    generate(talker, decoder, QUESTIONS, [picture, picture])
-    generate(talker, decoder, ["Is there a cup in the image?"], [picture.copy()])
-    generate(talker, decoder, QUESTIONS, [other, picture])
+    decoder = mvp(vlm, tokens=4, caption_tokens=5)
+    picture, other = vlm.pictures[:2]
+    generate(vlm, decoder, QUESTIONS, [picture, picture])
+    generate(vlm, decoder, ["Is there a cup in the image?"], [picture.copy()])
+    generate(vlm, decoder, QUESTIONS, [other, picture])
     assert calls == [(3, 5), (6, 5), (3, 5), (3, 5), (6, 5)]
 
 
-def beside_a_video(talker, video, picture, question):
+def beside_a_video(vlm, video, picture, question):
     """A prompt in which one picture is a video of a single frame."""
-    inputs = talker.inputs([talker.chat([None, None, question])], [video, picture])
+    inputs = vlm.inputs([vlm.chat([None, None, question])], [video, picture])
     ids, grid = inputs["input_ids"], inputs["image_grid_thw"]
-    frame, is_image = int(grid[0].prod()), ids == talker.image
+    frame, is_image = int(grid[0].prod()), ids == vlm.image
     is_video = is_image & (is_image.cumsum(1) <= frame // 4)  # 2 x 2 patches a token
     pixels = inputs["pixel_values"]
     return inputs | {
-        "input_ids": ids.masked_fill(is_video, talker.model.config.video_token_id),
+        "input_ids": ids.masked_fill(is_video, vlm.model.config.video_token_id),
         "mm_token_type_ids": is_image.long() + is_video.long(),
         "pixel_values": pixels[frame:],
         "pixel_values_videos": pixels[:frame],
@@ -177,66 +177,66 @@ def beside_a_video(talker, video, picture, question):
     }
 
 
-def test_a_caption_beside_another_video_is_asked_anew(qwen_talker):
-    talker, decoder = qwen_talker, mvp(qwen_talker, tokens=4, caption_tokens=5)
-    first, other = talker.pictures[0], talker.pictures[0].rotate(180)
+def test_a_caption_beside_another_video_is_asked_anew(qwen_vlm):
+    vlm, decoder = qwen_vlm, mvp(qwen_vlm, tokens=4, caption_tokens=5)
+    first, other = vlm.pictures[0], vlm.pictures[0].rotate(180)
     known = []
     for video in (first, first, other):
-        inputs = beside_a_video(talker, video, talker.pictures[1], QUESTIONS[0])
-        asked = dict(images=[talker.pictures[1]], max_new_tokens=4)
-        talker.model.generate(**inputs, custom_generate=decoder, **asked)
-        known.append(len(captions_of(talker, decoder)))
+        inputs = beside_a_video(vlm, video, vlm.pictures[1], QUESTIONS[0])
+        asked = dict(images=[vlm.pictures[1]], max_new_tokens=4)
+        vlm.model.generate(**inputs, custom_generate=decoder, **asked)
+        known.append(len(captions_of(vlm, decoder)))
     assert known == [3, 3, 6]
 
 
-def captions_of(talker, decoder):
+def captions_of(vlm, decoder):
     (known,) = decoder._known.by_owner.values()
     return {key: caption for (_, key), caption in known.items()}
 
 
-def test_captions_at_temperature_0_are_greedy(talker):
-    decoder = mvp(talker)
-    generate(talker, decoder)
+def test_captions_at_temperature_0_are_greedy(vlm):
+    decoder = mvp(vlm)
+    generate(vlm, decoder)
     expected = [
-        talker.processor.decode(
-            plain(talker, talker.chat(request), [picture], 12)[0], skip_special_tokens=True
+        vlm.processor.decode(
+            plain(vlm, vlm.chat(request), [picture], 12)[0], skip_special_tokens=True
         ).strip()
-        for picture in shown(talker)
+        for picture in shown(vlm)
         for request in decoder.requests
     ]
-    assert list(captions_of(talker, decoder).values()) == expected
+    assert list(captions_of(vlm, decoder).values()) == expected
 
 
-def test_a_drawn_caption_does_not_depend_on_the_batch(talker):
+def test_a_drawn_caption_does_not_depend_on_the_batch(vlm):
     def drawn(questions, pictures, seed=0):
-        decoder = mvp(talker, temperature=1.5, top_p=0.95, seed=seed, tokens=2)
+        decoder = mvp(vlm, temperature=1.5, top_p=0.95, seed=seed, tokens=2)
         before = torch.get_rng_state()
-        inputs = talker.asked(questions, pictures)
-        talker.model.generate(
+        inputs = vlm.asked(questions, pictures)
+        vlm.model.generate(
             **inputs, images=list(pictures), custom_generate=decoder, max_new_tokens=2
         )
         assert torch.equal(torch.get_rng_state(), before)
-        return captions_of(talker, decoder)
+        return captions_of(vlm, decoder)
 
-    together = drawn(QUESTIONS, shown(talker))
-    alone = drawn(QUESTIONS[1:], shown(talker)[1:])
+    together = drawn(QUESTIONS, shown(vlm))
+    alone = drawn(QUESTIONS[1:], shown(vlm)[1:])
     assert len(together) == 6 and len(alone) == 3
     assert all(together[key] == caption for key, caption in alone.items())
-    others = drawn(QUESTIONS, shown(talker), seed=1)
+    others = drawn(QUESTIONS, shown(vlm), seed=1)
     assert list(others.values()) != list(together.values())
-    greedy = mvp(talker)
-    generate(talker, greedy)
-    assert list(captions_of(talker, greedy).values()) != list(together.values())
+    greedy = mvp(vlm)
+    generate(vlm, greedy)
+    assert list(captions_of(vlm, greedy).values()) != list(together.values())
 
 
-def test_views_of_one_request_are_drawn_one_by_one(talker):
+def test_views_of_one_request_are_drawn_one_by_one(vlm):
     """Three drawn captions of one picture are three, at 0 they are one; each again when asked."""
 
     def captions(temperature):
         same = ("Describe the image.",) * 3
-        decoder = mvp(talker, temperature=temperature, top_p=1.0, requests=same)
-        generate(talker, decoder)
-        said = list(captions_of(talker, decoder).values())
+        decoder = mvp(vlm, temperature=temperature, top_p=1.0, requests=same)
+        generate(vlm, decoder)
+        said = list(captions_of(vlm, decoder).values())
         return [said[:3], said[3:]]
 
     for drawn, greedy in zip(captions(5.0), captions(0), strict=True):
@@ -258,40 +258,40 @@ def test_drawn_rows_have_the_frequencies_of_the_distribution():
     torch.testing.assert_close(shares, torch.tensor([0.625, 0.375, 0, 0]), atol=0.025, rtol=0)
 
 
-def test_a_caption_after_earlier_turns_is_not_that_of_the_first(talker):
+def test_a_caption_after_earlier_turns_is_not_that_of_the_first(vlm):
     """What was said before stands before the request, so it is another caption."""
     prompts = [
-        talker.chat("Is there a cow?"),
-        talker.chat("Is there a cow?", "No", "Is there a dog?"),
-        talker.chat("Is there a cow?", "Yes", "Is there a dog?"),
+        vlm.chat("Is there a cow?"),
+        vlm.chat("Is there a cow?", "No", "Is there a dog?"),
+        vlm.chat("Is there a cow?", "Yes", "Is there a dog?"),
     ]
-    picture = talker.pictures[0]
-    decoder = mvp(talker, tokens=2, caption_tokens=5)
+    picture = vlm.pictures[0]
+    decoder = mvp(vlm, tokens=2, caption_tokens=5)
     for prompt in prompts:
-        inputs = talker.inputs([prompt], [picture])
-        talker.model.generate(**inputs, images=picture, custom_generate=decoder, max_new_tokens=2)
+        inputs = vlm.inputs([prompt], [picture])
+        vlm.model.generate(**inputs, images=picture, custom_generate=decoder, max_new_tokens=2)
     turns = [(), ("Is there a cow?", "No"), ("Is there a cow?", "Yes")]
     expected = [
-        talker.processor.decode(
-            plain(talker, talker.chat(*before, request), [picture], 5)[0],
+        vlm.processor.decode(
+            plain(vlm, vlm.chat(*before, request), [picture], 5)[0],
             skip_special_tokens=True,
         ).strip()
         for before in turns
         for request in decoder.requests
     ]
-    assert list(captions_of(talker, decoder).values()) == expected
+    assert list(captions_of(vlm, decoder).values()) == expected
 
 
-def test_views_without_a_likely_beginning_answer_greedily(qwen_talker):
-    talker = qwen_talker
-    decoder = mvp(talker, labels=("zebra", "yak"), threshold=1.0, tokens=3)
-    first = mvp(talker, labels=("zebra", "yak"), threshold=0, tokens=3)
-    out, own = (votes_of(talker, one) for one in (decoder, first))
+def test_views_without_a_likely_beginning_answer_greedily(qwen_vlm):
+    vlm = qwen_vlm
+    decoder = mvp(vlm, labels=("zebra", "yak"), threshold=1.0, tokens=3)
+    first = mvp(vlm, labels=("zebra", "yak"), threshold=0, tokens=3)
+    out, own = (votes_of(vlm, one) for one in (decoder, first))
     for votes, greedy in zip(out, own, strict=True):
         assert votes.label is None and votes.tokens == greedy.tokens
 
 
-def test_mvp_streams_the_path_that_speaks(lab_talker):
+def test_mvp_streams_the_path_that_speaks(lab_vlm):
     class Heard(BaseStreamer):
         def __init__(self):
             self.tokens, self.ended = [], False
@@ -303,14 +303,14 @@ def test_mvp_streams_the_path_that_speaks(lab_talker):
             self.ended = True
 
     heard = Heard()
-    decoder = mvp(lab_talker)
-    out, inputs = generate(lab_talker, decoder, QUESTIONS[:1], steps=21, token_streamer=heard)
+    decoder = mvp(lab_vlm)
+    out, inputs = generate(lab_vlm, decoder, QUESTIONS[:1], steps=21, token_streamer=heard)
     prompt, *tokens = heard.tokens
     assert prompt == inputs["input_ids"].tolist() and heard.ended
     assert [*prompt[0], *(t for token in tokens for t in token)] == out[0].tolist()
 
 
 @pytest.mark.parametrize("mode", [dict(num_beams=2), dict(do_sample=True, num_return_sequences=2)])
-def test_mvp_gives_one_answer(lab_talker, mode):
+def test_mvp_gives_one_answer(lab_vlm, mode):
     with pytest.raises(ValueError, match="MVP gives one answer"):
-        generate(lab_talker, mvp(lab_talker), **mode)
+        generate(lab_vlm, mvp(lab_vlm), **mode)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from chat_models import TALKERS
+from chat_models import CHAT_MODELS
 from models import FAMILIES, PROMPTS, TEXT, UNK
 from models import llava as build_llava
 from neutral_parts import ExpertOnly
@@ -122,11 +122,11 @@ def test_attention_that_gives_no_weights_is_refused(llava):
 
 def test_a_prompt_that_parts_share_is_read_in_one():
     """Its states would begin behind the picture."""
-    talker = TALKERS["lab"]()
-    inputs = talker.asked(["Describe the image."], list(talker.pictures[:1]))
-    talker.model.set_attn_implementation("eager")
-    decoder = VDGD(processor=talker.processor, tokens=4)
-    out = talker.model.generate(**inputs, custom_generate=decoder, **ASKED)
+    vlm = CHAT_MODELS["lab"]()
+    inputs = vlm.asked(["Describe the image."], list(vlm.pictures[:1]))
+    vlm.model.set_attn_implementation("eager")
+    decoder = VDGD(processor=vlm.processor, tokens=4)
+    out = vlm.model.generate(**inputs, custom_generate=decoder, **ASKED)
     length = out.hidden_states[0][0].shape[1]
     assert length > inputs["input_ids"].shape[1]  # the description is in it
     assert all(layer.shape[-2:] == (length, length) for layer in out.attentions[0])
@@ -139,19 +139,19 @@ OUTPUTS = ["output_scores", "output_logits", "output_attentions", "output_hidden
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("name", ["PostHocDebias", "MVP"])
 def test_closed_sets_have_nothing_for_each_token(name, output):
-    talker = TALKERS["lab"]()
-    pictures = list(talker.pictures[:1])
-    inputs = talker.asked(["Is there a vase?"], pictures)
+    vlm = CHAT_MODELS["lab"]()
+    pictures = list(vlm.pictures[:1])
+    inputs = vlm.asked(["Is there a vase?"], pictures)
     if name == "MVP":
         decoder, given = (
-            MVP(processor=talker.processor, tokens=4, caption_tokens=4),
+            MVP(processor=vlm.processor, tokens=4, caption_tokens=4),
             dict(images=pictures),
         )
     else:
-        decoder, given = PostHocDebias(processor=talker.processor), {}
+        decoder, given = PostHocDebias(processor=vlm.processor), {}
     asked = dict(given, custom_generate=decoder, max_new_tokens=4)
     with pytest.raises(ValueError, match=rf"{name} chooses .*{output}.*probabilities"):
-        talker.model.generate(**inputs, **asked, **{output: True}, return_dict_in_generate=True)
-    plain = talker.model.generate(**inputs, **asked)
-    unread = talker.model.generate(**inputs, **asked, **{output: True})
+        vlm.model.generate(**inputs, **asked, **{output: True}, return_dict_in_generate=True)
+    plain = vlm.model.generate(**inputs, **asked)
+    unread = vlm.model.generate(**inputs, **asked, **{output: True})
     assert torch.equal(unread, plain)

@@ -70,8 +70,8 @@ class Heard(logging.Handler):
 
 
 @pytest.fixture
-def talker(qwen_talker):
-    return qwen_talker
+def vlm(qwen_vlm):
+    return qwen_vlm
 
 
 @pytest.fixture(autouse=True)
@@ -84,29 +84,29 @@ def said_always(logger, *args, **kwargs):
     logger.warning(*args, **kwargs)
 
 
-def heard(talker, decoder, asked):
-    pictures = list(talker.pictures[:2])
+def heard(vlm, decoder, asked):
+    pictures = list(vlm.pictures[:2])
     given = {"images": pictures} if getattr(decoder, "needs_images", False) else {}
-    inputs = talker.asked(QUESTIONS, pictures)
+    inputs = vlm.asked(QUESTIONS, pictures)
     with Heard() as said:
-        talker.model.generate(**inputs, **given, **asked, custom_generate=decoder, max_new_tokens=4)
+        vlm.model.generate(**inputs, **given, **asked, custom_generate=decoder, max_new_tokens=4)
     return said
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", BUILDS)
-def test_a_decoder_says_nothing_that_generate_does_not(talker, name, mode):
+def test_a_decoder_says_nothing_that_generate_does_not(vlm, name, mode):
     asked = MODES[mode]
     if name in CLOSED and ("num_beams" in asked or "output_scores" in asked):
         pytest.skip("a closed set has one answer and no outputs per token, and says so")
-    assert heard(talker, None, asked) == []
-    assert heard(talker, BUILDS[name](talker.processor), asked) == []
+    assert heard(vlm, None, asked) == []
+    assert heard(vlm, BUILDS[name](vlm.processor), asked) == []
 
 
 @pytest.mark.parametrize("name", sorted(CLOSED))
-def test_probabilities_say_nothing(talker, name):
-    decoder, pictures = BUILDS[name](talker.processor), list(talker.pictures[:2])
+def test_probabilities_say_nothing(vlm, name):
+    decoder, pictures = BUILDS[name](vlm.processor), list(vlm.pictures[:2])
     given = {"images": pictures} if name == "mvp" else {}
     with Heard() as said:
-        decoder.probabilities(talker.model, **talker.asked(QUESTIONS, pictures), **given)
+        decoder.probabilities(vlm.model, **vlm.asked(QUESTIONS, pictures), **given)
     assert said == []

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 import pytest
-from chat_models import TALKERS, Fixed
+from chat_models import CHAT_MODELS, Fixed
 
 from sightline import (
     AGLA,
@@ -41,7 +41,7 @@ MADE = {
 
 @pytest.fixture(scope="module")
 def processor():
-    return TALKERS["lab"]().processor
+    return CHAT_MODELS["lab"]().processor
 
 
 @pytest.mark.parametrize("make", MADE.values(), ids=MADE)

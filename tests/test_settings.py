@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import pytest
 import torch
-from chat_models import TALKERS
+from chat_models import CHAT_MODELS
 from methods import TOKEN_METHODS
 from models import PROMPTS
 
@@ -101,7 +101,7 @@ def holds_numbers(value):
 
 @pytest.fixture(scope="module")
 def processor():
-    return TALKERS["lab"]().processor
+    return CHAT_MODELS["lab"]().processor
 
 
 def make(made, name, value, processor):
@@ -262,17 +262,17 @@ def test_the_default_device_is_not_where_a_call_runs(llava, method, asked):
 
 def test_nor_where_a_prompt_is_made(monkeypatch):
     """With a chat template, and by a processor that finds image tokens in a text by itself."""
-    talker = TALKERS["lab"]()
+    vlm = CHAT_MODELS["lab"]()
     said = []
     for device in ("cpu", "meta"):
         with default_device(device):
-            said.append(prompt_inputs(talker.model, talker.processor, talker.pictures[0], "What?"))
+            said.append(prompt_inputs(vlm.model, vlm.processor, vlm.pictures[0], "What?"))
     for name, values in said[0].items():
         assert torch.equal(said[1][name], values)
-    monkeypatch.setattr(talker.processor, "chat_template", None)
+    monkeypatch.setattr(vlm.processor, "chat_template", None)
     with default_device("meta"):
-        made = prompt_inputs(talker.model, talker.processor, talker.pictures[0], "<image> What?")
-    assert (made["input_ids"] == talker.image).any() and made["pixel_values"].device.type == "cpu"
+        made = prompt_inputs(vlm.model, vlm.processor, vlm.pictures[0], "<image> What?")
+    assert (made["input_ids"] == vlm.image).any() and made["pixel_values"].device.type == "cpu"
 
 
 ASKING = {
@@ -290,15 +290,15 @@ ASKING = {
 
 @pytest.mark.parametrize("make_decoder", ASKING.values(), ids=ASKING)
 def test_nor_of_decoders_that_ask_again(make_decoder):
-    talker = TALKERS["lab"]()
-    pictures = list(talker.pictures[:1])
-    inputs = talker.asked(["Is there a vase?"], pictures)
+    vlm = CHAT_MODELS["lab"]()
+    pictures = list(vlm.pictures[:1])
+    inputs = vlm.asked(["Is there a vase?"], pictures)
     found = []
     for device in ("cpu", "meta"):
-        decoder = make_decoder(talker.processor)
+        decoder = make_decoder(vlm.processor)
         given = dict(images=pictures) if getattr(decoder, "needs_images", False) else {}
         with default_device(device):
             found.append(
-                talker.model.generate(**inputs, **given, custom_generate=decoder, max_new_tokens=4)
+                vlm.model.generate(**inputs, **given, custom_generate=decoder, max_new_tokens=4)
             )
     assert torch.equal(*found)

@@ -58,13 +58,13 @@ MODES = ({}, {"enable_thinking": True}, {"enable_thinking": False})
 
 
 @pytest.fixture
-def talker(qwen_talker):
-    return qwen_talker
+def vlm(qwen_vlm):
+    return qwen_vlm
 
 
-def spoken(talker, template):
+def spoken(vlm, template):
     """Its processor with another template."""
-    processor = copy.copy(talker.processor)
+    processor = copy.copy(vlm.processor)
     processor.chat_template = template
     return processor
 
@@ -75,18 +75,18 @@ def said(*turns):
     return [turn(roles[n % 2], words, int(n == 0)) for n, words in enumerate(turns)]
 
 
-def inputs_of(talker, processor, chats, **arguments):
+def inputs_of(vlm, processor, chats, **arguments):
     prompts = [
         processor.apply_chat_template(
             chat, tokenize=False, **{"add_generation_prompt": True, **arguments}
         )
         for chat in chats
     ]
-    return talker.inputs(prompts, talker.pictures[: len(prompts)])
+    return vlm.inputs(prompts, vlm.pictures[: len(prompts)])
 
 
-def asking(talker, processor, inputs, action):
-    return within(talker, inputs, lambda e, m: action(PromptEditor(processor, m), e))
+def asking(vlm, processor, inputs, action):
+    return within(vlm, inputs, lambda e, m: action(PromptEditor(processor, m), e))
 
 
 def same_prompt(branch, inputs):
@@ -98,14 +98,14 @@ def same_prompt(branch, inputs):
 
 
 @pytest.mark.parametrize("template", [CHATML, OPENED, PRINTED, LISTED])
-def test_a_reply_is_given_in_the_form_that_the_template_takes(talker, template):
-    found = Template(spoken(talker, template))
+def test_a_reply_is_given_in_the_form_that_the_template_takes(vlm, template):
+    found = Template(spoken(vlm, template))
     assert found.before_reply == HEADER
     assert found.between_turns == "<|im_end|>\n<|im_start|>user\n"
 
 
-def test_the_answer_of_a_prompt_begins_after_any_thought_but_after_no_words(talker):
-    found = Template(spoken(talker, OPENED))
+def test_the_answer_of_a_prompt_begins_after_any_thought_but_after_no_words(vlm):
+    found = Template(spoken(vlm, OPENED))
     asked = "Is <b> it?"
     for thought in ("", "<think>\n", "<think>\n\n</think>\n\n", "<|end|>\n"):
         assert found.answer_start(asked + HEADER + thought) == len(asked)
@@ -114,20 +114,20 @@ def test_the_answer_of_a_prompt_begins_after_any_thought_but_after_no_words(talk
     assert found.answer_start(asked) is None
 
 
-def test_a_thought_is_open_until_it_is_closed(talker):
-    found = Template(spoken(talker, OPENED))
+def test_a_thought_is_open_until_it_is_closed(vlm):
+    found = Template(spoken(vlm, OPENED))
     assert found.open_thought("Is it?" + HEADER + "<think>\n") == "<think>"
     assert found.open_thought("Is it?" + HEADER + "<think>\n\n</think>\n\n") is None
     assert found.open_thought("Is it?" + HEADER) is None
 
 
-def test_a_marker_before_every_answer_opens_no_thought(talker):
+def test_a_marker_before_every_answer_opens_no_thought(vlm):
     reply = CHATML.replace("assistant\n'", "assistant\n<reply>'")
     reply = reply.replace(
         "message['role'] + '\n'",
         "message['role'] + ('\n<reply>' if message['role'] == 'assistant' else '\n')",
     )
-    assert Template(spoken(talker, reply)).open_thought("Is it?" + HEADER + "<reply>") is None
+    assert Template(spoken(vlm, reply)).open_thought("Is it?" + HEADER + "<reply>") is None
 
 
 # Prompts of templates with thoughts
@@ -135,31 +135,31 @@ def test_a_marker_before_every_answer_opens_no_thought(talker):
 
 @pytest.mark.parametrize("arguments", MODES)
 @pytest.mark.parametrize("template", [OPENED, PRINTED, LISTED])
-def test_prompts_are_recognised_whatever_the_template_was_told(talker, template, arguments):
-    processor = spoken(talker, template)
-    inputs = inputs_of(talker, processor, [said(q) for q in QUESTIONS], **arguments)
+def test_prompts_are_recognised_whatever_the_template_was_told(vlm, template, arguments):
+    processor = spoken(vlm, template)
+    inputs = inputs_of(vlm, processor, [said(q) for q in QUESTIONS], **arguments)
 
     def ask(chat, expert):
         assert [asked.question for asked in chat.asked(expert)] == QUESTIONS
         return chat.ask(expert, range(3), QUESTIONS)
 
-    assert same_prompt(asking(talker, processor, inputs, ask), inputs)
+    assert same_prompt(asking(vlm, processor, inputs, ask), inputs)
 
 
 @pytest.mark.parametrize("arguments", MODES)
 @pytest.mark.parametrize("template", [OPENED, PRINTED, LISTED])
-def test_a_reply_and_more_words_give_the_processors_prompt(talker, template, arguments):
+def test_a_reply_and_more_words_give_the_processors_prompt(vlm, template, arguments):
     """A thought before an earlier reply is left out, as the template leaves it out."""
-    processor = spoken(talker, template)
-    inputs = inputs_of(talker, processor, [said(q) for q in QUESTIONS], **arguments)
+    processor = spoken(vlm, template)
+    inputs = inputs_of(vlm, processor, [said(q) for q in QUESTIONS], **arguments)
     made = asking(
-        talker, processor, inputs, lambda chat, e: chat.go_on(e, ["No", "x", "A cat."], QUESTIONS)
+        vlm, processor, inputs, lambda chat, e: chat.go_on(e, ["No", "x", "A cat."], QUESTIONS)
     )
     chats = [said(q, r, q) for q, r in zip(QUESTIONS, ["No", "x", "A cat."], strict=True)]
     if template == PRINTED:
         for chat in chats:
             chat[1]["content"] = chat[1]["content"][0]["text"]
-    assert same_prompt(made, inputs_of(talker, processor, chats, **arguments))
+    assert same_prompt(made, inputs_of(vlm, processor, chats, **arguments))
 
 
 def closed_set(processor):
@@ -170,79 +170,79 @@ def closed_set(processor):
     ]
 
 
-def generated(talker, decoder, inputs, **given):
+def generated(vlm, decoder, inputs, **given):
     if getattr(decoder, "needs_images", False):
-        given["images"] = list(talker.pictures[:1])
-    return talker.model.generate(**inputs, **given, custom_generate=decoder, max_new_tokens=2)
+        given["images"] = list(vlm.pictures[:1])
+    return vlm.model.generate(**inputs, **given, custom_generate=decoder, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_no_answer_is_taken_out_of_an_open_thought(talker, which):
-    processor = spoken(talker, OPENED)
+def test_no_answer_is_taken_out_of_an_open_thought(vlm, which):
+    processor = spoken(vlm, OPENED)
     decoder = closed_set(processor)[which]
     for arguments in MODES[:2]:
-        inputs = inputs_of(talker, processor, [said(QUESTIONS[0])], **arguments)
+        inputs = inputs_of(vlm, processor, [said(QUESTIONS[0])], **arguments)
         with pytest.raises(ValueError, match=r"opens a thought \(<think>\).*enable_thinking=False"):
-            generated(talker, decoder, inputs)
-    inputs = inputs_of(talker, processor, [said(QUESTIONS[0])], **MODES[2])
-    assert generated(talker, decoder, inputs).shape[0] == 1
+            generated(vlm, decoder, inputs)
+    inputs = inputs_of(vlm, processor, [said(QUESTIONS[0])], **MODES[2])
+    assert generated(vlm, decoder, inputs).shape[0] == 1
 
 
-def test_an_instruction_may_stand_before_an_open_thought(talker):
-    processor = spoken(talker, OPENED)
-    inputs = inputs_of(talker, processor, [said(QUESTIONS[0])])
-    assert generated(talker, ICD(processor=processor), inputs).shape[0] == 1
+def test_an_instruction_may_stand_before_an_open_thought(vlm):
+    processor = spoken(vlm, OPENED)
+    inputs = inputs_of(vlm, processor, [said(QUESTIONS[0])])
+    assert generated(vlm, ICD(processor=processor), inputs).shape[0] == 1
 
 
-def test_arguments_that_change_the_words_are_passed_on(talker):
-    processor = spoken(talker, FORMAL)
-    inputs = inputs_of(talker, processor, [said(QUESTIONS[0])], formal=True)
+def test_arguments_that_change_the_words_are_passed_on(vlm):
+    processor = spoken(vlm, FORMAL)
+    inputs = inputs_of(vlm, processor, [said(QUESTIONS[0])], formal=True)
     with pytest.raises(ValueError, match="chat_template_kwargs"):
-        generated(talker, ICD(processor=processor), inputs)
+        generated(vlm, ICD(processor=processor), inputs)
     for decoder in (
         ICD(processor=processor),
         VDGD(processor=processor, tokens=2),
         MVP(processor=processor, caption_tokens=2),
     ):
         given = {"chat_template_kwargs": {"formal": True}}
-        assert generated(talker, decoder, inputs, **given).shape[0] == 1
+        assert generated(vlm, decoder, inputs, **given).shape[0] == 1
 
 
-def test_a_prompt_within_an_answer_is_for_decoders_that_ask_nothing(talker):
+def test_a_prompt_within_an_answer_is_for_decoders_that_ask_nothing(vlm):
     inputs = inputs_of(
-        talker,
-        talker.processor,
+        vlm,
+        vlm.processor,
         [said(QUESTIONS[0], "There is")],
         add_generation_prompt=False,
         continue_final_message=True,
     )
-    assert talker.processor.decode(inputs["input_ids"][0]).endswith("There is")
+    assert vlm.processor.decode(inputs["input_ids"][0]).endswith("There is")
     for decoder in (
-        ICD(processor=talker.processor),
-        VDGD(processor=talker.processor),
-        MVP(processor=talker.processor),
+        ICD(processor=vlm.processor),
+        VDGD(processor=vlm.processor),
+        MVP(processor=vlm.processor),
     ):
         with pytest.raises(ValueError, match="continue_final_message"):
-            generated(talker, decoder, inputs)
-    assert generated(talker, VDD(), inputs).shape[1] == inputs["input_ids"].shape[1] + 2
+            generated(vlm, decoder, inputs)
+    assert generated(vlm, VDD(), inputs).shape[1] == inputs["input_ids"].shape[1] + 2
 
 
 # `answer`, `prompt_inputs`, the command line, evaluation
 
 
 @pytest.mark.parametrize("decoder", [None, VDD(), ICD])
-def test_answer_takes_arguments_of_the_template(talker, decoder):
-    processor = spoken(talker, OPENED)
+def test_answer_takes_arguments_of_the_template(vlm, decoder):
+    processor = spoken(vlm, OPENED)
     decoder = decoder(processor=processor) if isinstance(decoder, type) else decoder
-    picture, arguments = talker.pictures[0], {"enable_thinking": False}
-    inputs = inputs_of(talker, processor, [said("What?")], **arguments)
+    picture, arguments = vlm.pictures[0], {"enable_thinking": False}
+    inputs = inputs_of(vlm, processor, [said("What?")], **arguments)
     told = {"chat_template_kwargs": arguments}
-    made = prompt_inputs(talker.model, processor, picture, "What?", **told)
+    made = prompt_inputs(vlm.model, processor, picture, "What?", **told)
     assert torch.equal(made["input_ids"], inputs["input_ids"])
-    tokens = talker.model.generate(**inputs, custom_generate=decoder, max_new_tokens=6)
+    tokens = vlm.model.generate(**inputs, custom_generate=decoder, max_new_tokens=6)
     expected = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     text = answer(
-        talker.model,
+        vlm.model,
         processor,
         picture,
         "What?",
@@ -261,9 +261,9 @@ def test_answer_takes_arguments_of_the_template(talker, decoder):
         ("enable_thinking=false", TypeError, "must be a mapping"),
     ],
 )
-def test_arguments_that_the_template_does_not_know_are_refused(talker, arguments, error, message):
+def test_arguments_that_the_template_does_not_know_are_refused(vlm, arguments, error, message):
     with pytest.raises(error, match=message):
-        check_arguments(spoken(talker, OPENED), arguments)
+        check_arguments(spoken(vlm, OPENED), arguments)
 
 
 def test_arguments_are_read_from_text():
@@ -282,11 +282,11 @@ def test_arguments_are_read_from_text():
             parse_arguments(wrong)
 
 
-def test_an_evaluation_asks_with_the_templates_arguments(talker):
-    processor = spoken(talker, OPENED)
+def test_an_evaluation_asks_with_the_templates_arguments(vlm):
+    processor = spoken(vlm, OPENED)
     preparation = Preparation(None, processor, chat_template_kwargs={"enable_thinking": False})
-    made = preparation.encode(talker.pictures, QUESTIONS)
-    wanted = inputs_of(talker, processor, [said(q) for q in QUESTIONS], enable_thinking=False)
+    made = preparation.encode(vlm.pictures, QUESTIONS)
+    wanted = inputs_of(vlm, processor, [said(q) for q in QUESTIONS], enable_thinking=False)
     assert torch.equal(torch.from_numpy(made["input_ids"]), wanted["input_ids"])
 
 

@@ -64,50 +64,48 @@ def test_what_is_not_about_images_acts(llava, method):
     assert not torch.allclose(got.scores[0][kept], plain.scores[0][kept], atol=0.01)
 
 
-def every_decoder(talker):
+def every_decoder(vlm):
     for name, kind in DECODERS.items():
         takes = inspect.signature(kind).parameters
-        yield name, kind(**({"processor": talker.processor} if "processor" in takes else {}))
+        yield name, kind(**({"processor": vlm.processor} if "processor" in takes else {}))
 
 
-def test_a_chats_first_hello_works_with_every_decoder(talker):
-    inputs = talker.inputs([talker.chat(["Hello!"])])
-    plain = generate(talker.model, inputs)
-    for name, decoder in every_decoder(talker):
-        got = generate(talker.model, inputs, decoder)
+def test_a_chats_first_hello_works_with_every_decoder(vlm):
+    inputs = vlm.inputs([vlm.chat(["Hello!"])])
+    plain = generate(vlm.model, inputs)
+    for name, decoder in every_decoder(vlm):
+        got = generate(vlm.model, inputs, decoder)
         assert got.shape[1] > inputs["input_ids"].shape[1], name
         if name not in ("deco", "dola", "vasparse", "posthoc"):
             assert torch.equal(got, plain), name
 
 
-def test_then_the_same_decoder_answers_about_an_image(talker):
+def test_then_the_same_decoder_answers_about_an_image(vlm):
     """A second turn with an image is not disturbed by the first without one."""
-    hello = talker.inputs([talker.chat(["Hello!"])])
-    asked = talker.asked(["Is there a cup in the image?"])
-    for name, decoder in every_decoder(talker):
+    hello = vlm.inputs([vlm.chat(["Hello!"])])
+    asked = vlm.asked(["Is there a cup in the image?"])
+    for name, decoder in every_decoder(vlm):
         needs = getattr(decoder, "needs_images", False)
-        given = dict(images=[talker.pictures[0]]) if needs else {}
-        first = generate(talker.model, asked, decoder, **given)
-        generate(talker.model, hello, decoder)
-        assert torch.equal(generate(talker.model, asked, decoder, **given), first), name
+        given = dict(images=[vlm.pictures[0]]) if needs else {}
+        first = generate(vlm.model, asked, decoder, **given)
+        generate(vlm.model, hello, decoder)
+        assert torch.equal(generate(vlm.model, asked, decoder, **given), first), name
 
 
-def test_a_masked_image_that_is_not_there_sharpens_nothing(talker):
+def test_a_masked_image_that_is_not_there_sharpens_nothing(vlm):
     """AGLA adds 2 x the logits of its second image; without one nothing is added."""
-    inputs = talker.inputs([talker.chat(["Hello!"])])
+    inputs = vlm.inputs([vlm.chat(["Hello!"])])
     told = dict(return_dict_in_generate=True, output_scores=True, max_new_tokens=1)
-    scores = generate(
-        talker.model, inputs, AGLA(processor=talker.processor, beta=0), **told
-    ).scores[0]
-    torch.testing.assert_close(scores, generate(talker.model, inputs, **told).scores[0])
+    scores = generate(vlm.model, inputs, AGLA(processor=vlm.processor, beta=0), **told).scores[0]
+    torch.testing.assert_close(scores, generate(vlm.model, inputs, **told).scores[0])
 
 
-def test_without_a_description_nothing_is_ranked_by_it(talker):
-    inputs = talker.inputs([talker.chat(["Hello!"])])
+def test_without_a_description_nothing_is_ranked_by_it(vlm):
+    inputs = vlm.inputs([vlm.chat(["Hello!"])])
     sampled = dict(do_sample=True, temperature=1.5)
-    got = generate(talker.model, inputs, VDGD(processor=talker.processor, alpha=0.2), **sampled)
+    got = generate(vlm.model, inputs, VDGD(processor=vlm.processor, alpha=0.2), **sampled)
     cutoff = Recipe(rule=Plausibility(0.2))
-    assert torch.equal(got, generate(talker.model, inputs, cutoff, **sampled))
+    assert torch.equal(got, generate(vlm.model, inputs, cutoff, **sampled))
 
 
 def test_post_hoc_divides_rows_without_an_image_by_nothing(llava):
@@ -156,10 +154,10 @@ def test_an_image_without_a_place_in_the_prompt_is_refused(llava):
         generate(model, inputs, VDD())
 
 
-def test_votes_about_no_image_are_refused(talker):
-    inputs = talker.inputs([talker.chat(["Hello!"])])
+def test_votes_about_no_image_are_refused(vlm):
+    inputs = vlm.inputs([vlm.chat(["Hello!"])])
     with pytest.raises(ValueError, match="no image token"):
-        MVP(processor=talker.processor).probabilities(talker.model, **inputs)
+        MVP(processor=vlm.processor).probabilities(vlm.model, **inputs)
 
 
 # Padding on the right
@@ -182,11 +180,11 @@ def test_padding_on_the_right_is_refused(llava, method):
 
 
 @pytest.mark.parametrize("build", [MVP, PostHocDebias], ids=["mvp", "posthoc"])
-def test_padding_on_the_right_is_refused_by_closed_sets(talker, build):
-    inputs = padded_right(talker.asked(["Is there a cup or a vase in the image?", "Is it?"]))
-    given = dict(images=list(talker.pictures[:2])) if build is MVP else {}
+def test_padding_on_the_right_is_refused_by_closed_sets(vlm, build):
+    inputs = padded_right(vlm.asked(["Is there a cup or a vase in the image?", "Is it?"]))
+    given = dict(images=list(vlm.pictures[:2])) if build is MVP else {}
     with pytest.raises(ValueError, match=r"ends in 0 in rows \[1\]"):
-        generate(talker.model, inputs, build(processor=talker.processor), **given)
+        generate(vlm.model, inputs, build(processor=vlm.processor), **given)
 
 
 # Audio beside images

@@ -132,7 +132,7 @@ def check_contrast(watcher, rows, decoder, amateur):
             torch.testing.assert_close(scores, expected, atol=5e-3, rtol=1e-3)
 
 
-def test_vdd_takes_off_what_is_said_without_the_video(watcher, rows):
+def test_vdd_subtracts_what_is_said_without_the_video(watcher, rows):
     def blind(row, answer):
         return full_forward(watcher, watcher.without_videos(row), answer)
 
@@ -140,7 +140,7 @@ def test_vdd_takes_off_what_is_said_without_the_video(watcher, rows):
     check_contrast(watcher, rows, decoder, blind)
 
 
-def test_vcd_takes_off_what_is_said_of_noisy_frames(watcher):
+def test_vcd_subtracts_what_is_said_of_noisy_frames(watcher):
     """Step 700 of the schedule. The noise of a video, or of what comes as an image of its own, is
     one draw, which the seed and its pixels decide: every frame in it has its own."""
 

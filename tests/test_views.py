@@ -35,51 +35,51 @@ mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
 
 @mode
-def test_prefix_only_equals_generate_on_the_longer_prompts(talker, mode):
-    out, inputs = generate(talker, PrefixOnly(processor=talker.processor, tokens=8), **mode)
-    pictures = shown(talker)
+def test_prefix_only_equals_generate_on_the_longer_prompts(vlm, mode):
+    out, inputs = generate(vlm, PrefixOnly(processor=vlm.processor, tokens=8), **mode)
+    pictures = shown(vlm)
     prompts = [
-        described(talker, question, picture, "image_first", 8)[1]
+        described(vlm, question, picture, "image_first", 8)[1]
         for question, picture in zip(QUESTIONS, pictures, strict=True)
     ]
-    longer = talker.inputs(prompts, pictures)
+    longer = vlm.inputs(prompts, pictures)
     torch.manual_seed(1)
-    own = talker.model.generate(**longer, max_new_tokens=6, **mode)
+    own = vlm.model.generate(**longer, max_new_tokens=6, **mode)
     length = longer["input_ids"].shape[1]
     assert torch.equal(out[:, inputs["input_ids"].shape[1] :], own[:, length:])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 @mode
-def test_every_mode_answers_behind_the_callers_prompt(talker, name, mode):
-    decoder = VIEWS[name](talker.processor)
+def test_every_mode_answers_behind_the_callers_prompt(vlm, name, mode):
+    decoder = VIEWS[name](vlm.processor)
     copies = mode.get("num_return_sequences", 1)
-    out, inputs = generate(talker, decoder, **mode)
+    out, inputs = generate(vlm, decoder, **mode)
     prompts = inputs["input_ids"].repeat_interleave(copies, dim=0)
     assert torch.equal(out[:, : prompts.shape[1]], prompts)
     assert out.shape[1] > prompts.shape[1]
     if "cache_implementation" in mode:
-        assert torch.equal(out, generate(talker, decoder)[0])
+        assert torch.equal(out, generate(vlm, decoder)[0])
 
 
 @pytest.mark.parametrize("name", [n for n in VIEWS if not n.startswith(("carve", "mvp"))])
-def test_rows_with_several_pictures(talker, name):
+def test_rows_with_several_pictures(vlm, name):
     """A row's own pictures, in its order, whatever the rows beside it hold."""
-    decoder = VIEWS[name](talker.processor)
-    one, two, three = talker.pictures
+    decoder = VIEWS[name](vlm.processor)
+    one, two, three = vlm.pictures
     rows = [
-        (talker.chat([None, "And", None, QUESTIONS[0]]), [one, two]),
-        (talker.chat(QUESTIONS[1]), [three]),
+        (vlm.chat([None, "And", None, QUESTIONS[0]]), [one, two]),
+        (vlm.chat(QUESTIONS[1]), [three]),
     ]
 
     def run(rows):
         pictures = [picture for _, own in rows for picture in own]
-        inputs = talker.inputs([prompt for prompt, _ in rows], pictures)
+        inputs = vlm.inputs([prompt for prompt, _ in rows], pictures)
         given = {"images": pictures} if getattr(decoder, "needs_images", False) else {}
-        out = talker.model.generate(
+        out = vlm.model.generate(
             **inputs, **given, custom_generate=decoder, max_new_tokens=5, **ASKED
         )
-        return out, answers(talker, out, inputs)
+        return out, answers(vlm, out, inputs)
 
     together, said = run(rows)
     for row in range(2):
@@ -91,20 +91,20 @@ def test_rows_with_several_pictures(talker, name):
         fixed = Fixed()
         prompt, pictures = rows[0]
         local = [blacked_out(p, fixed.values(p), fixed.masked(QUESTIONS[0])) for p in pictures]
-        expected = full(talker, prompt, local).logits[0]
+        expected = full(vlm, prompt, local).logits[0]
         torch.testing.assert_close(together.branch_logits[0][1, 0], expected, **TOLERANCE)
 
 
 @view
 @pytest.mark.filterwarnings("ignore:the question draws no more")
-def test_pictures_of_odd_shapes(talker, build):
+def test_pictures_of_odd_shapes(vlm, build):
     pictures = [scene(50).resize(size) for size in ((1, 1), (300, 10), (10, 300), (3, 2))]
     questions = [*QUESTIONS, *QUESTIONS]
-    out, inputs = generate(talker, build(talker.processor), questions, pictures, steps=3)
+    out, inputs = generate(vlm, build(vlm.processor), questions, pictures, steps=3)
     assert torch.equal(out[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
     for row, question in enumerate(questions):
         alone, own = generate(
-            talker, build(talker.processor), [question], pictures[row : row + 1], steps=3
+            vlm, build(vlm.processor), [question], pictures[row : row + 1], steps=3
         )
-        answer = answers(talker, alone, own)[0]
-        assert answers(talker, out, inputs)[row][: len(answer)] == answer
+        answer = answers(vlm, alone, own)[0]
+        assert answers(vlm, out, inputs)[row][: len(answer)] == answer

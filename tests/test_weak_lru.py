@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from chat_models import TALKERS
+from chat_models import CHAT_MODELS
 from models import BOS, FAMILIES, IMAGE
 from test_posthoc import Words
 
@@ -167,7 +167,7 @@ def test_threads_with_a_memory_of_one(hasty):
 
 @pytest.fixture(scope="module")
 def lab():
-    return TALKERS["lab"]()
+    return CHAT_MODELS["lab"]()
 
 
 def calibrated(lab):

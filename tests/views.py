@@ -15,51 +15,51 @@ TOLERANCE = dict(atol=5e-4, rtol=2e-4)  # float32, batches against one row, no c
 ATTENTION = dict(output_attentions=True)
 
 
-def generate(talker, decoder, questions=QUESTIONS, pictures=None, steps=6, **kwargs):
+def generate(vlm, decoder, questions=QUESTIONS, pictures=None, steps=6, **kwargs):
     """(output, the caller's inputs)."""
-    pictures = list(talker.pictures[: len(questions)] if pictures is None else pictures)
-    inputs = talker.asked(questions, pictures)
+    pictures = list(vlm.pictures[: len(questions)] if pictures is None else pictures)
+    inputs = vlm.asked(questions, pictures)
     if getattr(decoder, "needs_images", False):
         kwargs["images"] = pictures
     torch.manual_seed(1)
-    out = talker.model.generate(
+    out = vlm.model.generate(
         **inputs, custom_generate=decoder, **{"max_new_tokens": steps, **kwargs}
     )
     return out, inputs
 
 
-def answers(talker, out, inputs):
+def answers(vlm, out, inputs):
     """By row, ids up to and with the end of sequence."""
     sequences = getattr(out, "sequences", out)
-    return [ended(talker, row) for row in sequences[:, inputs["input_ids"].shape[1] :].tolist()]
+    return [ended(vlm, row) for row in sequences[:, inputs["input_ids"].shape[1] :].tolist()]
 
 
-def ended(talker, tokens):
+def ended(vlm, tokens):
     for place, token in enumerate(tokens):
-        if token in talker.eos:
+        if token in vlm.eos:
             return tokens[: place + 1]
     return tokens
 
 
-def plain(talker, prompt, pictures, steps=6, **kwargs):
+def plain(vlm, prompt, pictures, steps=6, **kwargs):
     """What `generate` says after one prompt from scratch, and the logits of each step."""
-    inputs = talker.inputs([prompt], pictures)
-    out = talker.model.generate(**inputs, max_new_tokens=steps, do_sample=False, **ASKED, **kwargs)
-    tokens = ended(talker, out.sequences[0, inputs["input_ids"].shape[1] :].tolist())
+    inputs = vlm.inputs([prompt], pictures)
+    out = vlm.model.generate(**inputs, max_new_tokens=steps, do_sample=False, **ASKED, **kwargs)
+    tokens = ended(vlm, out.sequences[0, inputs["input_ids"].shape[1] :].tolist())
     return tokens, torch.stack(out.logits)[: len(tokens), 0]
 
 
 @torch.no_grad()
-def full(talker, prompt, pictures=(), answer=(), model=None, **kwargs):
+def full(vlm, prompt, pictures=(), answer=(), model=None, **kwargs):
     """One forward of one row without a cache; `logits` [1 + len(answer), V] that follow it."""
-    inputs = talker.inputs([prompt], pictures)
+    inputs = vlm.inputs([prompt], pictures)
     answer = torch.tensor([list(answer)], dtype=torch.long)
     length = inputs["input_ids"].shape[1]
     for name, new in (("input_ids", answer), ("attention_mask", answer * 0 + 1)):
         inputs[name] = torch.cat([inputs[name], new], dim=1)
     if "mm_token_type_ids" in inputs:
         inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], answer * 0], dim=1)
-    model = model or talker.model
+    model = model or vlm.model
     kept, base = getattr(model.model, "rope_deltas", None), model.model
     out = model(**inputs, **kwargs)
     if hasattr(base, "rope_deltas"):
@@ -94,15 +94,15 @@ def additive(alpha, beta):
     return formula
 
 
-def check_scores(talker, decoder, prompts, formula, steps=6, **kwargs):
+def check_scores(vlm, decoder, prompts, formula, steps=6, **kwargs):
     """Every step of every row against `formula(*logits, step)` in float64.
 
     `prompts(row, question, picture)`: (prompt, pictures) of each branch.
     """
-    out, inputs = generate(talker, decoder, steps=steps, **ASKED, **kwargs)
-    for row, answer in enumerate(answers(talker, out, inputs)):
-        built = prompts(row, QUESTIONS[row], talker.pictures[row])
-        branches = [full(talker, *given, answer=answer[:-1]).logits for given in built]
+    out, inputs = generate(vlm, decoder, steps=steps, **ASKED, **kwargs)
+    for row, answer in enumerate(answers(vlm, out, inputs)):
+        built = prompts(row, QUESTIONS[row], vlm.pictures[row])
+        branches = [full(vlm, *given, answer=answer[:-1]).logits for given in built]
         for step in range(len(answer)):
             logits = [branch[step] for branch in branches]
             if "branch_logits" in out:
@@ -120,59 +120,59 @@ def check_row(scores, expected):
     torch.testing.assert_close(scores[kept].double(), expected[kept], atol=3e-3, rtol=1e-3)
 
 
-def prepared(talker, decoder, questions, pictures):
+def prepared(vlm, decoder, questions, pictures):
     """The expert after the decoder's preparations."""
     (part,) = decoder.recipe().preparations
 
-    inputs = talker.asked(questions, pictures)
-    return within(talker, inputs, part, images=list(pictures))
+    inputs = vlm.asked(questions, pictures)
+    return within(vlm, inputs, part, images=list(pictures))
 
 
-def shown(talker):
-    return talker.pictures[: len(QUESTIONS)]
+def shown(vlm):
+    return vlm.pictures[: len(QUESTIONS)]
 
 
-def described(talker, question, picture, layout, tokens):
+def described(vlm, question, picture, layout, tokens):
     """The description by plain `generate`, g by teacher forcing, and the prompt it joins."""
     request = REQUEST.replace("{question}", question)
-    said, _ = plain(talker, talker.chat(request), [picture], tokens)
-    words = [token for token in said if token not in talker.eos]
-    logits = full(talker, talker.chat(request), [picture], words).logits[: len(words)]
+    said, _ = plain(vlm, vlm.chat(request), [picture], tokens)
+    words = [token for token in said if token not in vlm.eos]
+    logits = full(vlm, vlm.chat(request), [picture], words).logits[: len(words)]
     support = logits.double().log_softmax(-1).amax(0)
-    text = talker.processor.decode(words, skip_special_tokens=True).strip()
+    text = vlm.processor.decode(words, skip_special_tokens=True).strip()
     statement = STATEMENT.replace("{description}", text)
     prompt = {
-        "image_first": talker.chat(f"{statement} {question}"),
-        "official": talker.chat([f"{statement}\n", None, question]),
-        "continue": talker.chat(request, text, question),
+        "image_first": vlm.chat(f"{statement} {question}"),
+        "official": vlm.chat([f"{statement}\n", None, question]),
+        "continue": vlm.chat(request, text, question),
     }[layout]
     return support, prompt
 
 
-def eager(talker):
-    model = copy.deepcopy(talker.model)
+def eager(vlm):
+    model = copy.deepcopy(vlm.model)
     model.set_attn_implementation("eager")
     return model
 
 
-def question_places(talker, ids, question):
+def question_places(vlm, ids, question):
     """Columns whose text, put together, is the question: the last such run."""
     for first in reversed(range(len(ids))):
         for after in range(first + 1, len(ids) + 1):
-            if talker.processor.decode(ids[first:after]).strip() == question:
+            if vlm.processor.decode(ids[first:after]).strip() == question:
                 return range(first, after)
     raise AssertionError(question)
 
 
-def grid_of(talker, picture):
+def grid_of(vlm, picture):
     """Rows and columns of a picture's tokens."""
-    made = talker.processor.image_processor(images=[picture], return_tensors="pt")
+    made = vlm.processor.image_processor(images=[picture], return_tensors="pt")
     if "image_grid_thw" in made:
         return (made["image_grid_thw"][0, 1:] // 2).tolist()
     return [8, 8]
 
 
-def to_pixels(talker, values, picture):
-    grid = values.float().view(1, 1, *grid_of(talker, picture))
+def to_pixels(vlm, values, picture):
+    grid = values.float().view(1, 1, *grid_of(vlm, picture))
     size = (picture.height, picture.width)
     return interpolate(grid, size=size, mode="bilinear", align_corners=False)[0, 0]

@@ -11,7 +11,7 @@ from tiny_families import SIDE, Tiny, letters, pixels_of
 QUESTIONS = ("Is it red?", "What is it, and where?")
 
 
-class Spoken(Tiny):
+class LetterModel(Tiny):
     """A row is the prompt of a chat: letters, of which each IMAGE stands for one image."""
 
     __hash__ = object.__hash__
@@ -50,7 +50,7 @@ def images_of(row):
     ]
 
 
-SPOKEN = {  # family of models.py -> the same model by its type in transformers
-    "llava": cache(lambda: Spoken.of("llava")),
-    "qwen": cache(lambda: Spoken.of("qwen2_5_vl")),
+LETTER_MODELS = {  # family of models.py -> the same model by its type in transformers
+    "llava": cache(lambda: LetterModel.of("llava")),
+    "qwen": cache(lambda: LetterModel.of("qwen2_5_vl")),
 }
