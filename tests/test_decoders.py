@@ -79,7 +79,7 @@ def test_a_sum_has_the_parts_of_both():
 
 @pytest.mark.parametrize("kind", [MVP, PostHocDebias])
 def test_what_chooses_whole_answers_is_a_strategy_without_parts(kind):
-    closed = kind(PROCESSOR)
+    closed = kind(processor=PROCESSOR)
     assert isinstance(closed, Strategy) and "__call__" not in vars(kind)
     assert inspect.signature(closed) == inspect.signature(VDD())
     for wrapper in (Gated, PromptCached, lambda decoder: Combined((VDD(), decoder))):

@@ -143,7 +143,7 @@ def test_one_answer_only(llava):
             max_new_tokens=2,
             return_dict_in_generate=True,
             output_image_attention=True,
-            custom_generate=PostHocDebias(Words()),
+            custom_generate=PostHocDebias(processor=Words()),
         )
     inputs = make_inputs([[1, 8, 9]]) | {"pixel_values": make_inputs(PROMPTS)["pixel_values"]}
     with pytest.raises(ValueError, match="no image token"):
