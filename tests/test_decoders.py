@@ -82,9 +82,11 @@ def test_what_chooses_whole_answers_is_a_strategy_without_parts(kind):
     closed = kind(processor=PROCESSOR)
     assert isinstance(closed, Strategy) and "__call__" not in vars(kind)
     assert inspect.signature(closed) == inspect.signature(VDD())
-    for wrapper in (Gated, PromptCached, lambda decoder: Combined((VDD(), decoder))):
+    for wrapper in (Gated, PromptCached):
         with pytest.raises(ValueError, match="made of parts, which one that chooses whole answers"):
             wrapper(closed)
+    with pytest.raises(ValueError, match="decoders must be two decoders or more"):
+        Combined((VDD(), closed))
     with pytest.raises(TypeError):
         VDD() + closed
 
