@@ -52,6 +52,8 @@ _HOMES = {
     "VCD": "decoders.vcd",
     "VDD": "decoders.vdd",
     "Described": "decoders.vdgd",
+    "FullTwice": "decoders.controls",
+    "PlausibilityOnly": "decoders.controls",
     "PrefixOnly": "decoders.vdgd",
     "VDGD": "decoders.vdgd",
     "EmbeddingContrast": "decoders.vasparse.embedding",
@@ -103,6 +105,7 @@ __all__ = [
     "EmbeddingContrast",
     "EmbeddingContrastive",
     "EntropyGate",
+    "FullTwice",
     "Gate",
     "Gated",
     "Grounded",
@@ -121,6 +124,7 @@ __all__ = [
     "OtherInstruction",
     "Plausibility",
     "PlausibilityGate",
+    "PlausibilityOnly",
     "PlausibilityProcessor",
     "PostHocDebias",
     "PrefixOnly",
@@ -150,6 +154,7 @@ if TYPE_CHECKING:
     from sightline.decoders.agla.matching import BlipMatcher, Matcher
     from sightline.decoders.carve.carve import CARVE, RefinedPicture
     from sightline.decoders.contrasts import NoImage, NoisyImage, UnknownImage
+    from sightline.decoders.controls import FullTwice, PlausibilityOnly
     from sightline.decoders.damro.damro import DAMRO
     from sightline.decoders.deco import DeCo
     from sightline.decoders.dola import DoLa

@@ -12,14 +12,13 @@ from transformers import GenerationConfig, GenerationMixin
 
 import sightline
 from sightline.checkpoints import load_processor
-from sightline.choices import Choice
 from sightline.codegen import Code, Group, call, literal, piece
 from sightline.lab import CHECKPOINT
-from sightline.messages import LONGEST, clipped
-from sightline.specs import FILLED, Request, paper, read_arguments, settable
+from sightline.messages import LONGEST, clipped, short
+from sightline.specs import FILLED, Spec, paper, read_arguments, settable
 
 CODE = '''\
-"""{paper}.
+"""{papers}.
 
 Written by sightline {version}; transformers calls it, as README.md shows.
 """
@@ -27,14 +26,14 @@ Written by sightline {version}; transformers calls it, as README.md shows.
 from packaging.version import Version
 
 NEEDED = (
-    "{kind} needs sightline-vlm, {version} or newer and below {end}: "
+    "{name} needs sightline-vlm, {version} or newer and below {end}: "
     'pip install "{requirement}". '
     "The package of PyPI that is called sightline is another project"
 )
 
 # Under `try`, where transformers does not look: it would ask for a package called sightline.
 try:
-    from sightline import {kind}, __version__
+    from sightline import {kinds}, __version__
 except ImportError as error:
     raise ImportError(f"{{NEEDED}}. Here: {{error}}") from error
 if not Version("{version}") <= Version(__version__) < Version("{end}"):
@@ -42,9 +41,9 @@ if not Version("{version}") <= Version(__version__) < Version("{end}"):
 
 
 {signature}
-    """The model's own `generate` with {kind}, whose settings hold for this call."""
+    """The model's own `generate` with {name}, whose settings hold for this call."""
     if arguments.get("assistant_model") is not None:
-        raise ValueError("{kind} decodes without another model: leave assistant_model out")
+        raise ValueError("{name} decodes without another model: leave assistant_model out")
 {decoder}
     arguments.setdefault("token_streamer", streamer)
     # Of the class: a model that was loaded from this folder has this function in its place.
@@ -62,11 +61,9 @@ tags:
 - custom_generate
 ---
 
-# {kind} for `generate`
+# {name} for `generate`
 
 {about}
-
-{paper}.
 
 Written by sightline {version}. It decodes with any vision-language model of transformers whose
 pictures stand in the prompt as placeholder tokens.
@@ -135,14 +132,14 @@ IMAGES = (
 )
 
 
-def export(choice: Choice, folder: str | Path, *, force: bool = False) -> list[Path]:
+def export(spec: Spec, folder: str | Path, *, force: bool = False) -> list[Path]:
     """Writes a decoder as a folder that `generate` takes by its path.
 
     `model.generate(**inputs, custom_generate="folder", trust_remote_code=True)` then gives the
     tokens of `model.generate(**inputs, custom_generate=decoder)`.
 
     Args:
-        choice: A decoder with its settings.
+        spec: Decoders with their settings; how tokens are taken is said in a call.
         folder: Is made where it does not exist.
         force: Writes into a folder that is not empty: files of the same names are replaced, and
             all others stay.
@@ -154,20 +151,24 @@ def export(choice: Choice, folder: str | Path, *, force: bool = False) -> list[P
         ValueError: For the model's own decoding, settings that the decoder refuses, and a folder
             that is not empty, holds links where files are written, or cannot be written.
     """
-    request, folder = choice.request, Path(folder)
-    if request is None:
+    folder = Path(folder)
+    if spec.is_plain:
         raise ValueError(
-            f"{choice.label} is the model's own decoding, which needs no folder: name a decoder"
+            f"{spec.label} is the model's own decoding, which needs no folder: name a decoder"
+        )
+    if spec.way is not None:
+        raise ValueError(
+            f"a folder holds a decoder, and how tokens are taken is said in each call: leave "
+            f"{spec.way} out of {short(spec.label)}, and pass do_sample= or num_beams= to generate"
         )
     # Some decoders read their processor when they are made; any will do.
-    decoder = request.build(load_processor(str(CHECKPOINT)))
-    arguments = list(exported(decoder))
+    exported = Exported.of(spec, load_processor(str(CHECKPOINT)))
     shown = clipped(folder, 3 * LONGEST)
     try:
         check_folder(folder, shown, force)
         texts = {
-            "README.md": readme(request, decoder, arguments, folder.resolve().name),
-            "custom_generate/generate.py": code(type(decoder), arguments),
+            "README.md": readme(exported, folder.resolve().name),
+            "custom_generate/generate.py": code(exported),
             "custom_generate/requirements.txt": REQUIREMENTS.format(**versions()),
         }
         check_links(folder, texts)
@@ -220,7 +221,7 @@ class Argument:
     """A field of a decoder, as an argument of the exported function.
 
     Args:
-        name: Of the field.
+        name: Of the field, and before it the decoder's where several are added.
         value: As exported.
         usual: The range in which it is usually tried; empty where none was noted.
         meaning: From the decoder's docstring.
@@ -237,32 +238,95 @@ class Argument:
         own = inspect.signature(GenerationMixin.generate).parameters
         return self.name in own or hasattr(GenerationConfig(), self.name)
 
+    @property
+    def given(self) -> Any:
+        """What the decoder is made with."""
+        return self.value if self.is_fixed else Code(self.name)
 
-def exported(decoder: Any) -> Iterator[Argument]:
+
+@dataclass(frozen=True)
+class Exported:
+    """What is written down.
+
+    Args:
+        spec: As it was asked for.
+        decoder: Made of it.
+        kinds: Classes of the decoders that are added.
+        arguments: Of each decoder by field, in their order.
+    """
+
+    spec: Spec
+    decoder: Any
+    kinds: tuple[type, ...]
+    arguments: tuple[dict[str, Argument], ...]
+
+    @classmethod
+    def of(cls, spec: Spec, processor: Any) -> "Exported":
+        """Raises `ValueError` for settings that a decoder refuses."""
+        decoders = [method.build(processor) for method in spec.methods]
+        prefixes = [""] if len(decoders) == 1 else prefixes_of(spec)
+        arguments = tuple(map(arguments_of, decoders, prefixes))
+        return cls(spec, spec.build(processor), tuple(map(type, decoders)), arguments)
+
+    @property
+    def name(self) -> str:
+        """Of its classes."""
+        return " + ".join(kind.__name__ for kind in self.kinds)
+
+    @property
+    def all_arguments(self) -> list[Argument]:
+        """Each once: the processor is the same for all."""
+        return list({each.name: each for own in self.arguments for each in own.values()}.values())
+
+    def construction(self) -> Iterator[str]:
+        """Lines that make `decoder` of the arguments."""
+        several = len(self.kinds) > 1
+        names = [name.rstrip("_") for name in prefixes_of(self.spec)] if several else ["decoder"]
+        for name, kind, own in zip(names, self.kinds, self.arguments, strict=True):
+            made = call(kind.__name__, **{field: each.given for field, each in own.items()})
+            yield from made.lines(indent=4, lead=f"{name} = ")
+        if several:
+            yield f"    decoder = {' + '.join(names)}"
+
+
+def prefixes_of(spec: Spec) -> list[str]:
+    """What tells settings of decoders that are added apart; numbered where one is there twice."""
+    names = [method.base.replace("-", "_") for method in spec.methods]
+    return [
+        f"{name}{names[: i + 1].count(name)}_" if names.count(name) > 1 else f"{name}_"
+        for i, name in enumerate(names)
+    ]
+
+
+def arguments_of(decoder: Any, prefix: str) -> dict[str, Argument]:
     """The decoder's settings, and what it takes besides that can be left out: a processor, ..."""
     known, meanings = settable(type(decoder)), read_arguments(inspect.getdoc(decoder) or "")
+    found = {}
     for field in fields(decoder):
+        name, usual, value = f"{prefix}{field.name}", "", None
         if field.name in known:
             value, usual = getattr(decoder, field.name), str(known[field.name].usual or "")
-        elif field.init and field.default is None:
-            value, usual = None, ""
-        else:
+        elif field.name == FILLED:
+            name = FILLED
+        elif not field.init or field.default is not None:
             continue
-        yield Argument(field.name, value, usual, meanings.get(field.name, ""))
+        found[field.name] = Argument(name, value, usual, meanings.get(field.name, ""))
+    return found
 
 
-def code(kind: type, arguments: Sequence[Argument]) -> str:
+def code(exported: Exported) -> str:
     """The module that transformers loads, as `ruff format` leaves it."""
-    free = [(f"{each.name}=", piece(each.value)) for each in arguments if not each.is_fixed]
+    free = [(f"{e.name}=", piece(e.value)) for e in exported.all_arguments if not e.is_fixed]
     taken = [("", Code("model")), ("", Code("*")), *free]
     taken += [("", Code("streamer=None")), ("", Code("**arguments"))]
-    given = {each.name: each.value if each.is_fixed else Code(each.name) for each in arguments}
+    kinds = sorted({kind.__name__ for kind in exported.kinds})
     return CODE.format(
-        paper=paper(kind),
+        papers=".\n".join(dict.fromkeys(map(paper, exported.kinds))),
         **versions(),
-        kind=kind.__name__,
+        name=exported.name,
+        kinds=", ".join(kinds),
         signature="\n".join(Group("generate(", tuple(taken), ")").lines(lead="def ", tail=":")),
-        decoder="\n".join(call(kind.__name__, **given).lines(indent=4, lead="decoder = ")),
+        decoder="\n".join(exported.construction()),
     )
 
 
@@ -278,21 +342,19 @@ def breaking(version: str) -> str:
     return f"{major + 1}" if major else f"0.{minor + 1}"
 
 
-def readme(request: Request, decoder: Any, arguments: Sequence[Argument], folder: str) -> str:
+def readme(exported: Exported, folder: str) -> str:
     """The folder's card."""
-    kind = type(decoder)
-    is_needed = needs_processor(request)
+    arguments, is_needed = exported.all_arguments, needs_processor(exported.spec)
     takes = any(each.name == FILLED for each in arguments)
     needed = {
         "processor=processor": (is_needed or takes, PROCESSOR if is_needed else EXACT),
-        "images=picture": (getattr(decoder, "needs_images", False), IMAGES),
+        "images=picture": (exported.decoder.needs_images, IMAGES),
     }
     passed = {argument: text for argument, (is_needed, text) in needed.items() if is_needed}
     fixed = " and ".join(f"`{each.name}`" for each in arguments if each.is_fixed)
     return README.format(
-        kind=kind.__name__,
-        about=about(kind),
-        paper=re.sub(r"arXiv:([\d.]+\d)", r"[arXiv:\1](https://arxiv.org/abs/\1)", paper(kind)),
+        name=exported.name,
+        about="\n\n".join(map(about, dict.fromkeys(exported.kinds))),
         **versions(),
         snippet=SNIPPET.format(
             folder=literal(folder),
@@ -304,19 +366,21 @@ def readme(request: Request, decoder: Any, arguments: Sequence[Argument], folder
     )
 
 
-def needs_processor(request: Request) -> bool:
+def needs_processor(spec: Spec) -> bool:
     """Whether the decoder cannot be made without one."""
     try:
-        request.build(None)
+        spec.build(None)
     except ValueError:
         return True
     return False
 
 
 def about(kind: type) -> str:
-    """What a decoder's docstring says of it, but for the arguments."""
+    """What a decoder's docstring says of it, but for the arguments, and its paper."""
     paragraphs = (inspect.getdoc(kind) or "").split("\n\n")
-    return "\n\n".join(text for text in paragraphs if not text.startswith("Args:"))
+    says = [text for text in paragraphs if not text.startswith("Args:")]
+    linked = re.sub(r"arXiv:([\d.]+\d)", r"[arXiv:\1](https://arxiv.org/abs/\1)", paper(kind))
+    return "\n\n".join([*says, f"{linked}."])
 
 
 def table(arguments: Sequence[Argument]) -> Iterator[str]:

@@ -4,9 +4,10 @@ import threading
 import time
 from collections.abc import Sequence
 
-from sightline.demo.comparison import SamplingSettings, Way
+from sightline.demo.comparison import SamplingSettings
 from sightline.demo.host import Host, reason
 from sightline.demo.lab_run import LabRun, run
+from sightline.specs import Spec
 
 SECONDS = 900.0  # the longest that is allowed
 
@@ -21,7 +22,7 @@ class LabJob:
         drawing: How tokens are taken.
     """
 
-    def __init__(self, host: Host, ways: Sequence[Way], scenes: int, drawing: SamplingSettings):
+    def __init__(self, host: Host, ways: Sequence[Spec], scenes: int, drawing: SamplingSettings):
         self.host, self.ways, self.scenes, self.drawing = host, tuple(ways), scenes, drawing
         self.done, self.total = 0, 0
         self.result: LabRun | None = None

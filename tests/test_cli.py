@@ -24,10 +24,9 @@ from typer.testing import CliRunner
 
 import sightline
 from sightline import AGLA, CARVE, ICD, MVP, VCD, VDD, VDGD, VASparse, answer, cli, lab
-from sightline.choices import parse_choices
 from sightline.decoders import DECODERS
 from sightline.demo import page
-from sightline.specs import paper, presets, settable
+from sightline.specs import paper, parse_specs, presets, settable
 
 SCRIPT = Path(sys.executable).with_name("sightline")
 TABLE = str(lab.PICTURES / "table.png")
@@ -302,13 +301,13 @@ def way(label, text):
             streamer.put(torch.tensor([0]))
         return text
 
-    return cli.Way(label, say)
+    return label, say
 
 
 def test_times_are_per_token_after_the_first(monkeypatch):
-    clock = iter([0.0, 1.0, 1.5, 1.6, 1.7])
+    clock = iter([0.0, 1.0, 1.5, 1.6, 1.7, 1.8])
     monkeypatch.setattr(cli, "perf_counter", lambda: next(clock))
-    timed = cli.timed(way("greedy", "text"))
+    timed = cli.timed(*way("greedy", "text"))
     assert timed.first == pytest.approx(1.5)
     assert timed.each == pytest.approx(0.1)
     assert timed.times == "100 ms per token, first token after 1500 ms"
@@ -350,15 +349,15 @@ def test_decoders_are_listed_with_all_they_say_of_themselves():
     assert max(map(len, narrow.splitlines())) <= 44
 
 
-def test_choices_are_plain_names_and_decoders():
-    choices = parse_choices("Greedy, VDD:alpha=0.5,variant=both,sample,Vcd.pope_paper:beta=0")
-    assert [(c.label, c.sample) for c in choices] == [
-        ("greedy", False),
+def test_names_are_plain_ways_and_decoders():
+    specs = parse_specs("Greedy, VDD:alpha=0.5,variant=both,sample,Vcd.pope_paper:beta=0")
+    assert [(spec.label, spec.way) for spec in specs] == [
+        ("greedy", "greedy"),
         ("vdd:alpha=0.5,variant=both", None),
-        ("sample", True),
+        ("sample", "sample"),
         ("vcd.pope_paper:beta=0", None),
     ]
-    plain, vdd, _, vcd = (choice.build(Words()) for choice in choices)
+    plain, vdd, _, vcd = (spec.build(Words()) for spec in specs)
     assert plain is None and (vdd.alpha, vdd.variant) == (0.5, "both")
     assert vcd == VCD(beta=0.0, noise_step=999)
 
@@ -377,7 +376,10 @@ class Words:
             ("--decoder", "vddd"),
             "no decoder is called 'vddd' (did you mean vdd?): there are greedy,",
         ),
-        (("--decoder", "nothing"), "no decoder is called 'nothing': there are greedy, sample, vcd"),
+        (
+            ("--decoder", "nothing"),
+            "no decoder is called 'nothing': there are greedy, sample,",
+        ),
         (
             ("--decoder", "vcd.pope"),
             "no preset of vcd is called 'pope': there are pope_paper",

@@ -33,7 +33,6 @@ SHORT = {
 WRAPPED = {
     "vdd unk": lambda processor: VDD(variant="both", processor=processor),
     "agla matcher": lambda processor: AGLA(processor, SelfMatcher(masked=0.3)),
-    "posthoc": PostHocDebias,
     "posthoc sequences": lambda processor: PostHocDebias(processor, labels=("yes, it is", "no")),
     "gated": lambda processor: Gated(PAI(), ConfidenceGate(0.5)),
     "reusing": lambda processor: PromptCached(VDD(processor=processor), most=3),

@@ -19,7 +19,7 @@ from sightline import (
 )
 from sightline.decoders import DECODERS
 from sightline.engine.strategy import Combined, Strategy
-from sightline.specs import choose
+from sightline.specs import parse_spec
 
 
 class Processor:
@@ -32,7 +32,7 @@ PROCESSOR = Processor()
 
 
 def made(name):
-    return choose(name, []).build(PROCESSOR)
+    return parse_spec(name).build(PROCESSOR)
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -16,6 +16,7 @@ SMALL = {
     "carve": lambda p: CARVE(p, tokens=3),
     "agla": lambda p: AGLA(p, Fixed()),
     "icd": lambda p: ICD(p),
+    "posthoc": PostHocDebias,
 }
 BUILDS = {
     **{name: lambda p, kind=kind: kind() for name, kind in DECODERS.items() if name not in SMALL},
@@ -25,7 +26,6 @@ BUILDS = {
     "prefix only": lambda p: PrefixOnly(p, tokens=4),
     "agla own": lambda p: AGLA(p),
     "carve refined": lambda p: CARVE(p, tokens=3, final="refined"),
-    "posthoc": PostHocDebias,
     "gated": lambda p: Gated(DECODERS["vdd"]()),
     "reusing": lambda p: PromptCached(DECODERS["vdd"]()),
 }
