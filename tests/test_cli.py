@@ -23,7 +23,7 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 import sightline
-from sightline import AGLA, CARVE, ICD, MVP, VCD, VDD, VDGD, VASparse, answer, cli, lab
+from sightline import AGLA, CARVE, ICD, MVP, VAF, VCD, VDD, VDGD, VASparse, answer, cli, lab
 from sightline.decoders import DECODERS
 from sightline.demo import page
 from sightline.specs import paper, parse_specs, presets, settable
@@ -90,6 +90,7 @@ def letters(text):
         (("--decoder", "vdd"), VDD()),
         (("--decoder", "VCD", "--set", "alpha=3", "--set", "noise_step=999"), VCD(3.0, 0.1, 999)),
         (("--decoder", "VASparse.paper", "--set", "alpha=3"), VASparse(3.0, sink=0.1)),
+        (("--decoder", "vdd:alpha=2+vaf:enhance=1"), VDD(2.0) + VAF(enhance=1.0)),
     ],
 )
 def test_describe_prints_the_answer(talker, answers, arguments, decoder, stream):
@@ -215,6 +216,15 @@ def test_compare_shows_each_answer_with_its_times(talker, answers):
         missed = sorted(lab.truth(TABLE) - set(lab.mentioned(said)))
         assert f"missed: {', '.join(missed)}" in block
     assert "not in the picture" in blocks[2] and "*word* not in the first answer" in blocks[2]
+
+
+def test_compare_takes_sums_and_beams(talker, answers):
+    result = run("compare", TABLE, "--model", talker, *SHORT, "--decoders", "vdd+vaf,vdd+beam")
+    assert result.exit_code == 0, result.output
+    first, beams = result.stdout.split("\nvdd+beam  ")
+    assert "\nvdd+vaf  " in first and letters(answers(VDD() + VAF())) in letters(first)
+    assert " in all" in beams.splitlines()[0]
+    assert letters(answers(VDD(), num_beams=3)) in letters(beams)
 
 
 def test_compare_by_default_is_greedy_vcd_vdd():
