@@ -6,9 +6,24 @@ OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml
 LOADED = build/loaded
 VISION = build/vision
 
+# The inner loop: the parts by hand, the engine, and every method against full forwards.
+QUICK = tests/test_architecture.py tests/test_decoders.py tests/test_rules.py tests/test_contrasts.py \
+	tests/test_grounding.py tests/test_votes.py tests/test_regions.py \
+	tests/test_kv_cache.py tests/test_prefill.py tests/test_engine.py tests/test_specs.py \
+	tests/test_invariants.py::test_every_decoder_is_here \
+	tests/test_invariants.py::test_every_step_equals_full_forwards \
+	tests/test_invariants.py::test_a_row_does_not_depend_on_its_neighbours \
+	tests/test_invariants.py::test_nothing_remains
+
+# These need packages that stand in folders of their own.
+APART = tests/test_checkpoints.py tests/test_prepared.py tests/test_wrapped.py
+
 define pytest
-	$(1)/bin/python -m pytest -m "not browser and not slow" -n auto --dist worksteal \
-		--ignore tests/test_checkpoints.py --ignore tests/test_prepared.py --ignore tests/test_wrapped.py
+	$(1)/bin/python -m pytest -m "not browser and not slow" -n auto --dist worksteal $(APART:%=--ignore %)
+endef
+
+define rest
+	$(1)/bin/python -m pytest -m "slow and not browser" -n auto --dist worksteal $(APART:%=--ignore %)
 	PYTHONPATH=$(VISION) $(1)/bin/python -m pytest -n auto --dist worksteal tests/test_checkpoints.py tests/test_prepared.py
 	$(1)/bin/pip --disable-pip-version-check install --quiet --no-deps --upgrade --target $(LOADED) \
 		$(shell grep -E '^(bitsandbytes|peft|torchao)==' constraints.txt)
@@ -16,13 +31,21 @@ define pytest
 	$(1)/bin/python -m pytest -m browser
 endef
 
-.PHONY: run test checkpoints families lock oldest reproduce lint types clean
+.PHONY: run quick test test-rest test-all checkpoints families lock oldest reproduce lint types clean
 
 run: .venv/ready  ## compare plain decoding, VCD and VDD on a shipped picture
 	.venv/bin/sightline compare lab/pictures/corner.png --decoders greedy,vcd,vdd
 
-test: lint types $(VISION)/ready  ## lint, types on the built wheel, tests
+quick: .venv/dev  ## the inner loop: under three minutes on two cores
+	.venv/bin/python -m pytest -n auto --dist worksteal $(QUICK)
+
+test: lint types  ## lint, types on the built wheel, tests
 	$(call pytest,.venv)
+
+test-rest: .venv/dev $(VISION)/ready  ## whole tables and products, checkpoints, ways to load a model, the page
+	$(call rest,.venv)
+
+test-all: test test-rest  ## all tests
 
 checkpoints: .venv/dev $(VISION)/ready  ## prompts of real checkpoints' processors and templates
 	PYTHONPATH=$(VISION) .venv/bin/python -m pytest -n auto --dist worksteal tests/test_checkpoints.py tests/test_prepared.py
@@ -44,6 +67,7 @@ lock:  ## requirements.lock: the versions of constraints.txt with the hashes of 
 
 oldest: .venv-oldest/dev $(VISION)/ready  ## tests on the oldest transformers of the range, in a .venv-oldest of its own
 	$(call pytest,.venv-oldest)
+	$(call rest,.venv-oldest)
 
 reproduce: .venv/eval  ## the tables that papers print: MODEL= COCO=DIR POPE=DIR [IDS=FILE] [OPTIONS="--device cuda"]
 	@test -n "$(MODEL)" -a -n "$(COCO)" -a -n "$(POPE)" || { \

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sightline.messages import check_characters, enumerated, short
+from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.vision.images import listed, open_picture, user_turn
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
 def answer(
-    model: Any,
+    model: Model,
     processor: Any,
     images: Any,
     text: str,
@@ -26,7 +27,7 @@ def answer(
     """What the model says of one or several pictures.
 
     Args:
-        model: Any image-text-to-text model of transformers.
+        model: Model image-text-to-text model of transformers.
         processor: Its processor, with a chat template, or one that writes prompts by itself.
         images: One picture or a list of them: PIL images, paths, bytes or open files. Decoders that
             look at the picture again get it too.
@@ -52,7 +53,7 @@ def answer(
 
 
 def prompt_inputs(
-    model: Any,
+    model: Model,
     processor: Any,
     images: Any,
     text: str,
@@ -214,15 +215,15 @@ def untemplated(
                 **processor_kwargs,
             )
     except (ValueError, TypeError, IndexError) as error:
-        raise ValueError(refusal) from error
+        raise UnsupportedModelError(refusal) from error
     image_token = getattr(processor, "image_token_id", None)
     if image_token is None or not bool((inputs["input_ids"] == image_token).any()):
-        raise ValueError(refusal)
+        raise UnsupportedModelError(refusal)
     inputs.pop("labels", None)  # PaliGemma's, for training
     return inputs
 
 
-def input_device(model: Any) -> Any:
+def input_device(model: Model) -> Any:
     """The device on which a model takes its inputs.
 
     `model.device` is where its first weights are, and that is "meta" if they are offloaded: then
@@ -237,7 +238,7 @@ def input_device(model: Any) -> Any:
 
 
 def reply(
-    model: Any,
+    model: Model,
     processor: Any,
     inputs: dict[str, Any],
     decoder: Any = None,
@@ -303,7 +304,7 @@ def check_template(processor: Any) -> None:
     """Raises `ValueError` unless the processor has a chat template."""
     check_processor(processor)
     if not has_template(processor):
-        raise ValueError(
+        raise UnsupportedModelError(
             f"{type(processor).__name__} has no chat template, in which this decoder would ask: "
             "use a checkpoint tuned for chat, or set processor.chat_template"
         )

@@ -25,6 +25,7 @@ from sightline.checkpoints import Dtype, check_device, load_model, load_processo
 from sightline.evaluation.command import TemplateOption
 from sightline.evaluation.command import app as evaluation
 from sightline.highlights import cut, known_truth, listed, named_words, new_words, remarks
+from sightline.model_protocol import Model
 
 if TYPE_CHECKING:
     from sightline.specs import Spec
@@ -251,11 +252,22 @@ def export_decoder(
 ) -> None:
     """Write a decoder as a folder that `generate` takes, and that the hub can hold."""
     with refusing():
-        from sightline.hub import export
+        from sightline.lab import CHECKPOINT
         from sightline.specs import parse_spec
 
-        with quiet():
-            written = export(parse_spec(decoder, settings or []), folder, force=force)
+        spec = parse_spec(decoder, settings or [])
+        if spec.is_plain:
+            raise ValueError(
+                f"{spec.label} is the model's own decoding, which needs no folder: name a decoder"
+            )
+        if spec.way is not None:
+            raise ValueError(
+                "a folder holds a decoder, and how tokens are taken is said in each call: leave "
+                f"{spec.way} out of {spec.label}, and pass do_sample= or num_beams= to generate"
+            )
+        with quiet():  # some decoders read their processor when they are made; any will do
+            made = spec.build(load_processor(str(CHECKPOINT)))
+            written = made.save_pretrained(folder, force=force)
     for path in written:
         typer.echo(path)
     typer.echo(
@@ -268,7 +280,8 @@ def export_decoder(
 def list_decoders() -> None:
     """List the decoders with their settings, usual ranges, presets and papers."""
     from sightline.decoders import DECODERS
-    from sightline.specs import WAYS, paper, presets, read_arguments, settable
+    from sightline.docstrings import paper, read_arguments
+    from sightline.specs import WAYS, presets, settable
 
     width = new_console().width
     for name, kind in DECODERS.items():
@@ -413,7 +426,7 @@ def prepare(
 
 
 def respond(
-    model: Any,
+    model: Model,
     processor: Any,
     inputs: Mapping[str, Any],
     image: Any,

@@ -31,12 +31,6 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MASKS
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as ATTENTIONS
 
-# Geometry of LLaVA-NeXT's and LLaVA-OneVision's tiles.
-from transformers.models.llava_next.modeling_llava_next import (
-    get_anyres_image_grid_shape,
-    unpad_image,
-)
-
 # The order of patches in Qwen's towers with windowed layers.
 from transformers.vision_utils import get_vision_window_index
 
@@ -55,7 +49,6 @@ __all__ = [
     "attention_name",
     "encoded_images",
     "end_tokens",
-    "get_anyres_image_grid_shape",
     "get_vision_window_index",
     "has_attention_interface",
     "is_callers_cache",
@@ -67,7 +60,8 @@ __all__ = [
     "reorder_cache",
     "takes_encoded_images",
     "takes_logits_to_keep",
-    "unpad_image",
+    "tile_grid",
+    "without_padding",
 ]
 
 
@@ -138,3 +132,17 @@ def attention_name(config: Any) -> str:
 def has_attention_interface(model: Any) -> bool:
     """Whether its attention is looked up by name, and is handed a forward's keywords."""
     return model._supports_attention_backend
+
+
+def tile_grid(size: tuple[int, int], pinpoints: Any, side: int) -> tuple[int, int]:
+    """Rows and columns of LLaVA-NeXT's and LLaVA-OneVision's tiles for an image (height, width)."""
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
+    return get_anyres_image_grid_shape(size, pinpoints, side)
+
+
+def without_padding(patches: Tensor, size: tuple[int, int]) -> Tensor:
+    """Tiles' patches `[D, H, W]` without those that pad an image of a size (height, width)."""
+    from transformers.models.llava_next.modeling_llava_next import unpad_image
+
+    return unpad_image(patches, size)

@@ -4,21 +4,21 @@ import inspect
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transformers import GenerationConfig, GenerationMixin
 
 import sightline
-from sightline.checkpoints import load_processor
-from sightline.codegen import Code, Group, call, literal, piece
-from sightline.lab import CHECKPOINT
-from sightline.messages import LONGEST, clipped, short
-from sightline.specs import FILLED, Spec, paper, read_arguments, settable
+from sightline.codegen import Code, Group, Piece, call, group, literal, piece
+from sightline.docstrings import about, paper, read_arguments
+from sightline.messages import LONGEST, clipped
+from sightline.serialization import GIVEN, parts_of, settings_of, to_dict
+from sightline.settings import Checked, Limits, hints_of
 
 CODE = '''\
-"""{papers}.
+"""{papers}
 
 Written by sightline {version}; transformers calls it, as README.md shows.
 """
@@ -26,14 +26,14 @@ Written by sightline {version}; transformers calls it, as README.md shows.
 from packaging.version import Version
 
 NEEDED = (
-    "{name} needs sightline-vlm, {version} or newer and below {end}: "
+    "{kind} needs sightline-vlm, {version} or newer and below {end}: "
     'pip install "{requirement}". '
     "The package of PyPI that is called sightline is another project"
 )
 
 # Under `try`, where transformers does not look: it would ask for a package called sightline.
 try:
-    from sightline import {kinds}, __version__
+    {imports}
 except ImportError as error:
     raise ImportError(f"{{NEEDED}}. Here: {{error}}") from error
 if not Version("{version}") <= Version(__version__) < Version("{end}"):
@@ -41,9 +41,9 @@ if not Version("{version}") <= Version(__version__) < Version("{end}"):
 
 
 {signature}
-    """The model's own `generate` with {name}, whose settings hold for this call."""
+    """The model's own `generate` with {kind}, whose settings hold for this call."""
     if arguments.get("assistant_model") is not None:
-        raise ValueError("{name} decodes without another model: leave assistant_model out")
+        raise ValueError("{kind} decodes without another model: leave assistant_model out")
 {decoder}
     arguments.setdefault("token_streamer", streamer)
     # Of the class: a model that was loaded from this folder has this function in its place.
@@ -61,9 +61,11 @@ tags:
 - custom_generate
 ---
 
-# {name} for `generate`
+# {kind} for `generate`
 
 {about}
+
+{papers}
 
 Written by sightline {version}. It decodes with any vision-language model of transformers whose
 pictures stand in the prompt as placeholder tokens.
@@ -132,43 +134,35 @@ IMAGES = (
 )
 
 
-def export(spec: Spec, folder: str | Path, *, force: bool = False) -> list[Path]:
+def export(decoder: Any, folder: str | Path, *, force: bool = False, name: str = "") -> list[Path]:
     """Writes a decoder as a folder that `generate` takes by its path.
 
     `model.generate(**inputs, custom_generate="folder", trust_remote_code=True)` then gives the
     tokens of `model.generate(**inputs, custom_generate=decoder)`.
 
     Args:
-        spec: Decoders with their settings; how tokens are taken is said in a call.
+        decoder: Its processor is not written; each call gives one.
         folder: Is made where it does not exist.
         force: Writes into a folder that is not empty: files of the same names are replaced, and
             all others stay.
+        name: What its card calls it; the folder's own name where that is empty.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: For the model's own decoding, settings that the decoder refuses, and a folder
-            that is not empty, holds links where files are written, or cannot be written.
+        ValueError: For a decoder that cannot be written as code, and a folder that is not empty,
+            holds links where files are written, or cannot be written.
     """
+    check_writable(decoder)
     folder = Path(folder)
-    if spec.is_plain:
-        raise ValueError(
-            f"{spec.label} is the model's own decoding, which needs no folder: name a decoder"
-        )
-    if spec.way is not None:
-        raise ValueError(
-            f"a folder holds a decoder, and how tokens are taken is said in each call: leave "
-            f"{spec.way} out of {short(spec.label)}, and pass do_sample= or num_beams= to generate"
-        )
-    # Some decoders read their processor when they are made; any will do.
-    exported = Exported.of(spec, load_processor(str(CHECKPOINT)))
+    arguments = list(exported(decoder))
     shown = clipped(folder, 3 * LONGEST)
     try:
         check_folder(folder, shown, force)
         texts = {
-            "README.md": readme(exported, folder.resolve().name),
-            "custom_generate/generate.py": code(exported),
+            "README.md": readme(decoder, arguments, name or folder.resolve().name),
+            "custom_generate/generate.py": code(decoder, arguments),
             "custom_generate/requirements.txt": REQUIREMENTS.format(**versions()),
         }
         check_links(folder, texts)
@@ -178,6 +172,38 @@ def export(spec: Spec, folder: str | Path, *, force: bool = False) -> list[Path]
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{shown} cannot be written: {clipped(reason)}") from error
+
+
+def push(decoder: Any, repo: str, **arguments: Any) -> str:
+    """Writes a decoder to a repository of the hub, which is made where there is none.
+
+    Args:
+        repo: "name" or "organization/name".
+        arguments: Of `huggingface_hub`'s `upload_folder` (`commit_message`, `token`, `revision`).
+
+    Returns:
+        The address of the commit.
+    """
+    from huggingface_hub import HfApi
+
+    check_writable(decoder)
+    hub = HfApi(token=arguments.pop("token", None))
+    name = hub.create_repo(repo, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as folder:
+        export(decoder, folder, name=name)
+        return str(hub.upload_folder(repo_id=name, folder_path=folder, **arguments))
+
+
+def check_writable(decoder: Any) -> None:
+    """Raises `ValueError` unless code can make the decoder again by public names."""
+    to_dict(decoder)  # raises for settings that are no values
+    for part in parts_of(decoder):
+        name = type(part).__name__
+        if getattr(sightline, name, None) is not type(part):
+            raise ValueError(
+                f"{name} is no public class of sightline, so code cannot import it: write a "
+                "decoder of public parts"
+            )
 
 
 class Refused(ValueError):
@@ -190,8 +216,8 @@ def check_folder(folder: Path, shown: str, force: bool) -> None:
         raise Refused(f"{shown} is a file: name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise Refused(
-            f"{shown} is not empty: name another folder, or --force, which replaces README.md and "
-            "what lies in custom_generate/ under the same names and leaves all else"
+            f"{shown} is not empty: name another folder, or --force (force=True), which replaces "
+            "README.md and what lies in custom_generate/ under the same names and leaves all else"
         )
 
 
@@ -221,7 +247,7 @@ class Argument:
     """A field of a decoder, as an argument of the exported function.
 
     Args:
-        name: Of the field, and before it the decoder's where several are added.
+        name: Of the field.
         value: As exported.
         usual: The range in which it is usually tried; empty where none was noted.
         meaning: From the decoder's docstring.
@@ -233,101 +259,80 @@ class Argument:
     meaning: str
 
     @property
-    def is_fixed(self) -> bool:
-        """Whether the name is one of `generate`'s own, so that calls cannot set the field."""
+    def is_generates(self) -> bool:
+        """Whether `generate` has an argument of this name."""
         own = inspect.signature(GenerationMixin.generate).parameters
         return self.name in own or hasattr(GenerationConfig(), self.name)
 
     @property
-    def given(self) -> Any:
-        """What the decoder is made with."""
-        return self.value if self.is_fixed else Code(self.name)
+    def is_fixed(self) -> bool:
+        """Whether calls cannot set the field: parts are made in the function itself."""
+        return self.is_generates or len(list(parts_of(self.value))) > 0
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What is written down.
-
-    Args:
-        spec: As it was asked for.
-        decoder: Made of it.
-        kinds: Classes of the decoders that are added.
-        arguments: Of each decoder by field, in their order.
-    """
-
-    spec: Spec
-    decoder: Any
-    kinds: tuple[type, ...]
-    arguments: tuple[dict[str, Argument], ...]
-
-    @classmethod
-    def of(cls, spec: Spec, processor: Any) -> "Exported":
-        """Raises `ValueError` for settings that a decoder refuses."""
-        decoders = [method.build(processor) for method in spec.methods]
-        prefixes = [""] if len(decoders) == 1 else prefixes_of(spec)
-        arguments = tuple(map(arguments_of, decoders, prefixes))
-        return cls(spec, spec.build(processor), tuple(map(type, decoders)), arguments)
-
-    @property
-    def name(self) -> str:
-        """Of its classes."""
-        return " + ".join(kind.__name__ for kind in self.kinds)
-
-    @property
-    def all_arguments(self) -> list[Argument]:
-        """Each once: the processor is the same for all."""
-        return list({each.name: each for own in self.arguments for each in own.values()}.values())
-
-    def construction(self) -> Iterator[str]:
-        """Lines that make `decoder` of the arguments."""
-        several = len(self.kinds) > 1
-        names = [name.rstrip("_") for name in prefixes_of(self.spec)] if several else ["decoder"]
-        for name, kind, own in zip(names, self.kinds, self.arguments, strict=True):
-            made = call(kind.__name__, **{field: each.given for field, each in own.items()})
-            yield from made.lines(indent=4, lead=f"{name} = ")
-        if several:
-            yield f"    decoder = {' + '.join(names)}"
+def exported(decoder: Any) -> Iterator[Argument]:
+    """The decoder's settings, and its processor where it, or a part of it, takes one."""
+    kind: Any = type(decoder)
+    hints, meanings = hints_of(kind), read_arguments(inspect.getdoc(kind) or "")
+    for each in fields(kind):
+        if each.init:
+            value = None if each.name == GIVEN else getattr(decoder, each.name)
+            usual = usual_range(hints.get(each.name))
+            yield Argument(each.name, value, usual, meanings.get(each.name, ""))
+    if not takes_processor(decoder) and any(map(takes_processor, parts_of(decoder))):
+        yield Argument(GIVEN, None, "", "The model's own.")
 
 
-def prefixes_of(spec: Spec) -> list[str]:
-    """What tells settings of decoders that are added apart; numbered where one is there twice."""
-    names = [method.base.replace("-", "_") for method in spec.methods]
-    return [
-        f"{name}{names[: i + 1].count(name)}_" if names.count(name) > 1 else f"{name}_"
-        for i, name in enumerate(names)
-    ]
+def takes_processor(part: Any) -> bool:
+    return GIVEN in {each.name for each in fields(part)}
 
 
-def arguments_of(decoder: Any, prefix: str) -> dict[str, Argument]:
-    """The decoder's settings, and what it takes besides that can be left out: a processor, ..."""
-    known, meanings = settable(type(decoder)), read_arguments(inspect.getdoc(decoder) or "")
-    found = {}
-    for field in fields(decoder):
-        name, usual, value = f"{prefix}{field.name}", "", None
-        if field.name in known:
-            value, usual = getattr(decoder, field.name), str(known[field.name].usual or "")
-        elif field.name == FILLED:
-            name = FILLED
-        elif not field.init or field.default is not None:
-            continue
-        found[field.name] = Argument(name, value, usual, meanings.get(field.name, ""))
-    return found
+def usual_range(hint: Any) -> str:
+    """What is noted beside a field's type and is no limit: where it is usually tried."""
+    notes = get_args(hint)[1:]
+    return ", ".join(str(n) for n in notes if hasattr(n, "low") and not isinstance(n, Limits))
 
 
-def code(exported: Exported) -> str:
+def expression(value: Any, **given: Any) -> Piece:
+    """Code that makes a setting's value; of a part, with these in the place of its settings."""
+    if isinstance(value, Checked):
+        filled = {GIVEN: Code(GIVEN)} if takes_processor(value) else {}
+        settings = {e.name: getattr(value, e.name) for e in settings_of(type(value))}
+        named = {name: expression(own) for name, own in settings.items()}
+        return call(type(value).__name__, **{**filled, **named, **given})
+    if isinstance(value, tuple):
+        return group("(", [expression(each) for each in value], ")")
+    return piece(value)
+
+
+def code(decoder: Any, arguments: Sequence[Argument]) -> str:
     """The module that transformers loads, as `ruff format` leaves it."""
-    free = [(f"{e.name}=", piece(e.value)) for e in exported.all_arguments if not e.is_fixed]
-    taken = [("", Code("model")), ("", Code("*")), *free]
+    free = [each for each in arguments if not each.is_fixed]
+    taken: list[tuple[str, Piece]] = [("", Code("model")), ("", Code("*"))]
+    taken += [(f"{each.name}=", piece(each.value)) for each in free]
     taken += [("", Code("streamer=None")), ("", Code("**arguments"))]
-    kinds = sorted({kind.__name__ for kind in exported.kinds})
+    own = {each.name for each in fields(decoder)}
+    given = {each.name: Code(each.name) for each in free if each.name in own}
+    names = sorted({type(part).__name__ for part in parts_of(decoder)}, key=import_order)
     return CODE.format(
-        papers=".\n".join(dict.fromkeys(map(paper, exported.kinds))),
+        papers="\n".join(papers(decoder)),
         **versions(),
-        name=exported.name,
-        kinds=", ".join(kinds),
+        kind=type(decoder).__name__,
+        imports=f"from sightline import {', '.join((*names, '__version__'))}",
         signature="\n".join(Group("generate(", tuple(taken), ")").lines(lead="def ", tail=":")),
-        decoder="\n".join(exported.construction()),
+        decoder="\n".join(expression(decoder, **given).lines(indent=4, lead="decoder = ")),
     )
+
+
+def import_order(name: str) -> tuple[bool, str]:
+    """As `ruff` sorts names: those in capitals are first."""
+    return not name.isupper(), name
+
+
+def papers(decoder: Any) -> list[str]:
+    """Method and paper of each decoder, a sentence each."""
+    found = dict.fromkeys(f"{paper(type(part))}." for part in parts_of(decoder))
+    return [text for text in found if "arXiv:" in text] or [f"{type(decoder).__name__}, a decoder."]
 
 
 def versions() -> dict[str, str]:
@@ -342,45 +347,53 @@ def breaking(version: str) -> str:
     return f"{major + 1}" if major else f"0.{minor + 1}"
 
 
-def readme(exported: Exported, folder: str) -> str:
+def readme(decoder: Any, arguments: Sequence[Argument], folder: str) -> str:
     """The folder's card."""
-    arguments, is_needed = exported.all_arguments, needs_processor(exported.spec)
-    takes = any(each.name == FILLED for each in arguments)
+    kind = type(decoder)
+    is_needed = any(map(needs_processor, parts_of(decoder)))
+    takes = any(each.name == GIVEN for each in arguments)
     needed = {
         "processor=processor": (is_needed or takes, PROCESSOR if is_needed else EXACT),
-        "images=picture": (exported.decoder.needs_images, IMAGES),
+        "images=picture": (getattr(decoder, "needs_images", False), IMAGES),
     }
     passed = {argument: text for argument, (is_needed, text) in needed.items() if is_needed}
-    fixed = " and ".join(f"`{each.name}`" for each in arguments if each.is_fixed)
     return README.format(
-        name=exported.name,
-        about="\n\n".join(map(about, dict.fromkeys(exported.kinds))),
+        kind=kind.__name__,
+        about=about(kind),
+        papers=re.sub(
+            r"arXiv:([\d.]+\d)",
+            r"[arXiv:\1](https://arxiv.org/abs/\1)",
+            "\n".join(papers(decoder)),
+        ),
         **versions(),
         snippet=SNIPPET.format(
             folder=literal(folder),
             further="".join(f"\n    {argument}," for argument in passed),
         ),
         passed="".join(passed.values()),
-        fixed=f"; but not {fixed}, of which `generate` has its own" if fixed else "",
+        fixed=fixed(arguments),
         table="\n".join(table(arguments)),
     )
 
 
-def needs_processor(spec: Spec) -> bool:
-    """Whether the decoder cannot be made without one."""
+def fixed(arguments: Sequence[Argument]) -> str:
+    """Which settings a call cannot give, and why not, for the end of a sentence."""
+    own = " and ".join(f"`{each.name}`" for each in arguments if each.is_generates)
+    made = " and ".join(f"`{e.name}`" for e in arguments if e.is_fixed and not e.is_generates)
+    return (f"; but not {own}, of which `generate` has its own" if own else "") + (
+        f"; but not {made}, made of parts" if made else ""
+    )
+
+
+def needs_processor(part: Any) -> bool:
+    """Whether it cannot be made without one."""
+    if not takes_processor(part):
+        return False
     try:
-        spec.build(None)
+        replace(part, **{GIVEN: None})
     except ValueError:
         return True
     return False
-
-
-def about(kind: type) -> str:
-    """What a decoder's docstring says of it, but for the arguments, and its paper."""
-    paragraphs = (inspect.getdoc(kind) or "").split("\n\n")
-    says = [text for text in paragraphs if not text.startswith("Args:")]
-    linked = re.sub(r"arXiv:([\d.]+\d)", r"[arXiv:\1](https://arxiv.org/abs/\1)", paper(kind))
-    return "\n\n".join([*says, f"{linked}."])
 
 
 def table(arguments: Sequence[Argument]) -> Iterator[str]:
@@ -388,7 +401,7 @@ def table(arguments: Sequence[Argument]) -> Iterator[str]:
     yield "| name | here | usual range | what it is |"
     yield "|---|---|---|---|"
     for each in arguments:
-        cells = (f"`{each.name}`", quoted(piece(each.value).flat), each.usual, each.meaning)
+        cells = (f"`{each.name}`", quoted(expression(each.value).flat), each.usual, each.meaning)
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 

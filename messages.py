@@ -1,6 +1,7 @@
 """Values in messages of errors: enough of them to be recognised, never all of them."""
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from reprlib import Repr
 from typing import Any
 
@@ -50,3 +51,12 @@ def check_characters(text: str, what: str) -> None:
             f"{what} holds half a character at {error.start} ({text[error.start]!r}), which no "
             "text in UTF-8 has: write it in UTF-8"
         ) from None
+
+
+def unknown(what: str, name: Any, names: Iterable[str]) -> ValueError:
+    """For a name that does not exist: says the nearest one that does, and all of them."""
+    known = list(names)
+    near = get_close_matches(str(name), known, n=1)
+    guess = f" (did you mean {near[0]}?)" if near else ""
+    there = f"there are {', '.join(known)}" if known else "there is none"
+    return ValueError(f"no {what} is called {short(name)}{guess}: {there}")

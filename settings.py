@@ -116,9 +116,11 @@ Layers = Annotated[
 Words = Annotated[str, holding()]
 Processor = Annotated[
     Any,
-    Wanted("the model's processor or tokenizer", lambda x: x is None or _is_processor(x)),
+    Wanted(
+        "the model's processor or tokenizer, as processor=AutoProcessor.from_pretrained(...)",
+        _is_processor,
+    ),
 ]
-"""None where there is none; a part that cannot do without one says so itself."""
 
 
 def settle(part: Any) -> None:

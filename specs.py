@@ -19,9 +19,8 @@ range in which a setting is usually tried.
 
 import inspect
 import re
-import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cache, cached_property, partial
@@ -30,7 +29,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from sightline.decoders import NAMED
 from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Combined, RecipeStrategy
-from sightline.messages import clipped, short
+from sightline.messages import clipped, short, unknown
 
 FILLED = "processor"
 """The field that is filled in and not set by users."""
@@ -407,15 +406,6 @@ def stray(reader: "Reader", text: str) -> str:
     return f", and no decoder or way is called {short(last.strip())}{guess}"
 
 
-def unknown(what: str, name: str, names: Iterable[str]) -> ValueError:
-    """For a name that does not exist: says the nearest one that does, and all of them."""
-    known = list(names)
-    near = get_close_matches(name, known, n=1)
-    guess = f" (did you mean {near[0]}?)" if near else ""
-    there = f"there are {', '.join(known)}" if known else "there is none"
-    return ValueError(f"no {what} is called {short(name)}{guess}: {there}")
-
-
 @dataclass(frozen=True)
 class Reader:
     """Turns a setting's text into a value; raises `ValueError` for what is not `wanted`."""
@@ -495,9 +485,10 @@ def presets(kind: type) -> dict[str, Preset]:
 
 
 def needs_nothing(make: Callable[..., Any]) -> bool:
-    """Whether it can be called without arguments."""
+    """Whether it can be called without arguments, or with a processor alone."""
     try:
-        inspect.signature(make).bind()
+        signature = inspect.signature(make)
+        signature.bind(**dict.fromkeys({FILLED} & signature.parameters.keys()))
     except TypeError:
         return False
     return True
@@ -626,23 +617,3 @@ READERS = {
     bool: Reader("true or false", read_truth),
     str: Reader("text", unescaped),
 }
-
-
-def read_arguments(docstring: str) -> dict[str, str]:
-    """The meanings of the arguments in a docstring's `Args`, by name, each on one line."""
-    meanings: dict[str, str] = {}
-    _, _, section = docstring.partition("\nArgs:\n")
-    name = ""
-    for line in section.splitlines():
-        if line and not line.startswith(" "):
-            break
-        if entry := re.match(r" {4}(\w+): (.*)", line):
-            name, meanings[entry[1]] = entry[1], entry[2]
-        elif name:
-            meanings[name] = f"{meanings[name]} {line.strip()}".strip()
-    return meanings
-
-
-def paper(kind: type) -> str:
-    """The first line of the docstring of the module that defines a decoder: method and paper."""
-    return (inspect.getdoc(sys.modules[kind.__module__]) or "").partition("\n")[0].rstrip(".")

@@ -21,25 +21,25 @@ ADAPTERS = ("merged_adapters", "active_adapters", "disable_adapters", "scaling")
 
 
 class Memory(Generic[K, V]):
-    """What was found for each owner; it goes with the owner, and the oldest beyond `most`.
+    """What was found for each owner; it goes with the owner, and the oldest beyond `capacity`.
 
     Several threads may use one. Where the owner is a model, what was found is that of its weights
     as `weights_of` sees them: after a change it is found anew. `clear` is for changes that are not
     seen. A copy of a memory is empty.
 
     Args:
-        most: Entries that are kept for each owner.
+        capacity: Entries that are kept for each owner.
     """
 
-    def __init__(self, most: int):
-        self.most = most
+    def __init__(self, capacity: int):
+        self.capacity = capacity
         self.lock = Lock()
         self.by_owner: WeakKeyDictionary[Any, OrderedDict[tuple[Hashable, K], V]] = (
             WeakKeyDictionary()
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.most,)
+        return type(self), (self.capacity,)
 
     def recall(
         self, owner: Any, keys: Sequence[K], find: Callable[[list[K]], Iterable[V]]
@@ -55,7 +55,7 @@ class Memory(Generic[K, V]):
             found |= new
             with self.lock:
                 known.update(((weights, key), value) for key, value in new.items())
-                while len(known) > self.most:
+                while len(known) > self.capacity:
                     known.popitem(last=False)
         return [found[key] for key in keys]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from sightline.attention.base import AttentionEdit
 from sightline.attention.recorder import AttentionRecorder
 from sightline.attention.reference import KeyWeights
+from sightline.model_protocol import UnsupportedModelError
 from sightline.settings import Count, Layers, Positive, Share, Strength, Wanted, Whole
 
 Heads = Annotated[tuple[Whole, ...], Wanted("one or more head numbers, in a tuple or list", bool)]
@@ -29,7 +30,7 @@ def check_attends(layers: Layers, recorder: AttentionRecorder) -> None:
     """Raises `ValueError` if no layer of a range has attention to edit."""
     if recorder.blind.issuperset(range(*layers)):
         attending = [n for n in range(recorder.layers) if n not in recorder.blind]
-        raise ValueError(
+        raise UnsupportedModelError(
             f"layers {layers} of this model have no attention to edit (they keep a state, or mix "
             f"no tokens): give a range with one of {attending}"
         )
@@ -103,7 +104,7 @@ class ImageScale(AttentionEdit):
     def check(self, recorder: AttentionRecorder) -> None:
         if self.layers is not None:
             check_within(self.layers, recorder)
-        check_attends(self.layers or middle_layers(recorder.layers), recorder)
+        check_attends(self.layers or fusion_layers(recorder.layers), recorder)
         if self.heads is None:
             return
         if recorder.heads is None:
@@ -118,7 +119,7 @@ class ImageScale(AttentionEdit):
             )
 
     def __call__(self, layer: int, recorder: AttentionRecorder) -> KeyWeights | None:
-        first, after = self.layers or middle_layers(recorder.layers)
+        first, after = self.layers or fusion_layers(recorder.layers)
         if not first <= layer < after:
             return None
         factor = recorder.once(self, lambda: self._factor(recorder))
@@ -140,7 +141,7 @@ class ImageScale(AttentionEdit):
         return by_head
 
 
-def middle_layers(count: int) -> Layers:
+def fusion_layers(count: int) -> Layers:
     """The middle of a model: 9 to 14 of 32 layers, (first, first after)."""
     first = round(count * 9 / 32)
     return first, max(first + 1, round(count * 15 / 32))
@@ -179,7 +180,7 @@ class LeastAttended(AttentionEdit):
         if self.start - 1 in recorder.partial:
             whole = [n + 1 for n in range(recorder.layers - 1) if n not in recorder.partial]
             instead = f"choose a start after one that does, of {whole}, or " if whole else ""
-            raise ValueError(
+            raise UnsupportedModelError(
                 f"layer {self.start - 1} does not attend to the whole prompt until the answer's "
                 f"end, so it cannot choose among the image's tokens: {instead}ask for fewer new "
                 "tokens (max_new_tokens) where it has a window"
@@ -246,7 +247,7 @@ class SinkPenalty(AttentionEdit):
 
     def check(self, recorder: AttentionRecorder) -> None:
         if unread := recorder.partial | recorder.sharing:
-            raise ValueError(
+            raise UnsupportedModelError(
                 "the sink penalty sums the attention that each key has drawn, and layers "
                 f"{sorted(unread)} of this model do not keep every key: leave it off (b=0), or ask "
                 "for fewer new tokens (max_new_tokens) where they have a window"

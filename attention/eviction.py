@@ -10,6 +10,7 @@ from torch import Tensor
 from sightline.attention.base import CacheEviction
 from sightline.attention.hook import BranchAttention
 from sightline.attention.recorder import AttentionRecorder
+from sightline.model_protocol import UnsupportedModelError
 from sightline.settings import Count, Share, Strength
 
 
@@ -38,7 +39,7 @@ class WeakAnswerKeys(CacheEviction):
 
     def check(self, recorder: AttentionRecorder) -> None:
         if unkept := recorder.partial | recorder.sharing:
-            raise ValueError(
+            raise UnsupportedModelError(
                 f"layers {sorted(unkept)} of this model do not keep every key, so nothing can be "
                 "taken from all layers alike: turn the selection off (keep=1), or ask for fewer "
                 "new tokens (max_new_tokens) where they have a window"

@@ -23,6 +23,7 @@ from sightline.attention.base import AttentionEdit
 from sightline.attention.recorder import AttentionRecorder
 from sightline.attention.reference import KeyWeights
 from sightline.compat import ATTENTIONS, MASKS, attention_name, has_attention_interface
+from sightline.model_protocol import Model, UnsupportedModelError
 
 KEYWORD = "sightline_streams"
 OURS = "sightline_"  # before the name of the attention that ours stands in for
@@ -422,7 +423,7 @@ def check_mask(kwargs: Mapping[str, Any]) -> None:
     """Raises `ValueError` if the mask does not say which keys are attended to."""
     chosen = [name for name in CHOSEN_KEYS if kwargs.get(name) is not None]
     if chosen:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"this model's attention chooses its keys by {', '.join(chosen)} and not by its mask, "
             "which edited attention does not reproduce: use a decoder without an attention edit "
             "(VCD, VDD)"
@@ -433,7 +434,7 @@ def check_keywords(kwargs: dict[str, Any]) -> None:
     """Raises `ValueError` for attention of a form that the edit is not defined for."""
     unknown = [name for name in UNKNOWN_TO_US if kwargs.get(name) is not None]
     if unknown:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"this model's attention uses {', '.join(unknown)}, which edited attention does "
             "not reproduce: use a decoder without an attention edit (VCD, VDD)"
         )
@@ -448,14 +449,14 @@ def check_queries(
         return
     chosen = "chosen" in asked and any(queried(own)[:, :left_out].any() for own in recorders)
     if chosen or "columns" in asked:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"layer {layer} of this model reads the last {queries} of the prompt's tokens alone, "
             "as it shares the keys of another layer, and the attention of earlier ones is asked "
             "for: use earlier layers, or a decoder that does not record it"
         )
 
 
-def can_switch(model: Any) -> bool:
+def can_switch(model: Model) -> bool:
     """Whether the text model's attention can be ours, and is handed a forward's keywords."""
     config = model.config.get_text_config(decoder=True)
     return (
@@ -466,7 +467,7 @@ def can_switch(model: Any) -> bool:
 
 
 @contextmanager
-def switched(model: Any) -> Iterator[None]:
+def switched(model: Model) -> Iterator[None]:
     """The text model's attention is ours inside; the last user of the model switches back."""
     config = model.config.get_text_config(decoder=True)
     with _lock:
@@ -485,7 +486,7 @@ def switched(model: Any) -> Iterator[None]:
 def _registered(name: str) -> str:
     """Our name for what stands in for the attention called `name`, registered on first use."""
     if name not in STANDS_IN_FOR:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"attention edit stands in for {' or '.join(STANDS_IN_FOR)} attention, and this model "
             f'uses {name!r}: load it with attn_implementation="sdpa"'
         )
@@ -501,23 +502,23 @@ def _replaced(ours: str) -> str:
     return ours.removeprefix(OURS)
 
 
-def _switch(model: Any, config: Any, name: str) -> None:
+def _switch(model: Model, config: Any, name: str) -> None:
     """Sets the text model's attention, by the name of its config within the model's."""
     key = "" if config is model.config else _name_of(config, model)
     if key is None:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"attention edit changes the attention of the text model alone, and the config of "
             f"{type(model).__name__} does not name one"
         )
     model.set_attn_implementation({key: name})
     if attention_name(config) != name:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"{type(model).__name__} cannot switch its attention: use a decoder without "
             "attention edit (VCD, VDD)"
         )
 
 
-def _name_of(config: Any, model: Any) -> str | None:
+def _name_of(config: Any, model: Model) -> str | None:
     """What the model's config calls that of its text model; None where it has no name for it."""
     for name in model.config.sub_configs:
         if getattr(model.config, name) is config:

@@ -3,6 +3,8 @@
 import http.client
 import json
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 SECONDS = 300.0  # the longest wait for one answer
@@ -131,6 +133,16 @@ class Client:
         self.fire(follow, [], path="queue/join")
         self.wait()
         return said
+
+    @contextmanager
+    def open_page(self) -> Iterator[Page]:
+        """The page, which holds a connection as long as it is open."""
+        page = self.page()
+        with self.connection() as link:
+            path = f"/gradio_api/heartbeat/{self.session}"
+            link.request("GET", path, headers={"cookie": self.cookie})
+            link.getresponse()
+            yield page
 
     def wait(self) -> None:
         """Until the event in the queue is over."""

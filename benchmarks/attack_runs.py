@@ -78,14 +78,15 @@ def left_behind(out: Path) -> int:
     return len(left)
 
 
-def killed(process: subprocess.Popen[bytes], out: Path, number: str, draw: random.Random) -> None:
-    """One signal to a process of a run: to the one that was started, or to any."""
+def killed(process: subprocess.Popen[bytes], out: Path, number: str, draw: random.Random) -> str:
+    """One signal to a process of a run: to the one that was started, or to any; says to which."""
     target = draw.choice([process.pid, draw.choice(members(out) or [process.pid])])
     try:
         os.kill(target, getattr(signal, number))
     except ProcessLookupError:
         process.send_signal(getattr(signal, number))
     process.wait(LONGEST)
+    return "the first process" if target == process.pid else "another process"
 
 
 def answers(out: Path) -> list[dict[str, Any]]:
@@ -98,6 +99,7 @@ def answers(out: Path) -> list[dict[str, Any]]:
 def attack(short: bool) -> dict[str, Any]:
     """Figures by name; `passed` says whether all of them are as they must be."""
     draw, kills, figures = random.Random(0), Counter[str](), Counter[str]()
+    after: list[str] = []
     with tempfile.TemporaryDirectory(prefix="sightline-") as name:
         folder, scenes, began = Path(name), SCENES[short], time.monotonic()
         start(folder / "undisturbed", 1, scenes).wait(LONGEST)
@@ -109,15 +111,18 @@ def attack(short: bool) -> dict[str, Any]:
                 count, number = KINDS[kills.total() % len(KINDS)]
                 is_last = kills.total() == KILLS[short] or in_this_run == KILLS_OF_A_RUN
                 process = start(out, 1 if is_last and short else count, scenes)
+                moment = draw.uniform(0, LATEST[short] * seconds)
                 try:
-                    process.wait(LONGEST if is_last else draw.uniform(0, LATEST[short] * seconds))
+                    process.wait(LONGEST if is_last else moment)
                     figures["errors"] += process.returncode != 0
                     break
                 except subprocess.TimeoutExpired:
-                    killed(process, out, number, draw)
+                    who = killed(process, out, number, draw)
                     kills[f"{number}, processes: {count}"] += 1
                     in_this_run += 1
-                    figures["left"] += left_behind(out)
+                    if left := left_behind(out):
+                        figures["left"] += left
+                        after.append(f"{number} of {who} of {count} after {moment:.1f} s: {left}")
             figures["left"] += left_behind(out)
             figures["different"] += answers(out) != wanted
     return {
@@ -128,6 +133,7 @@ def attack(short: bool) -> dict[str, Any]:
         "runs that ended in an error": figures["errors"],
         "runs with other answers": figures["different"],
         "processes left": figures["left"],
+        "left after": after,
     }
 
 

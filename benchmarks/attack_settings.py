@@ -29,12 +29,14 @@ import torch
 import sightline
 from sightline.decoders import DECODERS
 from sightline.json_text import json_text
+from sightline.model_protocol import UnsupportedModelError
 from sightline.specs import Method, settable
 
 TRIES, TRIES_SHORT = 2000, 200
 LONGEST = 250
 PACKAGE = Path(sightline.__file__).parent
-DATA = {"Branch", "KeyWeights", "State"}  # what a call hands to parts and back, no settings
+# What a call hands to parts and back, and an error: no settings.
+DATA = {"Branch", "KeyWeights", "Needs", "State", "UnsupportedModelError"}
 TOKENIZER = types.SimpleNamespace(unk_token_id=0)
 NEEDED: dict[str, dict[str, Any]] = {
     "BlipMatcher": dict(model=None, processor=types.SimpleNamespace(tokenizer=None)),
@@ -205,6 +207,8 @@ def complaint(tried: Wrong) -> str:
             return f"a foreign {type(error).__name__}: {message[:LONGEST]}"
         if not linecache.getline(str(file), line).strip().startswith("raise"):
             return f"{type(error).__name__} that nobody raised: {message[:LONGEST]}"
+        if isinstance(error, UnsupportedModelError):
+            return f"an error about a model: {message[:LONGEST]}"
         if tried.field not in message or len(message) > LONGEST or "\n" in message:
             return f"a message that does not help: {message[:LONGEST]}"
         return ""

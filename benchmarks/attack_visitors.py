@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -123,27 +123,30 @@ def visit(port: int, number: int, tokens: int, columns: int) -> Visit:
     client = Client(port, f"127.0.1.{number + 1}" if NETWORK else "127.0.0.1")
     try:
         client.log_in()
-        page = client.page()
-        drawing = {"max_new_tokens": str(tokens), "temperature": "0.0", "seed": "0"}
-        ways = {f"way-{i}": {**page.value(f"way-{i}"), "is_shown": True} for i in range(columns)}
-        while time.monotonic() - start < PATIENCE:
-            try:
-                shown = client.choose(page, encoded(noise(), "PNG"))
-                said = (
-                    client.compare(page, drawing=drawing, **ways)
-                    if "figcaption" in shown
-                    else shown
-                )
-                answers = client.answers(page)
-            except Turned as turned:
-                said, answers = str(turned), []
-            if len(answers) == columns and all(one["state"] == "done" for one in answers):
-                return Visit(time.monotonic() - start, waits)
-            waits[reason(said, answers)] += 1
-            time.sleep(1.0)
+        with client.open_page() as page:
+            while time.monotonic() - start < PATIENCE:
+                if not (told := attempt(client, page, tokens, columns)):
+                    return Visit(time.monotonic() - start, waits)
+                waits[told] += 1
+                time.sleep(1.0)
         return Visit(time.monotonic() - start, waits, "no answers")
     except Exception as error:
         return Visit(time.monotonic() - start, waits, f"{type(error).__name__}: {error}")
+
+
+def attempt(client: Client, page: Page, tokens: int, columns: int) -> str:
+    """One comparison on an image of the visitor's own; why it has to be tried again, or ""."""
+    drawing = {"max_new_tokens": str(tokens), "temperature": "0.0", "seed": "0"}
+    ways = {f"way-{i}": {**page.value(f"way-{i}"), "is_shown": True} for i in range(columns)}
+    try:
+        said = client.choose(page, encoded(noise(), "PNG"))
+        if "figcaption" in said:
+            said = client.compare(page, drawing=drawing, **ways)
+        answers = client.answers(page)
+    except Turned as turned:
+        return str(turned)
+    is_done = len(answers) == columns and all(one["state"] == "done" for one in answers)
+    return "" if is_done else reason(said, answers)
 
 
 def reason(said: str, answers: list[dict[str, Any]]) -> str:
@@ -235,13 +238,16 @@ def large_images(attacker: Attacker) -> None:
 
 
 def many_visitors(attacker: Attacker) -> None:
-    """New visitors that take places and never come back."""
+    """New visitors that take places and never come back; every other one leaves its page open."""
+    with ExitStack() as pages:
 
-    def attempt(client: Client) -> None:
-        client.session = secrets.token_hex(6)
-        client.fire(attacker.page.event("picture", "scene"), [], {})
+        def attempt(client: Client) -> None:
+            client.session = secrets.token_hex(6)
+            if secrets.randbelow(2):
+                pages.enter_context(client.open_page())
+            client.fire(attacker.page.event("picture", "scene"), [], {})
 
-    attacker.repeat(attempt)
+        attacker.repeat(attempt)
 
 
 def long_answers(attacker: Attacker) -> None:

@@ -39,7 +39,12 @@ ROOT = Path(__file__).resolve().parents[1]
 DRY_RUN = "dry-run"
 DRY_RUN_SLOWER = 10  # a dry run is to end by itself, on whatever machine
 GRACE = 30  # seconds from the end of a step's budget to the end of its process
-RANGES = {"torch": "2.9 to 2.13", "transformers": "5.18 to 5.23", "triton": "3.4 to 3.9"}
+RANGES = {
+    "torch": "2.9 to 2.13",
+    "transformers": "5.18 to 5.23",
+    "triton": "3.4 to 3.9",
+    "numpy": "any; a dry run with Triton 3.6 needs one below 2.4",  # for Triton's interpreter
+}
 TRITON = "3.9.0"  # the tests run the kernel with it; constraints.txt leaves triton to torch
 
 DECODE = [f"llava*decode-b1-k{keys}" for keys in (640, 4096, 2048, 1024)]
@@ -218,7 +223,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def print_versions() -> None:
     """What is installed; where that is not the tested set, also the tested one and the range."""
     text = (ROOT / "constraints.txt").read_text()
-    tested = dict(re.findall(r"^(torch|transformers)==(\S+)$", text, re.MULTILINE))
+    tested = dict(re.findall(r"^(torch|transformers|numpy)==(\S+)$", text, re.MULTILINE))
     for name, wanted in {**tested, "triton": TRITON}.items():
         try:
             found = version(name)

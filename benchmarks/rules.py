@@ -77,7 +77,7 @@ def measured(
     torch.compiler.reset()  # all rules are one function to the compiler, which keeps eight
     made: list[tuple[Cost, Callable[[], Any], int]] = []
     for name, rule in RULES.items():
-        branches = 2 if rule.uses_others else 1
+        branches = 2 if rule.needs.others else 1
         logits = torch.randn(branches * rows, vocabulary, device=options.device)
         logits = logits.to(DTYPES[options.dtype])
         chosen = tokens(rule, branches)

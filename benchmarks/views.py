@@ -90,7 +90,7 @@ def views(subject: Subject, tokens: int) -> list[View]:
         "tokens": tokens - 1,
         "caption_tokens": CAPTION,
     }
-    warm = MVP(processor, **voting)
+    warm = MVP(processor=processor, **voting)
     plain, first, long = f"plain, {tokens}", "plain, 1", f"plain, {DESCRIPTION + tokens}"
     ended = "plain, to its end" if is_lab else plain
     carve = {"general": general, "suffix": suffix, "tokens": tokens}
@@ -98,15 +98,22 @@ def views(subject: Subject, tokens: int) -> list[View]:
         View(plain, answer(None, tokens)),
         View(first, answer(None, 1)),
         View(long, answer(None, DESCRIPTION + tokens)),
-        View("VDGD", answer(VDGD(processor, tokens=DESCRIPTION, **describe), tokens), long, 1.15),
-        View("CARVE", answer(CARVE(processor, **carve), tokens), plain, 2.6),
+        View(
+            "VDGD",
+            answer(VDGD(processor=processor, tokens=DESCRIPTION, **describe), tokens),
+            long,
+            1.15,
+        ),
+        View("CARVE", answer(CARVE(processor=processor, **carve), tokens), plain, 2.6),
         View("MVP", answer(warm, tokens, is_lab), ended, 3.0),
-        View("MVP, cold", lambda: answer(MVP(processor, **voting), tokens, is_lab)(), ended),
-        View("AGLA, first token", answer(AGLA(processor), 1), first, 2.2),
+        View(
+            "MVP, cold", lambda: answer(MVP(processor=processor, **voting), tokens, is_lab)(), ended
+        ),
+        View("AGLA, first token", answer(AGLA(processor=processor), 1), first, 2.2),
         View("VCD, first token", answer(VCD(), 1), first),
-        View("AGLA", answer(AGLA(processor), tokens), plain),
+        View("AGLA", answer(AGLA(processor=processor), tokens), plain),
         View("VCD", answer(VCD(), tokens), plain),
-        View("ICD", answer(ICD(processor), tokens), plain),
+        View("ICD", answer(ICD(processor=processor), tokens), plain),
         View("M3ID", answer(M3ID(), tokens), plain),
     ]
     if is_lab:

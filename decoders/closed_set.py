@@ -21,6 +21,7 @@ from sightline.engine.validation import (
     is_text_only,
     wants,
 )
+from sightline.model_protocol import Model
 
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
@@ -33,7 +34,7 @@ class ClosedSet(Strategy):
 
     processor: Any
 
-    def probabilities(self, model: Any, **inputs: Any) -> Tensor:
+    def probabilities(self, model: Model, **inputs: Any) -> Tensor:
         """The probability of each label, `[B, C]` float32.
 
         Args:
@@ -43,10 +44,10 @@ class ClosedSet(Strategy):
         return model.generate(**inputs, custom_generate=LabelProbabilities(self), max_new_tokens=1)
 
     @abstractmethod
-    def label_probabilities(self, model: Any, call: GenerateCall) -> Tensor:
+    def label_probabilities(self, model: Model, call: GenerateCall) -> Tensor:
         """The probability of each label, `[B, C]` float32, for a call of `generate`."""
 
-    def expert(self, model: Any, call: GenerateCall) -> Branch:
+    def expert(self, model: Model, call: GenerateCall) -> Branch:
         """The prompts as asked, one row each, with their pictures; checked."""
         config, given = call.generation_config, call.model_kwargs
         check_one_answer(self, call)
@@ -75,7 +76,7 @@ class LabelProbabilities(Strategy):
     def needs_images(self) -> bool:
         return self.decoder.needs_images
 
-    def run(self, model: Any, call: GenerateCall) -> Tensor:
+    def run(self, model: Model, call: GenerateCall) -> Tensor:
         return self.decoder.label_probabilities(model, call)
 
 

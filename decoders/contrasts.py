@@ -1,12 +1,14 @@
 """What the expert is compared with. A contrast makes an amateur: `(expert, model) -> Branch`."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from sightline.engine.branch import Branch
+from sightline.engine.prompt_edits import without_images
+from sightline.model_protocol import Model
 from sightline.settings import Checked, Limits, Markers, Processor, Seed, TokenId, Wanted
 from sightline.vision.noise import noise_like
 
@@ -26,13 +28,13 @@ class NoImage(Checked):
     """
 
     markers: Markers = ()
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor | None = field(default=None, repr=False)
 
     about_images = True
 
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def __call__(self, expert: Branch, model: Model) -> Branch:
         processor = expert.call.processor if self.processor is None else self.processor
-        return expert.without_pictures(model, markers=self.markers, processor=processor)
+        return without_images(expert, model, markers=self.markers, processor=processor)
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,18 @@ class UnknownImage(Checked):
 
     tokens: TokenIds
     markers: Markers = ()
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor | None = field(default=None, repr=False)
 
     about_images = True
 
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def __call__(self, expert: Branch, model: Model) -> Branch:
         known = model.get_input_embeddings().num_embeddings
         if max(self.tokens) >= known:
             raise ValueError(
                 f"tokens must be below {known}, as many as there are, got {self.tokens}"
             )
         processor = expert.call.processor if self.processor is None else self.processor
-        return expert.without_pictures(model, self.tokens, self.markers, processor)
+        return without_images(expert, model, self.tokens, self.markers, processor)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class NoisyImage(Checked):
 
     needs_pixels = True
 
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def __call__(self, expert: Branch, model: Model) -> Branch:
         vision = getattr(model.config, "vision_config", None)
 
         def noised(name: str, pixels: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated
 
 from sightline.engine.branch import Branch
 from sightline.engine.chat_prompts import PromptEditor
@@ -10,6 +10,7 @@ from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Contrastive
 from sightline.messages import short
+from sightline.model_protocol import Model
 from sightline.settings import Checked, Processor, Strength, UnitInterval
 
 INSTRUCTIONS = {
@@ -42,8 +43,6 @@ class OtherInstruction(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.processor is None:
-            raise ValueError("another instruction needs processor= to be put into words of tokens")
         words = self.instruction.split()
         is_mistyped = len(words) == 1 and get_close_matches(words[0], INSTRUCTIONS)
         if not words or (is_mistyped and self.instruction not in INSTRUCTIONS):
@@ -52,7 +51,7 @@ class OtherInstruction(Checked):
                 f"{short(self.instruction)}"
             )
 
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def __call__(self, expert: Branch, model: Model) -> Branch:
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         words = INSTRUCTIONS.get(self.instruction, self.instruction)
         texts = [f"{words} {asked.question}" for asked in editor.asked(expert)]
@@ -85,7 +84,7 @@ class ICD(Decoder):
     contrasted too. Where their sampler is called without alpha it takes 0.5.
     """
 
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor = field(repr=False, kw_only=True)
     alpha: Annotated[Strength, SearchRange(0, 3)] = 1.0
     beta: Annotated[UnitInterval, SearchRange(0, 1)] = 0.1
     instruction: str = "careless"

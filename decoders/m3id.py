@@ -40,7 +40,7 @@ class M3ID(Decoder):
     start: Annotated[Whole, SearchRange(0, 5)] = 0
     confidence: Annotated[UnitInterval | None, SearchRange(0, 1)] = None
     markers: Markers = ()
-    processor: Processor = field(default=None, repr=False, compare=False)
+    processor: Processor | None = field(default=None, repr=False, compare=False)
 
     def recipe(self) -> Recipe:
         return Recipe(

@@ -37,7 +37,7 @@ class PAI(Decoder):
     beta: Annotated[UnitInterval, SearchRange(0, 1)] = 0.1
     layers: Layers | None = None
     markers: Markers = ()
-    processor: Processor = field(default=None, repr=False, compare=False)
+    processor: Processor | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def without_guidance(cls, alpha: float = 0.2) -> "PAI":
@@ -47,7 +47,7 @@ class PAI(Decoder):
     def recipe(self) -> Recipe:
         gain = ImageGain(self.alpha, self.layers)
         rule = Guidance(self.gamma, self.beta)
-        if gain.is_neutral and not rule.uses_others:
+        if gain.is_neutral and not rule.needs.others:
             return Recipe()
         without = NoImage(self.markers, self.processor)
         return Recipe(attention_edits=(gain,), contrasts=(without,), rule=rule)

@@ -22,6 +22,7 @@ from sightline.engine.prefill import forward_prompt, last_logits, prepare_inputs
 from sightline.engine.search_range import SearchRange
 from sightline.logits.calibration import Aggregate, calibrate, label_masses, reference
 from sightline.logits.finite import check_finite
+from sightline.model_protocol import Model
 from sightline.settings import Markers, Positive, Processor, TokenId, Words, wrong
 from sightline.weak_lru import Memory
 
@@ -62,7 +63,7 @@ class PostHocDebias(ClosedSet):
     by 10,000 and one masked away is not lost.
     """
 
-    processor: Processor = field(repr=False)
+    processor: Processor = field(repr=False, kw_only=True)
     labels: Sequence[Words] = ("yes", "no")
     reference: Reference = "none"
     aggregate: Aggregate = "max"
@@ -76,10 +77,6 @@ class PostHocDebias(ClosedSet):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.processor is None:
-            raise ValueError(
-                "labels are found by processor=, the model's processor or its tokenizer: pass it"
-            )
         labels = [label.strip().lower() for label in self.labels]
         if len(labels) < 2 or len(set(labels)) < len(labels):
             raise wrong("labels", "two or more different answers", self.labels)
@@ -95,10 +92,10 @@ class PostHocDebias(ClosedSet):
         variant = VARIANTS[self.reference]
         return image_free(variant, self.processor, self.unk_token_id, self.markers)
 
-    def label_probabilities(self, model: Any, call: GenerateCall) -> Tensor:
+    def label_probabilities(self, model: Model, call: GenerateCall) -> Tensor:
         return self._calibrated(model, call)[0]
 
-    def run(self, model: Any, call: GenerateCall) -> Any:
+    def run(self, model: Model, call: GenerateCall) -> Any:
         """The prompt followed by the best label and the end of sequence."""
         calibrated, logits = self._calibrated(model, call)
         answers = [
@@ -107,7 +104,7 @@ class PostHocDebias(ClosedSet):
         ]
         return as_generated(call, *_closed(answers, call.generation_config))
 
-    def _calibrated(self, model: Any, call: GenerateCall) -> tuple[Tensor, Tensor]:
+    def _calibrated(self, model: Model, call: GenerateCall) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities `[B, C]`, and the first answer token's logits `[B, V]`."""
         expert = self.expert(model, call)
         if has_template(self.processor):
@@ -124,7 +121,7 @@ class PostHocDebias(ClosedSet):
         prior = torch.where(has_image, reference(*priors), even) if priors else even
         return calibrate(masses, prior, self.smoothing), logits
 
-    def _remembered(self, model: Any, branch: Branch, shared: dict[str, Any]) -> Tensor:
+    def _remembered(self, model: Model, branch: Branch, shared: dict[str, Any]) -> Tensor:
         """Masses `[B, C]` of an image-free branch, which depend on the text alone.
 
         Each text is asked once and kept: a benchmark puts one question to many pictures.
@@ -142,7 +139,9 @@ class PostHocDebias(ClosedSet):
 
         return torch.stack(self._known.recall(model, texts, found))
 
-    def _masses(self, model: Any, branch: Branch, shared: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _masses(
+        self, model: Model, branch: Branch, shared: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         """Unnormalised label masses `[B, C]` and logits `[B, V]` at the first answer position."""
         cache = branch.cache(model)
         logits = forward_prompt(model, branch, cache, shared).logits[:, -1].float()
@@ -194,7 +193,7 @@ class PostHocDebias(ClosedSet):
 
 
 def sequence_score(
-    model: Any,
+    model: Model,
     branch: Branch,
     cache: Any,
     first: Tensor,

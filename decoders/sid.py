@@ -1,13 +1,14 @@
 """Self-Introspective Decoding, Huo et al., ICLR 2025 (arXiv:2408.02032)."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from sightline.attention.edits import LeastAttended
 from sightline.engine.branch import Branch
 from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Contrastive
+from sightline.model_protocol import Model
 from sightline.settings import Checked, Count, Share, Strength, UnitInterval
 
 
@@ -23,7 +24,7 @@ class Unattended(Checked):
 
     about_images = True
 
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def __call__(self, expert: Branch, model: Model) -> Branch:
         return replace(expert, attention_edits=(self.hiding,))
 
 

@@ -42,7 +42,7 @@ class VDD(Decoder):
     alpha: Annotated[Strength, SearchRange(0, 3)] = 1.0
     beta: Annotated[UnitInterval, SearchRange(0, 1)] = 0.1
     variant: Variant = "none"
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor | None = field(default=None, repr=False)
     unk_token_id: TokenId | None = None
     markers: Markers = ()
 

@@ -1,7 +1,7 @@
 """Visual Description Grounded Decoding, Ghosh et al., ICLR 2025 (arXiv:2405.15683)."""
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -13,6 +13,7 @@ from sightline.engine.strategy import Decoder, Recipe
 from sightline.engine.subgeneration import eos_token_ids, generate_text
 from sightline.logits.grounding import SUPPORT, Grounded, Reduction, Support, Truncation
 from sightline.logits.rules import Rule
+from sightline.model_protocol import Model
 from sightline.settings import Checked, Count, Processor, Share, UnitInterval, Words, holding
 
 REQUEST = (
@@ -54,12 +55,7 @@ class Described(Checked):
 
     about_images = True
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.processor is None:
-            raise ValueError("a description needs processor=, the model's own, to be asked for")
-
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def __call__(self, expert: Branch, model: Model) -> Branch:
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         expert = read_pictures(expert, model)
         asked = editor.asked(expert)
@@ -110,7 +106,7 @@ class VDGD(Decoder):
     answer keeps its cache. `layout="official"` has their order of prompt.
     """
 
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor = field(repr=False, kw_only=True)
     alpha: Annotated[Share, SearchRange(0.01, 1)] = 0.1
     truncation: Truncation = "plausibility"
     reduction: Reduction = "min"

@@ -4,7 +4,8 @@ from dataclasses import replace
 from threading import Lock
 
 from sightline.demo.comparison import Answer, Comparison
-from sightline.demo.host import Host, Running
+from sightline.demo.host import Host
+from sightline.demo.running import Running
 
 STOPPED = "stopped"
 
@@ -31,6 +32,7 @@ class ComparisonRun:
         self.is_left = False
         self._answers = answers or tuple(Answer() for _ in comparison.ways)
         self._running: Running | None = None
+        self._is_followed = False
         self._lock = Lock()
 
     @property
@@ -52,17 +54,23 @@ class ComparisonRun:
     def has_begun(self) -> bool:
         return self._running is not None
 
+    def claim(self) -> bool:
+        """Whether nobody has claimed it before: one event alone waits for its turn and shows it."""
+        with self._lock:
+            was_followed, self._is_followed = self._is_followed, True
+        return not was_followed
+
     def leave(self) -> None:
         """Ends all answers; the page shows others now."""
         self.is_left = True
         self.stop()
 
-    def begin(self, host: Host) -> None:
+    def begin(self, host: Host, client: str) -> None:
         """Answers start, all but those that have been stopped by now."""
         with self._lock:
             if self._running is not None or self.is_over:
                 return
-            running = host.start(self.comparison)
+            running = host.start(self.comparison, client)
             for number, answer in enumerate(self._answers):
                 if answer.is_over:
                     running.stop(number)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sightline.decoders import DECODERS
+from sightline.docstrings import read_arguments
 from sightline.engine.search_range import SearchRange
 from sightline.specs import (
     GREEDY,
@@ -21,7 +22,6 @@ from sightline.specs import (
     find,
     parse_spec,
     presets,
-    read_arguments,
     settable,
     written,
 )

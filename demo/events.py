@@ -20,11 +20,10 @@ from sightline.demo.forms import (
     form_of_way,
     is_shown,
     read_drawing,
-    read_scenes,
     read_way,
 )
 from sightline.demo.host import Host
-from sightline.demo.lab_job import LabJob
+from sightline.demo.lab_events import Parts
 from sightline.demo.rendering import (
     blank_card,
     card,
@@ -32,30 +31,26 @@ from sightline.demo.rendering import (
     error,
     legend,
     panel,
-    plots,
-    progress,
     refusal,
     shown_picture,
 )
 from sightline.demo.saved import Saved, from_decoded, to_json
 from sightline.demo.script import is_seed, to_python
+from sightline.demo.turns import BUSY, Busy, Turns
 from sightline.demo.uploads import Uploads
 from sightline.specs import GREEDY, Spec
 
-Parts = dict[str, Any]
-"""New values of parts of the page, by name; the others stay as they are."""
-
 IDLE: Parts = {"compare": True, "stop": False}
 """Which buttons can be pressed while no answer grows."""
-FRAME = 0.08  # seconds between two pictures of growing answers, at least
+FRAME = 0.08  # seconds between two pictures of growing answers, of all comparisons together
 SHORT = 300  # tokens on the page that a browser draws within a frame; more take it longer
-GLANCE = 0.25  # seconds between two looks at an evaluation
 PATIENCE = 1.0  # seconds to wait for news of them, at most
 SEEDS = 1_000_000
+ANSWERING = 4  # comparisons that answer at the same time, whose memory is held; the others wait
+OF_CLIENT = 2  # of them of one client
 NO_PICTURE = "there is no picture: choose one, or draw a new scene"
 FORGOTTEN = "this answer is no longer kept here: press Compare again"
 NO_ANSWER = "there is nothing to take yet: press Compare first"
-BUSY = "too many requests are waiting: try again in a minute"
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +82,9 @@ class Events:
         self.host = host
         self.uploads = uploads or Uploads(host.bounds)
         self.places = range(host.limits.ways)
+        waiting = host.limits.waiting
+        self.comparisons = Turns(ANSWERING, OF_CLIENT, waiting)
+        self.explanations = Turns(1, 1, waiting)  # each holds the scores of a whole answer
 
     # The picture
 
@@ -217,10 +215,12 @@ class Events:
             **self.cards(round),
         }
 
-    def cards(self, round: ComparisonRun) -> dict[str, str]:
+    def cards(self, round: ComparisonRun | None) -> dict[str, str]:
         """The cards of all columns."""
-        answers = round.answers
         made = {f"answer-{place}": blank_card(place) for place in self.places}
+        if round is None:
+            return made
+        answers = round.answers
         for number, place in enumerate(round.places):
             made[f"answer-{place}"] = card(round.comparison, answers, number, place)
         return made
@@ -235,32 +235,40 @@ class Events:
             chat_template_kwargs=host.template,
         )
 
-    def follow(self, _: Any, round: ComparisonRun | None) -> Iterator[Parts]:
-        """Answers as they grow. When nobody looks any more they end."""
-        if round is None or round.has_begun:
-            yield {}
+    def follow(self, _: Any, round: ComparisonRun | None, client: str = "") -> Iterator[Parts]:
+        """All cards, as answers grow from the client's turn on. They end when nobody looks."""
+        if round is None or not round.claim():
+            yield self.shown_cards(round, FORGOTTEN if round is None else "")
             return
+        turn = self.comparisons.ask(client)
         try:
-            round.begin(self.host)
-            shown: dict[str, str] = {}
-            while True:
+            while not (turn.wait(PATIENCE) or round.is_over):
+                yield self.shown_cards(round)
+            round.begin(self.host, client)
+            while not round.is_left:
                 start, is_over = time.monotonic(), round.is_over
-                if round.is_left:
-                    break
-                cards = self.cards(round)
-                yield {name: text for name, text in cards.items() if shown.get(name) != text}
+                yield self.shown_cards(round)
                 if is_over:
                     break
-                shown = cards
                 round.wait(PATIENCE)
-                time.sleep(max(0.0, frame(round) - (time.monotonic() - start)))
+                pause = self.comparisons.count * frame(round)
+                time.sleep(max(0.0, pause - (time.monotonic() - start)))
+        except Busy as told:
+            round.stop()
+            yield self.shown_cards(round, str(told))
         finally:
             round.stop()
-        if not round.is_left:
-            yield IDLE
+            self.comparisons.end(turn)
+
+    def shown_cards(self, round: ComparisonRun | None, told: str = "") -> Parts:
+        return {**self.cards(round), **self.complain("page", told)}
+
+    def rest(self, _: Any, round: ComparisonRun | None) -> Parts:
+        """Nobody follows a round any more: the buttons are another round's by now, or idle."""
+        return IDLE if round is None or round.is_over else {}
 
     def give_up(self, _: Any, round: ComparisonRun | None) -> Parts:
-        """Where the queue was full, so that no answer has begun."""
+        """Where the server's queue was full, so that no answer has begun."""
         if round is None or round.is_over:
             return IDLE
         round.stop()
@@ -283,7 +291,11 @@ class Events:
     # Why a token came
 
     def open_token(
-        self, sent: Mapping[str, Any], round: ComparisonRun | None, opened: Opened | None
+        self,
+        sent: Mapping[str, Any],
+        round: ComparisonRun | None,
+        opened: Opened | None,
+        client: str = "",
     ) -> Parts:
         """The candidates of one token: `{"place": ..., "index": ...}`."""
         place, index = sent.get("place"), sent.get("index")
@@ -295,9 +307,10 @@ class Events:
         answer = round.answers[number]
         try:
             if not is_of(opened, round, number, len(answer.ids)):
-                explained = self.host.explain(round.comparison, number, answer)
+                with self.explanations.taken(client, self.host.limits.seconds):
+                    explained = self.host.explain(round.comparison, number, answer, client)
                 opened = Opened(round, number, len(answer.ids), explained)
-        except ValueError as refused:
+        except (ValueError, Busy) as refused:
             return {"opened": None, "panel": refusal(str(refused))}
         assert opened is not None
         if not 0 <= index < len(opened.explained.tables):
@@ -366,49 +379,6 @@ class Events:
     def sent_file(self, _: Any) -> Parts:
         """The browser has its file; nothing of it stays."""
         return {"files": {}}
-
-    def run_lab(self, _: Any, scenes: Any, drawing: Any, *forms: Any) -> Iterator[Parts]:
-        """The lab's evaluation of the columns' ways. When nobody looks any more it ends."""
-        try:
-            ways = [read_way(form) for form in forms if is_shown(form)]
-            job = LabJob(self.host, ways, read_scenes(scenes), read_drawing(drawing))
-        except ValueError as refused:
-            yield self.complain("lab", str(refused))
-            return
-        job.start()
-        try:
-            yield {
-                "job": job,
-                **self.complain("lab", ""),
-                "lab-table": "",
-                "lab-plots": "",
-                "lab-run": False,
-                "lab-stop": True,
-            }
-            while not job.is_over:
-                yield {"lab-progress": progress(job.done, job.total)}
-                job.wait(GLANCE)
-        finally:
-            job.stop()
-        yield {"job": None, **self.show_job(job), "lab-run": True, "lab-stop": False}
-
-    def show_job(self, job: LabJob) -> Parts:
-        """What came of an evaluation."""
-        if job.result is None:
-            return {"lab-progress": "", **self.complain("lab", job.refused)}
-        result = job.result
-        return {
-            "lab-progress": progress(result.done, result.total, is_over=True),
-            "lab-table": result.table,
-            "lab-plots": plots(result.plots),
-            **self.complain("lab", result.note),
-        }
-
-    def stop_lab(self, _: Any, job: LabJob | None) -> Parts:
-        """Ends an evaluation at its next batch."""
-        if job is not None:
-            job.stop()
-        return {}
 
     def complain(self, place: str, text: str) -> Parts:
         return {f"error-{place}": error(place, text)}

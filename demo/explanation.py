@@ -13,6 +13,7 @@ from sightline.demo.comparison import Explained, Row
 from sightline.engine.processor_order import AfterCut
 from sightline.engine.strategy import Recipe, RecipeStrategy
 from sightline.logits.rules import Rule
+from sightline.model_protocol import Model
 from sightline.vision.token_layout import Layout, locate
 
 BEST = 10
@@ -21,7 +22,7 @@ EXPERT = "as asked"
 
 
 def explain(
-    model: Any,
+    model: Model,
     processor: Any,
     image: Image.Image,
     question: str,
@@ -131,9 +132,9 @@ def table(tokenizer: Any, branches: Tensor, scores: Tensor, chosen: int) -> tupl
 
 def cut(rule: Rule | None, expert: Tensor) -> float | None:
     """The expert's probability below which the rule leaves tokens out; None if it has none."""
-    if rule is None or rule.threshold == 0:
+    if rule is None or not rule.needs.cut:
         return None
-    return float(rule.threshold * expert.softmax(dim=-1).max())
+    return float(expert.softmax(dim=-1)[rule.keep(expert[None])[0]].min())
 
 
 def visible(tokenizer: Any, token: int) -> str:

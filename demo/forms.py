@@ -15,8 +15,9 @@ from sightline.demo.controls import (
     controls_of,
     spec_of_controls,
 )
+from sightline.docstrings import paper
 from sightline.messages import short
-from sightline.specs import Spec, find, paper
+from sightline.specs import Spec, find
 
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 LONGEST_TEXT = 10_000  # characters of one field of a form

@@ -6,23 +6,29 @@ import json
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import nullcontext
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 
-from sightline.demo.routes import Route, Table
+from sightline.demo.routes import CONNECTION, Route, Table
+from sightline.demo.sessions import Sessions
+from sightline.demo.turns import BUSY, Busy, Turns, client_of
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-GRACE = 10.0  # seconds in which a body may arrive, however small it is
+GRACE = 10.0  # seconds in which a body may arrive, however small it is, or pause
 SLOWEST = 64_000  # bytes per second of one that takes longer
 DEEPEST = 20  # lists and objects inside each other
 MOST_ENTRIES = 5_000  # of all lists and objects of a body together
+AT_ONCE = 8  # requests that are worked on at the same time
+OF_CLIENT = 4  # of them of one client
+MOST_WAITING = 1_000  # requests that wait for that
 
 
 class Refused(Exception):
@@ -37,19 +43,22 @@ class Gate:
     """Refuses a request before the app sees it, and before its body is read where that suffices.
 
     In this order: the name of the host, the route, the login, then the size, the speed and, of
-    JSON, the shape of the body.
+    JSON, the shape of the body. Then clients take turns.
 
     Args:
         app: Gradio's, which holds the logins.
+        sessions: Which learn whose page is connected.
         is_local: Whether the page is reached as this machine's own alone. Then a request for
             another host is one that a foreign page's script was tricked into (DNS rebinding).
     """
 
-    def __init__(self, app: App, is_local: bool):
+    def __init__(self, app: App, sessions: Sessions, is_local: bool):
         self.app = app
+        self.sessions = sessions
         self.is_local = is_local
         self.table = Table()
-        self._held: Counter[str] = Counter()  # bytes of bodies, by the route's path
+        self._turns = Turns(AT_ONCE, OF_CLIENT, MOST_WAITING)
+        self._held: Counter[tuple[str, ...]] = Counter()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,18 +67,40 @@ class Gate:
         try:
             route = self._admit(scope)
             if not route.most:
-                await self.app(scope, receive, send)
+                await self._answer(route, scope, receive, send)
                 return
-            body = Body(route, self._held)
+            body = Body(route, client_of(HTTPConnection(scope)), self._held)
             try:
                 content = await body.read(scope, receive)
-                await self.app(scope, replayed(content, receive), send)
+                await self._answer(route, scope, replayed(content, receive), send)
             finally:
                 body.release()
         except Refused as refused:
             # What is left of the body is not read.
             answer = PlainTextResponse(str(refused), refused.status, {"connection": "close"})
             await answer(scope, receive, send)
+
+    async def _answer(self, route: Route, scope: Message, receive: Receive, send: Send) -> None:
+        """Lets the app answer, in the client's turn if that is work and no waiting for news."""
+        if route.is_long:
+            is_page = route.path == CONNECTION
+            name = scope["path"].rpartition("/")[2]
+            with self.sessions.connected(name) if is_page else nullcontext():
+                await self.app(scope, receive, send)
+            return
+        turn = self._turns.ask(client_of(HTTPConnection(scope)))
+
+        async def sending(message: Message) -> None:
+            self._turns.end(turn)  # how fast the client reads is its own affair
+            await send(message)
+
+        try:
+            await asyncio.wrap_future(turn.given)
+            await self.app(scope, receive, sending)
+        except Busy as told:
+            raise Refused(503, str(told)) from None
+        finally:
+            self._turns.end(turn)
 
     def _admit(self, scope: Message) -> Route:
         """The route of a request that may go on; else raises `Refused`."""
@@ -94,11 +125,13 @@ class Body:
 
     Args:
         route: Whose limits hold.
-        held: Bytes of the bodies of all requests, by the route's path.
+        client: Who sends it; it may have half of what there is for bodies of this route.
+        held: Bytes of the bodies of all requests, by the route's path, and by path and client.
     """
 
-    def __init__(self, route: Route, held: Counter[str]):
+    def __init__(self, route: Route, client: str, held: Counter[tuple[str, ...]]):
         self.route = route
+        self._all, self._own = (route.path,), (route.path, client)
         self._held = held
         self._came = 0
 
@@ -107,17 +140,17 @@ class Body:
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and (len(declared) > 15 or int(declared) > self.route.most):
             raise Refused(413, "this request is too large")
-        start, content, is_more = time.monotonic(), bytearray(), True
+        end, content, is_more = time.monotonic() + GRACE, bytearray(), True
         while is_more:
-            left = start + GRACE + self._came / SLOWEST - time.monotonic()
             try:
-                message = await asyncio.wait_for(receive(), max(left, 0))
+                message = await asyncio.wait_for(receive(), max(end - time.monotonic(), 0))
             except asyncio.TimeoutError:
                 raise Refused(408, "this request took too long to arrive") from None
             if message["type"] == "http.disconnect":
                 raise Refused(400, "this request was cut off")
             self._take(chunk := message.get("body", b""))
             content += chunk
+            end = min(end + len(chunk) / SLOWEST, time.monotonic() + GRACE)
             is_more = message.get("more_body", False)
         if self.route.is_json:
             check_json(content)
@@ -125,14 +158,21 @@ class Body:
 
     def _take(self, chunk: bytes) -> None:
         self._came += len(chunk)
-        self._held[self.route.path] += len(chunk)
+        self._count(len(chunk))
         if self._came > self.route.most:
             raise Refused(413, "this request is too large")
-        if self._held[self.route.path] > self.route.together:
-            raise Refused(503, "too many requests at once: try again in a minute")
+        together = self.route.together
+        if self._held[self._all] > together or self._held[self._own] > together / 2:
+            raise Refused(503, BUSY)
 
     def release(self) -> None:
-        self._held[self.route.path] -= self._came
+        self._count(-self._came)
+
+    def _count(self, more: int) -> None:
+        for key in (self._all, self._own):
+            self._held[key] += more
+            if not self._held[key]:
+                del self._held[key]
 
 
 def replayed(content: bytes, receive: Receive) -> Receive:

@@ -1,12 +1,9 @@
 """One model that answers for everybody on the page. Knows nothing of the page."""
 
-import logging
 import math
-import threading
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +18,23 @@ from sightline.checkpoints import Dtype, check_device, load_model, load_processo
 from sightline.demo.comparison import Answer, Comparison, Explained, FieldError, Picture
 from sightline.demo.decoding import SECONDS, Bounds, Decoded
 from sightline.demo.explanation import explain
+from sightline.demo.running import Running, reason
 from sightline.demo.scheduler import ForwardScheduler, Stopped, Work
 from sightline.evaluation.lab import WORDINGS
 from sightline.messages import short
+from sightline.model_protocol import Model
 from sightline.specs import BEAM, Spec, parse_spec, settable, written
 from sightline.vision.images import open_picture
 
 LAB = "sightline.lab"
 TEMPERATURES = (0.0, 5.0)
 SEEDS = 2**32
-UNEXPECTED = "this failed; whoever runs this page finds the reason in its log"
-NO_MEMORY = "there is not enough memory: ask for fewer tokens, or show a smaller picture"
 
 FIRST_WAYS = ("greedy", "vcd", "vdd", "pai")
 """What the columns of a page begin with."""
 PROBE = 2048  # side of the image that a processor is asked about
 LARGEST_SIDE = 2 * PROBE
 MOST_PARTS = 8  # of a setting that has several
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -175,17 +170,26 @@ class Host:
                 found.append(FieldError("way", str(error), number))
         return found
 
-    def start(self, comparison: Comparison) -> "Running":
+    def start(self, comparison: Comparison, client: str = "") -> Running:
         """Answers, side by side. Whoever calls looks at `Running` and stops it.
+
+        Args:
+            client: Who shares the model's time with other clients.
 
         Raises:
             ValueError: With the first complaint of `check`.
         """
         for complaint in self.check(comparison):
             raise ValueError(complaint.text)
-        return Running(self, comparison)
+        return Running(
+            [self.work(comparison, number, client) for number in range(len(comparison.ways))],
+            partial(self.answer, comparison),
+            self.processor,
+        )
 
-    def explain(self, comparison: Comparison, number: int, answer: Answer) -> Explained:
+    def explain(
+        self, comparison: Comparison, number: int, answer: Answer, client: str = ""
+    ) -> Explained:
         """Why the tokens of an answer came: it is given once more, and watched.
 
         Raises:
@@ -197,7 +201,7 @@ class Host:
         known = self.model.get_input_embeddings().num_embeddings
         if len(answer.ids) > self.limits.max_new_tokens or max(answer.ids) >= known:
             raise ValueError("these tokens are not this model's: press Compare for its own answer")
-        work = self.scheduler.work(self.limits.seconds)
+        work = self.scheduler.work(self.limits.seconds, client=client)
         try:
             with self.scheduler.working(work), torch.no_grad():
                 return explain(
@@ -227,7 +231,7 @@ class Host:
             given |= {"streamer": streamer, **drawing.arguments(way)}
             reply(self.model, self.processor, inputs, decoder, image, **given)
 
-    def work(self, comparison: Comparison, number: int) -> Work:
+    def work(self, comparison: Comparison, number: int, client: str) -> Work:
         drawing = comparison.drawing
         draws = drawing.draws(comparison.ways[number])
         return self.scheduler.work(self.limits.seconds, drawing.seed if draws else None)
@@ -307,7 +311,7 @@ def check_cost(way: Spec, limits: Limits) -> None:
                 )
 
 
-def pixels_seen(model: Any, processor: Any, template: Mapping[str, Any] | None = None) -> int:
+def pixels_seen(model: Model, processor: Any, template: Mapping[str, Any] | None = None) -> int:
     """How many pixels a model gets of a large square image; as many as it has where it is not cut
     down to fewer."""
     image = Image.new("RGB", (PROBE, PROBE))
@@ -319,129 +323,3 @@ def pixels_seen(model: Any, processor: Any, template: Mapping[str, Any] | None =
 
 def whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-class Running:
-    """A comparison under way. Threads answer; `answers` is what they have said so far.
-
-    Args:
-        host: Whose model answers.
-        comparison: Checked.
-    """
-
-    def __init__(self, host: Host, comparison: Comparison):
-        self.comparison = comparison
-        self._host = host
-        self._changed = threading.Condition()
-        self._version = self._seen = 0
-        self._answers = [Answer() for _ in comparison.ways]
-        self._works = [host.work(comparison, i) for i in range(len(comparison.ways))]
-        for number in range(len(comparison.ways)):
-            name = f"answer {number}"
-            threading.Thread(target=self._run, args=(number,), name=name, daemon=True).start()
-
-    @property
-    def answers(self) -> tuple[Answer, ...]:
-        with self._changed:
-            return tuple(self._answers)
-
-    @property
-    def is_over(self) -> bool:
-        return all(answer.is_over for answer in self.answers)
-
-    def wait(self, seconds: float) -> bool:
-        """Until something has changed since the last time, or time is up; whether it has."""
-        with self._changed:
-            changed = self._changed.wait_for(lambda: self._version > self._seen, seconds)
-            self._seen = self._version
-        return changed
-
-    def stop(self, number: int | None = None) -> None:
-        """Ends one answer, or all; what was said stays."""
-        chosen = range(len(self._works)) if number is None else [number]
-        for one in chosen:
-            self._works[one].stop()
-            self.change(one, state="stopped", note="stopped")
-
-    def change(self, number: int, **fields: Any) -> None:
-        """What is new about an answer; one that is over stays as it is."""
-        with self._changed:
-            if self._answers[number].is_over:
-                return
-            self._answers[number] = replace(self._answers[number], **fields)
-            self._version += 1
-            self._changed.notify_all()
-
-    def _run(self, number: int) -> None:
-        work = self._works[number]
-        listener = Listener(self._host.processor, work, lambda **new: self.change(number, **new))
-        try:
-            self._host.answer(self.comparison, number, work, listener)
-        except Stopped as error:
-            self.change(number, state="stopped", note=str(error))
-        except Exception as error:
-            self.change(number, state="failed", note=reason(error))
-        else:
-            self.change(number, state="done", peak=work.peak)
-        finally:  # a panic in a tokenizer is no Exception
-            self.change(number, state="failed", note=UNEXPECTED)
-
-
-def reason(error: Exception) -> str:
-    """What a client is told: our own sentences, and nothing of what others raise."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return NO_MEMORY
-    frames = traceback.extract_tb(error.__traceback__)
-    own = Path(lab.__file__).parents[1]
-    if isinstance(error, ValueError) and frames and Path(frames[-1].filename).is_relative_to(own):
-        return str(error)
-    logger.error("an answer failed", exc_info=error)
-    return UNEXPECTED
-
-
-class Listener(BaseStreamer):
-    """Hears of each token, while its answer has the turn.
-
-    Args:
-        processor: Turns tokens into text.
-        work: Whose time is taken.
-        tell: Called with what is new of the answer.
-    """
-
-    def __init__(self, processor: Any, work: Work, tell: Callable[..., None]):
-        self._tokenizer = processor.tokenizer
-        self._work = work
-        self._tell = tell
-        self._is_prompt = True
-        self._ids: list[int] = []
-        self._pieces: list[str] = []
-        self._first: float | None = None
-        self._forwards = 0
-
-    def put(self, value: torch.Tensor) -> None:
-        if self._is_prompt:
-            self._is_prompt = False
-            self._tell(state="answering")
-            return
-        now = self._work.worked
-        if self._first is None:
-            self._first, self._forwards = now, self._work.forwards
-        for token in value.reshape(-1).tolist():
-            self._ids.append(token)
-            self._pieces.append(next_piece(self._tokenizer, self._ids, self._pieces))
-        self._tell(
-            ids=tuple(self._ids),
-            pieces=tuple(self._pieces),
-            first=self._first,
-            # Votes are told at once, when all has been said: no token came later.
-            later=now - self._first if self._work.forwards > self._forwards else 0.0,
-        )
-
-    def end(self) -> None:
-        """The answer is complete."""
-
-
-def next_piece(tokenizer: Any, ids: list[int], pieces: list[str]) -> str:
-    """What the last token adds to the text; "" while it is the first half of a character."""
-    text = tokenizer.decode(ids, skip_special_tokens=True).lstrip()
-    return "" if text.endswith("\N{REPLACEMENT CHARACTER}") else text[len("".join(pieces)) :]

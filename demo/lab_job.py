@@ -5,8 +5,9 @@ import time
 from collections.abc import Sequence
 
 from sightline.demo.comparison import SamplingSettings
-from sightline.demo.host import Host, reason
+from sightline.demo.host import Host
 from sightline.demo.lab_run import LabRun, run
+from sightline.demo.running import reason
 from sightline.specs import Spec
 
 SECONDS = 900.0  # the longest that is allowed
@@ -20,10 +21,19 @@ class LabJob:
         ways: As the page's columns ask for.
         scenes: How many are drawn.
         drawing: How tokens are taken.
+        client: Whose it is.
     """
 
-    def __init__(self, host: Host, ways: Sequence[Spec], scenes: int, drawing: SamplingSettings):
+    def __init__(
+        self,
+        host: Host,
+        ways: Sequence[Spec],
+        scenes: int,
+        drawing: SamplingSettings,
+        client: str = "",
+    ):
         self.host, self.ways, self.scenes, self.drawing = host, tuple(ways), scenes, drawing
+        self.client = client
         self.done, self.total = 0, 0
         self.result: LabRun | None = None
         self.refused = ""
@@ -34,6 +44,10 @@ class LabJob:
     @property
     def is_over(self) -> bool:
         return self._over.is_set()
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stop.is_set()
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="lab run", daemon=True).start()
@@ -56,7 +70,9 @@ class LabJob:
                 self.drawing,
                 progress=self._count,
                 stopped=lambda: self._stop.is_set() or time.monotonic() > self._deadline,
-                turn=lambda: scheduler.working(scheduler.work(2 * SECONDS, self.drawing.seed)),
+                turn=lambda: scheduler.working(
+                    scheduler.work(2 * SECONDS, self.drawing.seed, self.client)
+                ),
                 clock=scheduler.clock,
             )
         except Exception as error:

@@ -15,6 +15,7 @@ from sightline.demo.comparison import SamplingSettings
 from sightline.evaluation import plots, report, runner
 from sightline.evaluation.asking import LAB, Source
 from sightline.evaluation.lab import LabBenchmark
+from sightline.model_protocol import Model
 from sightline.specs import SAMPLE, Spec
 
 BATCH_SIZE = 16
@@ -23,7 +24,7 @@ BATCH_SIZE = 16
 class Loaded(Protocol):
     """A loaded model, with its processor, chat template arguments and the checkpoint's name."""
 
-    model: Any
+    model: Model
     processor: Any
 
     @property

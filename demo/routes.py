@@ -30,6 +30,7 @@ class Route:
         most: Bytes of a body at most; 0: a body is not read.
         together: Bytes of the bodies of all its requests that are being answered, at most.
         is_json: Whether the body is JSON.
+        is_long: Whether an answer takes its time, without work or in turns of its own.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Route:
     most: int = 0
     together: int = 0
     is_json: bool = False
+    is_long: bool = False
 
     @property
     def is_served(self) -> bool:
@@ -65,6 +67,7 @@ def login(path: str) -> Route:
 
 
 API = "/gradio_api"
+CONNECTION = f"{API}/heartbeat/{{session_hash}}"
 SERVED = (
     opened("/", "the page; without a login, the form for it", "GET", "HEAD"),
     opened("/assets/{path:path}", "Gradio's scripts and styles"),
@@ -81,8 +84,8 @@ SERVED = (
     read("/config", "the page's layout, asked again after a lost connection"),
     read(f"{API}/app_id", "whether the server is still the same after a lost connection"),
     read(f"{API}/app_id/", "whether the server is still the same after a lost connection"),
-    read(f"{API}/heartbeat/{{session_hash}}", "tells when a page is closed"),
-    read(f"{API}/queue/data", "answers as they grow"),
+    Route(CONNECTION, "tells whether a page is still open", ("GET",), is_long=True),
+    Route(f"{API}/queue/data", "answers as they grow", ("GET",), is_long=True),
     event(f"{API}/queue/join"),
     event(f"{API}/run/{{api_name}}"),
     Route(
@@ -91,6 +94,7 @@ SERVED = (
         ("POST",),
         most=FILE_BYTES,
         together=2 * FILE_BYTES,
+        is_long=True,
     ),
 )
 """Routes that the page uses."""

@@ -1,9 +1,9 @@
 """Many answers on one model: one forward at a time, each in its turn.
 
 A model on one device does not get faster by being asked from several threads at once. So answers
-take turns before every forward, in the order in which they ask. That lets them grow side by side,
-makes the time that the model works for each of them measurable, keeps each answer's random draws
-its own, and is where an answer stops.
+take turns before every forward, and clients share the model's time alike, however many answers each
+of them has asked for. That lets answers grow side by side, makes the time that the model works for
+each of them measurable, keeps each answer's random draws its own, and is where an answer stops.
 """
 
 import threading
@@ -14,28 +14,11 @@ from typing import Any
 
 import torch
 
+from sightline.demo.turns import Turn, Turns
+
 
 class Stopped(Exception):
     """Ends an answer in the middle; its text says why."""
-
-
-class Turns:
-    """A lock that is given to whoever has waited longest."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._waiting = 0  # the number that the next one to ask will get
-        self._serving = 0
-
-    def take(self) -> None:
-        with self._changed:
-            mine, self._waiting = self._waiting, self._waiting + 1
-            self._changed.wait_for(lambda: self._serving == mine)
-
-    def pass_on(self) -> None:
-        with self._changed:
-            self._serving += 1
-            self._changed.notify_all()
 
 
 class Work:
@@ -46,6 +29,7 @@ class Work:
         seconds: Longest time from now, waiting included.
         seed: Of what this work draws; None: it draws nothing.
         device: Whose memory is watched.
+        client: Whose work it is.
     """
 
     def __init__(
@@ -54,8 +38,10 @@ class Work:
         seconds: float,
         seed: int | None = None,
         device: torch.device | None = None,
+        client: str = "",
     ):
         self.turns = turns
+        self.client = client
         self.seconds = seconds
         self.seed = seed
         self.device = device if device is not None and device.type == "cuda" else None
@@ -66,6 +52,7 @@ class Work:
         self._worked = 0.0
         self._since: float | None = None
         self._random: list[Any] | None = None
+        self._turn: Turn | None = None
 
     @property
     def worked(self) -> float:
@@ -85,28 +72,31 @@ class Work:
             raise Stopped(f"stopped after {self.seconds:g} s, the longest that is allowed here")
 
     def begin(self) -> None:
-        """It is this work's turn."""
+        """Waits for this work's turn; raises `Stopped` when it is over."""
+        self._turn = self.turns.ask(self.client)
+        self._turn.wait()
         if self.device is not None:
             torch.cuda.reset_peak_memory_stats(self.device)
         if self.seed is not None:
             self._restore_random()
         self._since = time.perf_counter()
+        self.check()
 
     def step_back(self) -> None:
         """Lets others work; raises `Stopped` when it is over. Called before each forward."""
-        self._end()
-        self.turns.pass_on()
-        self.turns.take()
+        self.finish()
         self.begin()
-        self.check()
         self.forwards += 1
 
     def finish(self) -> None:
-        """Gives up the turn for good."""
+        """Gives up the turn."""
+        turn, self._turn = self._turn, None
+        if turn is None:
+            return
         try:
             self._end()
         finally:
-            self.turns.pass_on()
+            self.turns.end(turn)
 
     def _end(self) -> None:
         if self.device is not None:
@@ -140,16 +130,14 @@ class ForwardScheduler:
         self._own = threading.local()
         self._hook = model.register_forward_pre_hook(self._before_forward)
 
-    def work(self, seconds: float, seed: int | None = None) -> Work:
-        return Work(self.turns, seconds, seed, self.device)
+    def work(self, seconds: float, seed: int | None = None, client: str = "") -> Work:
+        return Work(self.turns, seconds, seed, self.device, client)
 
     @contextmanager
     def working(self, work: Work) -> Iterator[None]:
         """This thread works, from its first turn to its last."""
-        self.turns.take()
         try:
             work.begin()
-            work.check()
             self._own.work = work
             yield
         finally:

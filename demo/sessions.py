@@ -3,15 +3,16 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 MOST = 64  # visitors whose images and answers are kept
-SHARE = 8  # of them that one client has for certain
 BYTES = 48_000_000  # of all that is kept
 IDLE = 300.0  # seconds without an event after which a visitor gives way to another
-FORGET = 3600.0  # seconds after which nothing is kept
+AWAY = 30.0  # such seconds of one whose page is not connected
+FORGET = 3600.0  # seconds after which nothing is kept; `IDLE` where the page has been closed
 
 FULL = "too many visitors are here at once: try again in a few minutes"
 
@@ -39,7 +40,7 @@ class Session:
         since: When it came.
         used: When its last event was.
         values: What is kept, by name.
-        is_closed: Whether its page has been closed.
+        is_closed: Whether its page has been closed since.
     """
 
     client: str
@@ -60,15 +61,15 @@ class Session:
 class Sessions:
     """Keeps values of visitors, by the name that their page gave itself.
 
-    Who comes new where all places are taken gets that of somebody idle: closed pages first, then
-    the longest without an event. With nobody idle, the client with most visitors, or bytes where
-    these are short, if it has more than its share and than the newcomer's client, loses the one
-    that came last. Else the newcomer is told to wait. So a flood takes the places of its own alone.
+    Who comes new where all places are taken gets that of somebody who is not there any more: closed
+    pages first, then pages that are not connected, then the longest without an event. Where there
+    is none, the client with most visitors, or bytes where these are short, loses one, if it then
+    still has as much as the newcomer's client: one whose page is not connected, or the one that
+    came last. Else the newcomer is told to wait. So clients share alike, a client's only visitor
+    keeps its place, and a flood takes the places of its own alone.
 
     Args:
         most: Visitors.
-        share: Of one client, that are safe while they are not idle, with as large a part of the
-            bytes; its only one is safe in any case.
         bytes: Of all values together.
         clock: Seconds.
     """
@@ -76,13 +77,13 @@ class Sessions:
     def __init__(
         self,
         most: int = MOST,
-        share: int = SHARE,
         bytes: int = BYTES,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.most, self.share, self.bytes = most, share, bytes
+        self.most, self.bytes = most, bytes
         self._clock = clock
         self._sessions: dict[str, Session] = {}
+        self._connected: Counter[str] = Counter()  # pages, by the session's name
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -112,10 +113,9 @@ class Sessions:
             gone = []
             while True:
                 if len(others) >= self.most:
-                    leaver = self._leaver(others, client, 1, self.share, lambda one: 1)
+                    leaver = self._leaver(others, client, 1, lambda one: 1)
                 elif sum(one.bytes for one in others.values()) + after.bytes > self.bytes:
-                    share = self.bytes * self.share // self.most
-                    leaver = self._leaver(others, client, after.bytes, share, lambda one: one.bytes)
+                    leaver = self._leaver(others, client, after.bytes, lambda one: one.bytes)
                 else:
                     break
                 gone.append(leaver)
@@ -124,42 +124,64 @@ class Sessions:
                 del self._sessions[leaver]
             self._sessions[name] = after
 
-    def close(self, name: str) -> None:
-        """The page was closed, or the connection to it is lost: it goes before others."""
+    @contextmanager
+    def connected(self, name: str) -> Iterator[None]:
+        """A visitor's page holds a connection; after it the visitor goes before others."""
         with self._lock:
-            if name in self._sessions:
-                self._sessions[name].is_closed = True
+            self._connected[name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._connected[name] -= 1
+                self._connected = +self._connected
+                if name in self._sessions and name not in self._connected:
+                    self._sessions[name].is_closed = True
 
     def _leaver(
         self,
         others: Mapping[str, Session],
         client: str,
         wanted: int,
-        share: int,
         amount: Callable[[Session], int],
     ) -> str:
         """Who gives way to a client's visitor, or `Full`.
 
         Args:
             wanted: Places or bytes of the visitor.
-            share: Of them, which a client has for certain.
             amount: Places or bytes that a session has.
         """
-        for name in sorted(others, key=lambda one: (not others[one].is_closed, others[one].used)):
-            if others[name].is_closed or self._clock() - others[name].used > IDLE:
-                return name
+        absences = {name: self._absence(name, session) for name, session in others.items()}
+        if absent := [name for name, absence in absences.items() if absence]:
+            return min(absent, key=lambda one: (absences[one], others[one].used))
         amounts: Counter[str] = Counter()
         for session in others.values():
             amounts[session.client] += amount(session)
         several = Counter(session.client for session in others.values())
         crowds = [(name, count) for name, count in amounts.items() if several[name] > 1]
         largest, most = max(crowds, key=lambda crowd: crowd[1], default=("", 0))
-        if most <= max(share, amounts[client] + wanted):
-            raise Full(FULL)
         own = [name for name in others if others[name].client == largest and amount(others[name])]
-        return max(own, key=lambda name: others[name].since)
+        last = max(own, key=lambda one: (one not in self._connected, others[one].since), default="")
+        if not last or most - amount(others[last]) < amounts[client] + wanted:
+            raise Full(FULL)
+        return last
+
+    def _absence(self, name: str, session: Session) -> int:
+        """0: a visitor is there; else the lower, the surer it is that nobody is."""
+        quiet = self._clock() - session.used
+        if session.is_closed:
+            return 1
+        if name not in self._connected:
+            return 2 if quiet > AWAY else 0
+        return 3 if quiet > IDLE else 0
+
+    def forget(self) -> None:
+        """Keeps nothing of visitors who have been away for long."""
+        with self._lock:
+            self._forget()
 
     def _forget(self) -> None:
-        last = self._clock() - FORGET
-        for name in [name for name, one in self._sessions.items() if one.used < last]:
-            del self._sessions[name]
+        now = self._clock()
+        for name, session in list(self._sessions.items()):
+            if now - session.used > (IDLE if session.is_closed else FORGET):
+                del self._sessions[name]

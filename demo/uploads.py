@@ -7,30 +7,29 @@ import asyncio
 import secrets
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from sightline.demo.decoding import Bounds, Decoded, Kind, decode
 from sightline.demo.routes import FILES
+from sightline.demo.turns import BUSY, Busy, Turns, client_of
 
 PICTURE_MEGABYTES = 30
 COMPARISON_MEGABYTES = 60
 LONGEST_NAME = 100
 MOST_WAITING = 64  # files that wait until they are decoded, one after the other
-MOST_OF_CLIENT = 32  # files of one client that wait, or whose event has not come yet
+MOST_OF_CLIENT = 32  # files of one client whose event has not come yet
 SECONDS = 60.0  # until its event has come
 BYTES = 32_000_000  # of all files whose events have not come yet, or two of the largest
 BINARY = "application/octet-stream"
 UNNAMED = "the picture"  # what a file is called whose name is not known
-BUSY = "too many files arrive at once: try again in a minute"
 KINDS: dict[str, tuple[Kind, int, str]] = {
     "picture": ("image", PICTURE_MEGABYTES, "choose a smaller file, such as a JPEG"),
     "comparison": ("comparison", COMPARISON_MEGABYTES, "compare on a smaller picture"),
@@ -77,9 +76,7 @@ class Uploads:
     ):
         self.bounds = bounds
         self._decode = decoder
-        self._one: CapacityLimiter | None = None
-        self._line: Counter[str] = Counter()  # files that wait, by client
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._turns = Turns(1, waiting=MOST_WAITING)
         self._arrived: dict[str, Arrived] = {}
         self._lock = threading.Lock()
 
@@ -98,27 +95,19 @@ class Uploads:
             return PlainTextResponse(f"a file is sent as {BINARY}", 415)
         kind, _, _ = KINDS[request.query_params["kind"]]
         client = client_of(request)
-        if self._line.total() >= MOST_WAITING or self._line[client] >= MOST_OF_CLIENT:
-            return PlainTextResponse(BUSY, 503)
-        self._line[client] += 1
+        turn = self._turns.ask(client)
         try:
+            await asyncio.wrap_future(turn.given)
             data = await request.body()
-            async with self._turns.setdefault(client, asyncio.Lock()):
-                found = await self._decoded(data, kind)
+            found = await to_thread.run_sync(self._decode, data, kind, self.bounds)
             arrived = Arrived(client, kind, time.monotonic(), found)
+        except Busy as told:
+            return PlainTextResponse(str(told), 503)
         except ValueError as error:
             arrived = Arrived(client, kind, time.monotonic(), refused=str(error))
         finally:
-            self._line[client] -= 1
-            if not self._line[client]:
-                del self._line[client]
-                self._turns.pop(client, None)
+            self._turns.end(turn)
         return JSONResponse({"token": self._put(arrived)})
-
-    async def _decoded(self, data: bytes, kind: Kind) -> Decoded:
-        """One after the other; of each client one waits here, so that all clients take turns."""
-        self._one = self._one or CapacityLimiter(1)
-        return await to_thread.run_sync(self._decode, data, kind, self.bounds, limiter=self._one)
 
     def read_picture(self, sent: Any) -> Upload:
         """What a page sends of an image's file: `{"name": ..., "size": bytes, "token": ...}`.
@@ -157,25 +146,26 @@ class Uploads:
             )
         return Upload(name, arrived.found)
 
+    def forget(self) -> None:
+        """Keeps no file whose event does not come."""
+        first = time.monotonic() - SECONDS
+        with self._lock:
+            for key in [key for key, one in self._arrived.items() if one.since < first]:
+                del self._arrived[key]
+
     def _put(self, arrived: Arrived) -> str:
         """Keeps a file under a new token; of too many, a client's own oldest goes first."""
         token = secrets.token_urlsafe(16)
+        self.forget()
         with self._lock:
             self._arrived[token] = arrived
-            first = time.monotonic() - SECONDS
             own = [key for key, one in self._arrived.items() if one.client == arrived.client]
-            late = [key for key, one in self._arrived.items() if one.since < first]
-            for key in {*late, *own[:-MOST_OF_CLIENT]}:
+            for key in own[:-MOST_OF_CLIENT]:
                 del self._arrived[key]
             most = max(BYTES, 2 * self.bounds.kept_bytes)
             while sum(one.bytes for one in self._arrived.values()) > most:
                 del self._arrived[next(iter(self._arrived))]
         return token
-
-
-def client_of(request: Any) -> str:
-    """Where a request comes from."""
-    return request.client.host if request.client else ""
 
 
 def bare(name: str) -> str:

@@ -13,11 +13,13 @@ from sightline.engine.branch import Branch
 from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.kv_cache import layers_without_attention
 from sightline.engine.prefill import forward_prompt, last_logits
+from sightline.engine.prompt_edits import image_columns
 from sightline.engine.validation import check_reached
+from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.vision.token_layout import Layout, locate
 
 
-def watch(model: Any, branch: Branch, layers: Iterable[int], chosen: Tensor) -> dict[int, Tensor]:
+def watch(model: Model, branch: Branch, layers: Iterable[int], chosen: Tensor) -> dict[int, Tensor]:
     """Reads a prompt for where it looks; for preparations and contrasts.
 
     Args:
@@ -57,7 +59,7 @@ class AttentionMap:
 
 
 def question_attention_maps(
-    branch: Branch, model: Any, processor: Any, layers: tuple[int, int] | None = None
+    branch: Branch, model: Model, processor: Any, layers: tuple[int, int] | None = None
 ) -> list[AttentionMap]:
     """For each picture of the batch, where the tokens of its row's question look.
 
@@ -72,7 +74,7 @@ def question_attention_maps(
     blind = layers_without_attention(model.config.get_text_config(decoder=True))
     looking = [layer for layer in range(first, after) if layer not in blind]
     if not looking:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"none of the layers {first} to {after - 1} attends to the picture (they keep a state "
             "in place of keys): ask others with layers=, or use another matcher"
         )
@@ -90,7 +92,7 @@ def question_attention_maps(
     ]
 
 
-def layouts_by_row(branch: Branch, model: Any, processor: Any) -> list[list[Layout]]:
+def layouts_by_row(branch: Branch, model: Model, processor: Any) -> list[list[Layout]]:
     """Where the tokens of each row's pictures lie in them."""
     return [
         [
@@ -98,6 +100,6 @@ def layouts_by_row(branch: Branch, model: Any, processor: Any) -> list[list[Layo
             for picture, columns in zip(pictures, images, strict=True)
         ]
         for pictures, images in zip(
-            branch.call.pictures, branch.images(model, processor), strict=True
+            branch.call.pictures, image_columns(branch, model, processor), strict=True
         )
     ]

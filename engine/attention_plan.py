@@ -16,6 +16,7 @@ from sightline.engine.kv_cache import (
     layers_with_every_key,
     layers_without_attention,
 )
+from sightline.model_protocol import Model
 
 MIDDLE = (0.4, 0.75)  # of the depth: the layers that read the picture for the answer
 
@@ -26,7 +27,7 @@ SPARED_ELSEWHERE = 2**26
 
 
 def separate(
-    model: Any, blocks: Sequence[BranchAttention], lengths: Sequence[int], cache: Any
+    model: Model, blocks: Sequence[BranchAttention], lengths: Sequence[int], cache: Any
 ) -> tuple[RowGroup, ...]:
     """How the branches' answered tokens are read one after another; empty: in one call.
 
@@ -52,7 +53,7 @@ def spared(group: RowGroup, all_groups: Sequence[RowGroup], width: int) -> int:
     return width if is_mixed and group.is_idle else group.start
 
 
-def key_bytes(model: Any) -> int:
+def key_bytes(model: Model) -> int:
     """Of one token's key and value in one layer, where all heads are kept as they are."""
     config = model.config.get_text_config(decoder=True)
     heads = shared_number(config, "num_attention_heads") or 1
@@ -63,7 +64,7 @@ def key_bytes(model: Any) -> int:
 
 
 def branch_attention(
-    model: Any,
+    model: Model,
     branch: Branch,
     cache_evictions: tuple[CacheEviction, ...],
     records: Mapping[int, frozenset[str]],

@@ -1,6 +1,6 @@
 """What one answer is conditioned on: a prompt and the pictures in it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from sightline.attention.base import AttentionEdit
-from sightline.engine.image_spans import rows_of, warn_of_rest
-from sightline.engine.kv_cache import has_windows, scratch_cache
+from sightline.engine.kv_cache import scratch_cache
+from sightline.model_protocol import Model
 from sightline.vision.features import (
     PLACEHOLDERS,
     is_one_of,
-    picture_lengths,
-    pictures_by_row,
     select_rows,
     token_ids,
 )
@@ -163,7 +161,7 @@ class Branch:
             ),
         )
 
-    def cache(self, model: Any) -> Any:
+    def cache(self, model: Model) -> Any:
         """To read the prompt into: it holds what was read of it before, the prefix."""
         return scratch_cache(model, () if self.prefix is None else self.prefix.layers)
 
@@ -195,106 +193,6 @@ class Branch:
         firsts = [kind_of.index(kind) for kind in range(len(kinds))]
         return self.rows(every.new_tensor(firsts), config), every.new_tensor(kind_of)
 
-    def split(self, starts: Sequence[int]) -> "Branch":
-        """The same rows, what stands before column `starts[r]` of row r padded by itself.
-
-        So columns are the same in every row up to one, and a prefix can be shared from there.
-        """
-        heads, tails = [], []
-        for row, start in enumerate(starts):
-            tokens = torch.nonzero(self.attention_mask[row], as_tuple=True)[0].tolist()
-            heads.append([(place, None) for place in tokens if place < start])
-            tails.append([(place, None) for place in tokens if place >= start])
-        return self.gathered(side_by_side(heads, tails), keeps_pictures=True)
-
-    def regathered(self, rows: Sequence[Sequence[tuple[int, int | None]]]) -> "Branch":
-        """Rows of entries as `gathered` takes them; the prefix stays if all of it does, in each."""
-        width = 0 if self.prefix is None else self.prefix.length
-        counts = self.attention_mask[:, :width].sum(dim=1).tolist()
-        heads = [list(row[:count]) for row, count in zip(rows, counts, strict=True)]
-        tails = [row[count:] for row, count in zip(rows, counts, strict=True)]
-        is_kept = all(token is None and column < width for head in heads for column, token in head)
-        if not width or not is_kept:
-            return self.gathered(rows, keeps_pictures=True)
-        made = self.gathered(side_by_side(heads, tails, width), keeps_pictures=True)
-        return replace(made, prefix=self.prefix)
-
-    def continued(
-        self, index: Tensor, starts: Sequence[int], texts: Sequence[Sequence[int]], config: Any
-    ) -> "Branch":
-        """Other text after the same beginnings: rows `index`, each cut and continued.
-
-        Args:
-            index: Rows of this branch, one for each new row.
-            starts: The column of each new row from which on its source is left out.
-            texts: Token ids of each new row, none of them a picture's.
-            config: The model's.
-
-        Tokens with which the old text begins as well stay as they are, with what runs along them:
-        an image's closing marker may be among them. The first new token has the positions of the
-        first that is left out, a text's too. A prefix stays where the cut is not within it, and
-        where no padding behind it takes up a window.
-        """
-        branch = self.rows(index, config)
-        cuts = [
-            branch._differing(row, *cut) for row, cut in enumerate(zip(starts, texts, strict=True))
-        ]
-        starts, texts = zip(*cuts, strict=True)
-        shared = 0 if branch.prefix is None else branch.prefix.length
-        own = [
-            int(branch.attention_mask[row, shared:start].sum()) + len(text)
-            for row, (start, text) in enumerate(zip(starts, texts, strict=True))
-        ]
-        is_padded = len(set(own)) > 1
-        if any(start < shared for start in starts) or (is_padded and has_windows(config)):
-            branch, shared = replace(branch, prefix=None), 0
-        heads, tails, bases = [], [], []
-        assert branch.position_ids is not None, "a completed branch has positions"
-        for row, (start, text) in enumerate(zip(starts, texts, strict=True)):
-            cut = start + int(torch.nonzero(branch.attention_mask[row, start:])[0])
-            bases.append(branch.position_ids[..., row, cut, None])
-            kept = torch.nonzero(branch.attention_mask[row, :start], as_tuple=True)[0].tolist()
-            heads.append([(place, None) for place in kept if place < shared])
-            tail = [(place, None) for place in kept if place >= shared]
-            tails.append([*tail, *((start - 1, token) for token in text)])
-        made = branch.gathered(side_by_side(heads, tails, shared), keeps_pictures=True)
-        assert made.position_ids is not None
-        for row, text in enumerate(texts):
-            count = torch.arange(len(text), device=made.input_ids.device)
-            made.position_ids[..., row, made.length - len(text) :] = bases[row] + count
-        return replace(made, prefix=branch.prefix)
-
-    def _differing(self, row: int, start: int, text: Sequence[int]) -> tuple[int, Sequence[int]]:
-        """Where a row's tokens from `start` on first differ from a text's, and the text from there.
-
-        At least the last token of each counts as different.
-        """
-        ids, mask = self.input_ids[row].tolist(), self.attention_mask[row].tolist()
-        columns = [column for column in range(start, self.length) if mask[column]]
-        same = 0
-        while same < min(len(columns), len(text)) - 1 and ids[columns[same]] == text[same]:
-            same += 1
-        return columns[same], text[same:]
-
-    def inserted(self, rows: Sequence[Sequence[tuple[int, int | None]]]) -> "Branch":
-        """The same rows with one run of new text in each, which may stand in the place of old text.
-
-        What follows, pictures included, moves on by as many positions.
-
-        Args:
-            rows: Of (column of an old token, None), and (column, id) of the new ones, the column
-                being that of the first old token that they stand for or before.
-        """
-        made = self.gathered(rows, keeps_pictures=True)
-        assert made.position_ids is not None, "a completed branch has positions"
-        for row, (entries, columns) in enumerate(zip(rows, self.columns(), strict=True)):
-            text = [number for number, (_, token) in enumerate(entries) if token is not None]
-            first = made.length - len(entries) + text[0]
-            moved = torch.arange(len(text), device=made.input_ids.device)
-            made.position_ids[..., row, first : first + len(text)] += moved
-            made.position_ids[..., row, first + len(text) :] += len(entries) - len(columns)
-        return made
-
     def with_pixels(self, edit: Callable[[str, Tensor], Tensor]) -> "Branch":
         """The same prompt with other pictures: `edit(name, pixels)` for each tensor of pixels."""
         pixels = {
@@ -303,167 +201,12 @@ class Branch:
         }
         return replace(self, pixels=pixels, features=None)
 
-    def without_pictures(
-        self,
-        model: Any,
-        replacement: tuple[int, ...] = (),
-        markers: tuple[int, ...] = (),
-        processor: Any = None,
-    ) -> "Branch":
-        """Text only: all that the processor wrote for an image, taken out.
-
-        A row without images stays as it is. Everything else in the prompt stays: system text,
-        roles, newlines of the chat template.
-
-        Args:
-            model: Names the tokens that open and close an image in its config.
-            replacement: Token ids left in the place of each image.
-            markers: Ids of further tokens that belong to an image, for models whose config does
-                not name them.
-            processor: The model's own, which then says what belongs to an image. None: all that
-                stands between an image's tokens goes, and markers that are named.
-        """
-        rows = self._rows(model, processor, markers)
-        warn_of_rest(model, rows, processor)
-        return self.gathered(
-            [
-                [(columns[number], token) for number, token in row.without_images(replacement)]
-                for row, columns in zip(rows, self.columns(), strict=True)
-            ]
-        )
-
-    def images(self, model: Any, processor: Any = None) -> list[list[tuple[int, ...]]]:
-        """By row and image, without videos, the columns of its image tokens.
-
-        Args:
-            model: Names the image tokens in its config.
-            processor: As in `without_pictures`.
-        """
-        rows = self._rows(model, processor)
-        ids = token_ids(model.config, ("image_token_id",))
-        return [
-            [
-                tuple(columns[number] for number in image.tokens)
-                for image in row.images
-                if row.ids[image.tokens[0]] in ids
-            ]
-            for row, columns in zip(rows, self.columns(), strict=True)
-        ]
-
-    def _rows(self, model: Any, processor: Any, markers: tuple[int, ...] = ()) -> list[Any]:
-        return rows_of(
-            self.input_ids,
-            self.attention_mask,
-            self.features,
-            model,
-            processor,
-            markers,
-            self.call.chat_template_kwargs,
-        )
-
     def columns(self) -> list[list[int]]:
         """By row, the columns that hold tokens and no padding."""
         return [
             [column for column, is_kept in enumerate(mask) if is_kept]
             for mask in self.attention_mask.tolist()
         ]
-
-    def with_fewer_image_tokens(self, model: Any, encoded: Any) -> "Branch":
-        """The same prompt, each picture's run of tokens as short as the features in `encoded`.
-
-        Positions are made again, without a gap. Where a model gives a picture's tokens the rows
-        and columns of its grid (M-RoPE), what is left of the grid is none: they are counted on
-        like text, so the pixels and their grid go.
-
-        Args:
-            model: Names the tokens that pictures fill in its config.
-            encoded: An encoder's output for the same pictures, `[k, D]` of each, with k at most the
-                tokens that the picture fills now.
-        """
-        places = is_one_of(self.input_ids, token_ids(model.config, ("image_token_id",)))
-        lengths = picture_lengths(self.features, "image")
-        left_of = picture_lengths({"image": encoded}, "image")
-        by_row = pictures_by_row(places.sum(dim=1).tolist(), lengths)
-        rows: list[list[tuple[int, int | None]]] = []
-        for row, pictures in enumerate(by_row):
-            kept = self.attention_mask[row] != 0  # a new tensor, whatever the mask's dtype
-            left = torch.nonzero(places[row], as_tuple=True)[0].tolist()
-            for picture in pictures:
-                run, left = left[: lengths[picture]], left[lengths[picture] :]
-                if run[-1] - run[0] != len(run) - 1:
-                    raise ValueError(
-                        "a picture can be shortened only where its tokens stand side by side, and "
-                        "here other tokens stand between them: use a contrast that keeps its length"
-                    )
-                kept[run[left_of[picture] :]] = False
-            rows.append([(int(place), None) for place in torch.nonzero(kept, as_tuple=True)[0]])
-        shorter = self.gathered(rows)
-        return replace(
-            shorter,
-            image_mask=image_mask(shorter.input_ids, model.config),
-            features={**(self.features or {}), "image": encoded},
-        )
-
-    def gathered(
-        self, rows: Sequence[Sequence[tuple[int, int | None] | None]], keeps_pictures: bool = False
-    ) -> "Branch":
-        """Rows of (place in the old prompt, new token or None), or None for padding.
-
-        Left-padded. Positions go with the old tokens where pictures are kept, and are to be made
-        again where they are not; a new token's position is its place's.
-        """
-        width = max(len(row) for row in rows)
-        index = torch.zeros(len(rows), width, dtype=torch.long, device="cpu")
-        new = torch.full((len(rows), width), -1, device="cpu")
-        mask = torch.zeros(len(rows), width, dtype=torch.long, device="cpu")
-        for r, row in enumerate(rows):
-            start = width - len(row)
-            filled = [(start + i, *entry) for i, entry in enumerate(row) if entry is not None]
-            columns = torch.tensor([column for column, _, _ in filled], device="cpu")
-            mask[r, columns] = 1
-            index[r, columns] = torch.tensor([place for _, place, _ in filled], device="cpu")
-            new[r, columns] = torch.tensor(
-                [-1 if t is None else t for _, _, t in filled], device="cpu"
-            )
-        device = self.input_ids.device
-        index, new, mask = index.to(device), new.to(device), mask.to(device)
-        is_old = new < 0
-        kept = mask.bool() & is_old
-
-        def along(values: Tensor, keep: Tensor) -> Tensor:
-            places = index.view(*index.shape, *[1] * (values.ndim - 2))
-            picked = values.gather(1, places.expand(-1, -1, *values.shape[2:]))
-            return picked * keep.view(*keep.shape, *[1] * (values.ndim - 2)).to(picked.dtype)
-
-        ids = torch.where(is_old, self.input_ids.gather(1, index), new)
-        padding = self.input_ids[self.attention_mask == 0]
-        ids = ids.masked_fill(mask == 0, int(padding[0]) if len(padding) else 0)
-        positions = self.position_ids
-        if positions is not None:
-            positions = positions.gather(-1, index.expand(*positions.shape[:-1], -1))
-        return replace(
-            self,
-            input_ids=ids,
-            attention_mask=mask.to(self.attention_mask.dtype),
-            image_mask=along(self.image_mask, kept),
-            position_ids=positions if keeps_pictures else None,
-            aligned={name: along(values, kept) for name, values in self.aligned.items()},
-            features=self.features if keeps_pictures else {},
-            pixels=self.pixels if keeps_pictures else {},
-            prefix=None,
-        )
-
-
-def side_by_side(
-    heads: Sequence[Sequence[Any]], tails: Sequence[Sequence[Any]], width: int = 0
-) -> list[list[Any]]:
-    """Each row's head, left-padded to the widest head or to `width`, then its tail, left-padded."""
-    first = max(width, *(len(head) for head in heads))
-    second = max(len(tail) for tail in tails)
-    return [
-        [*[None] * (first - len(head)), *head, *[None] * (second - len(tail)), *tail]
-        for head, tail in zip(heads, tails, strict=True)
-    ]
 
 
 def image_mask(input_ids: Tensor, config: Any) -> Tensor:

@@ -14,8 +14,10 @@ from sightline.engine.branch import Branch
 from sightline.engine.chat_template import MORE, WORDS, Template, tokenizer_of, turn, words_part
 from sightline.engine.image_spans import rows_of
 from sightline.engine.processor_probe import writing_of
+from sightline.engine.prompt_edits import continued, inserted
 from sightline.engine.prompt_text import Writing, WrittenRow
 from sightline.messages import short
+from sightline.model_protocol import Model, UnsupportedModelError
 
 TAIL = 64  # last tokens of a prompt, among which its answer's header stands
 
@@ -56,7 +58,7 @@ class PromptEditor:
     """
 
     processor: Any
-    model: Any
+    model: Model
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -111,14 +113,15 @@ class PromptEditor:
         after, unit, _ = written.partition(WORDS)[2].partition(self.shown(1))
         space = after if unit and not after.strip() else "\n"  # a template may put images first
         rows = zip(self.rows(branch), branch.columns(), texts, strict=True)
-        return branch.inserted(
+        return inserted(
+            branch,
             [
                 [
                     (columns[number], token)
                     for number, token in row.with_text_before(self._plain(text), space)
                 ]
                 for row, columns, text in rows
-            ]
+            ],
         )
 
     def rows(self, branch: Branch) -> list[WrittenRow]:
@@ -160,7 +163,7 @@ class PromptEditor:
         rendered = self.template.rendered([turn("user", WORDS, images=count)])
         found = re.search(rf"{re.escape(unit)}(.*{re.escape(unit)})?", rendered, re.DOTALL)
         if rendered.count(unit) != count or found is None:
-            raise ValueError(
+            raise UnsupportedModelError(
                 f"{count} pictures are shown together, and the chat template of "
                 f"{type(self.processor).__name__} does not write so many in one turn: use a model "
                 "that takes several"
@@ -184,7 +187,7 @@ class PromptEditor:
         last = [int(branch.input_ids[row, asked[row].start - 1]) for row in index]
         ids = [self._tokens(text, after) for text, after in zip(tails, last, strict=True)]
         rows = torch.tensor(list(index), device=branch.input_ids.device)
-        return branch.continued(rows, starts, ids, self.model.config)
+        return continued(branch, rows, starts, ids, self.model.config)
 
     def _parsed(self, start: int, text: str, openings: Sequence[str]) -> ParsedPrompt:
         end = self.template.answer_start(text)

@@ -41,6 +41,7 @@ from sightline.engine.validation import (
     warn_of_two_starts,
 )
 from sightline.logits.finite import FiniteRows
+from sightline.model_protocol import Model
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Loop:
         token_streamer: Gets tokens as they come; beams cannot be streamed.
     """
 
-    model: Any
+    model: Model
     stopping_criteria: Any
     generation_config: Any
     token_streamer: Any = None
@@ -118,7 +119,7 @@ class Loop:
         )
 
 
-def decode(recipe: Any, model: Any, call: GenerateCall) -> Any:
+def decode(recipe: Any, model: Model, call: GenerateCall) -> Any:
     """Runs a recipe in the loop that `generate` would have run. Called by `generate`.
 
     Returns:
@@ -175,7 +176,7 @@ def decode(recipe: Any, model: Any, call: GenerateCall) -> Any:
     branches = [ready_to_read(branch, generation_config) for branch in branches]
     del expert, others  # the ensemble lets go of what is read
     before: Any = LogitsProcessorList()
-    if recipe.rule is not None and recipe.rule.cuts:
+    if recipe.rule is not None and recipe.rule.needs.cut:
         before, logits_processor = around_cut(logits_processor)
     call_config = CallConfig(
         prompt_length=input_ids.shape[1],
@@ -184,7 +185,7 @@ def decode(recipe: Any, model: Any, call: GenerateCall) -> Any:
         keep_logits=wants(generation_config, "output_logits"),
         cache_evictions=recipe.cache_evictions,
         looks=looks,
-        texts=recipe.texts if recipe.contrasts else None,
+        prompt_cache=recipe.prompt_cache if recipe.contrasts else None,
         processors=before,
         is_beam=loop.is_beam,
     )
@@ -234,7 +235,7 @@ def show_prompt(token_streamer: Any, input_ids: Tensor) -> None:
         token_streamer.put(input_ids.cpu())
 
 
-def applied(part: Any, expert: Branch, model: Any, generation_config: Any) -> Branch:
+def applied(part: Any, expert: Branch, model: Model, generation_config: Any) -> Branch:
     """A part's branch, completed; one about images leaves rows without one as they are."""
     given = concerned(part, expert, model.config)
     made = complete(part(given, model), model, generation_config)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sightline.logits.finite import check_finite
 from sightline.logits.rules import Rule
+from sightline.model_protocol import Model, UnsupportedModelError
 
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
@@ -20,13 +21,14 @@ class EarlyLogits:
         rule: Names the layers, and whether the model's last norm comes before the head.
     """
 
-    def __init__(self, model: Any, rule: Rule):
+    def __init__(self, model: Model, rule: Rule):
         config = model.config.get_text_config(decoder=True)
         head = model.get_output_embeddings()
         tied = head is not None and head.weight is model.get_input_embeddings().weight
         self.model = model
-        self.layers = rule.early_layers(config.num_hidden_layers, tied)
-        self.norm = last_norm(model) if self.layers and rule.early_norm else None
+        needs = rule.needs
+        self.layers = needs.early(config.num_hidden_layers, tied) if needs.early else ()
+        self.norm = last_norm(model) if self.layers and needs.normed else None
         self.head: Head | None = None
 
     @property
@@ -53,10 +55,10 @@ class EarlyLogits:
         return read.masked_fill(banned, torch.finfo(read.dtype).min).unbind(0)
 
 
-def check_shapes(model: Any, early: list[Tensor], last: Tensor) -> None:
+def check_shapes(model: Model, early: list[Tensor], last: Tensor) -> None:
     """Raises `ValueError` unless earlier layers' states are what the head reads."""
     if any(state.shape != last.shape for state in early):
-        raise ValueError(
+        raise UnsupportedModelError(
             f"between its layers {type(model).__name__} holds states of shape "
             f"{list(early[0].shape)}, and its head reads {list(last.shape)}: several streams run "
             "side by side, so earlier layers cannot be read. Use a method that compares inputs "
@@ -64,7 +66,7 @@ def check_shapes(model: Any, early: list[Tensor], last: Tensor) -> None:
         )
 
 
-def last_norm(model: Any) -> nn.Module:
+def last_norm(model: Model) -> nn.Module:
     """The norm between the last block and the head."""
     decoder = model.get_decoder()
     decoder = getattr(decoder, "model", decoder)  # Llama 4's has a head of its own
@@ -75,7 +77,7 @@ def last_norm(model: Any) -> nn.Module:
     norms = [child for child in decoder.children() if "Norm" in type(child).__name__]
     if len(norms) == 1:
         return norms[0]
-    raise ValueError(
+    raise UnsupportedModelError(
         f"found no last norm in {type(decoder).__name__} (looked for {', '.join(NORMS)}), which "
         "this rule applies to earlier layers: use a rule without it (LayerContrast)"
     )
@@ -106,7 +108,7 @@ class Head:
 
     @classmethod
     @torch.no_grad()
-    def fit(cls, model: Any, hidden: Tensor, logits: Tensor) -> "Head":
+    def fit(cls, model: Model, hidden: Tensor, logits: Tensor) -> "Head":
         """The head that makes the model's `logits` `[..., V]` of its last `hidden` `[..., D]`.
 
         Measured, because configs do not say: in transformers 5.23 `logits_scaling` divides in
@@ -123,7 +125,7 @@ class Head:
         heads = [cls(projection, scale_between(raw, logits, cap), cap) for cap in caps]
         errors = [misfit(head.shape(raw), logits) for head in heads]
         if not min(errors) < TOLERANCE:
-            raise ValueError(
+            raise UnsupportedModelError(
                 f"the logits of {type(model).__name__} are not its head on its last hidden state, "
                 "scaled or soft-capped, so earlier layers cannot be read as it would read them: "
                 "use a method that compares inputs instead of layers (VCD, VDD)"
@@ -150,11 +152,11 @@ def misfit(values: Tensor, wanted: Tensor) -> float:
     return float(share.nan_to_num(nan=torch.inf))
 
 
-def projection_of(model: Any) -> Any:
+def projection_of(model: Model) -> Any:
     """The head, `[..., D]` -> `[..., V]`, before any scale or cap."""
     projection = model.get_output_embeddings()
     if projection is None:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"{type(model).__name__} exposes no head (get_output_embeddings() is None): load it "
             "with a class that generates, such as AutoModelForImageTextToText"
         )
@@ -162,13 +164,13 @@ def projection_of(model: Any) -> Any:
 
 
 @torch.no_grad()
-def one_token(model: Any) -> tuple[Tensor, Any]:
+def one_token(model: Model) -> tuple[Tensor, Any]:
     """A token's embedding `[1, 1, D]`, and the output of the model for this token alone.
 
     Leaves nothing behind: no cache, and with explicit positions Qwen's helper writes nothing.
     """
     if model.config.is_encoder_decoder:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"{type(model).__name__} is an encoder-decoder model, and reading its embeddings with "
             "its head needs a decoder-only one: use a contrast of inputs instead (VCD, VDD)"
         )
@@ -185,14 +187,14 @@ def one_token(model: Any) -> tuple[Tensor, Any]:
     return model.get_input_embeddings()(token), outputs
 
 
-def embedding_scale(model: Any, embedded: Tensor, received: Tensor) -> float:
+def embedding_scale(model: Model, embedded: Tensor, received: Tensor) -> float:
     """The factor from token embeddings to what the first layer receives, each `[1, 1, D]`."""
     if embedded.shape == received.shape:
         embedded, received = embedded.float(), received.float()
         scale = scale_between(embedded, received)
         if misfit(embedded * scale, received) < TOLERANCE:
             return scale
-    raise ValueError(
+    raise UnsupportedModelError(
         f"the first layer of {type(model).__name__} does not receive token embeddings alone "
         "(positions are added to them, or they are several streams), so they cannot be looked "
         "up by token: use the rule EmbeddingContrastive in a decoder, which reads the layer"

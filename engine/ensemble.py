@@ -31,6 +31,7 @@ from sightline.engine.prompt_cache import PromptCache
 from sightline.engine.validation import check_cached, check_reached, check_reusable
 from sightline.logits.finite import FiniteRows
 from sightline.logits.rules import Rule, State
+from sightline.model_protocol import Model
 
 PER_TOKEN = ("hidden_states", "attentions")  # of a forward, by layer
 COMPILED = Lock()  # the next replay of a recorded graph, by any thread, writes over its outputs
@@ -49,7 +50,7 @@ class CallConfig:
         records: By layer, what every branch's recorder is to keep, whatever parts ask for.
         looks: Remember in `image_attention` where the expert looked at every step: True, or the
             layers to take the mean of, as (first, first after).
-        texts: What earlier calls read of prompts without pictures, to be read from and added to.
+        prompt_cache: Prompts without pictures that earlier calls read; this one adds its own.
         processors: The user's, those that act before the rule's cut.
         is_beam: Whether these expect log-probabilities, as in beam search.
     """
@@ -61,7 +62,7 @@ class CallConfig:
     cache_evictions: tuple[CacheEviction, ...] = ()
     records: Mapping[int, frozenset[str]] | None = None
     looks: bool | tuple[int, int] = False
-    texts: PromptCache | None = None
+    prompt_cache: PromptCache | None = None
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     is_beam: bool = False
 
@@ -76,15 +77,14 @@ class Ensemble:
         call_config: The settings of the call.
     """
 
-    def __init__(self, model: Any, branches: list[Branch], rule: Rule, call_config: CallConfig):
-        if call_config.texts is not None:
+    def __init__(self, model: Model, branches: list[Branch], rule: Rule, call_config: CallConfig):
+        if call_config.prompt_cache is not None:
             check_reusable(model, branches)
         self.model = model
         self.branches = branches
         self.rule = rule
         self.call_config = call_config
         self.state = State(
-            image_masks=tuple(b.image_mask for b in branches),
             has_image=branches[0].image_mask.any(dim=1).repeat_interleave(call_config.copies),
             notes={
                 name: values.repeat_interleave(call_config.copies, dim=0)
@@ -294,7 +294,7 @@ class Ensemble:
         is_untouched = block.is_idle and own.isdisjoint(shared)
         if is_untouched:
             branch, index = branch.distinct(self.model.config)
-        if is_untouched and self.call_config.texts is not None and not branch.features:
+        if is_untouched and self.call_config.prompt_cache is not None and not branch.features:
             outputs = self._recalled(branch, cache, shared)
         else:
             with self._watched([block], branch.length - cache.get_seq_length()) as watching:
@@ -317,14 +317,14 @@ class Ensemble:
 
     def _recalled(self, branch: Branch, cache: Any, shared: Mapping[str, Any]) -> Any:
         """A prompt without pictures into its cache; what an earlier call read is not read again."""
-        assert self.call_config.texts is not None
+        assert self.call_config.prompt_cache is not None
 
         def read(unknown: Branch) -> tuple[Tensor, Any]:
             own = unknown.cache(self.model)
             return forward_prompt(self.model, unknown, own, shared).logits[:, -1:], own
 
         return CausalLMOutputWithPast(
-            logits=self.call_config.texts.read(self.model, branch, cache, read)
+            logits=self.call_config.prompt_cache.read(self.model, branch, cache, read)
         )
 
     def _combine(self, outputs: Any) -> Any:

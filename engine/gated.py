@@ -15,6 +15,7 @@ from sightline.engine.processor_order import are_stateless
 from sightline.engine.validation import check_cached, check_gated
 from sightline.logits.gates import Gate
 from sightline.logits.rules import Plausibility, Rule
+from sightline.model_protocol import Model
 
 
 class GatedEnsemble(Ensemble):
@@ -29,12 +30,11 @@ class GatedEnsemble(Ensemble):
     """
 
     def __init__(
-        self, model: Any, branches: list[Branch], rule: Rule, call_config: CallConfig, gate: Gate
+        self, model: Model, branches: list[Branch], rule: Rule, call_config: CallConfig, gate: Gate
     ):
         check_gated(model, branches)
         expert, *others = branches
-        super().__init__(model, [expert], rule, replace(call_config, texts=None))
-        self.state.image_masks = tuple(branch.image_mask for branch in branches)
+        super().__init__(model, [expert], rule, replace(call_config, prompt_cache=None))
         self.gate = gate
         behind = replace(
             call_config,

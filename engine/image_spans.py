@@ -17,6 +17,7 @@ from torch import Tensor
 from sightline.engine.processor_probe import can_be_asked, writing_of
 from sightline.engine.prompt_text import Entry, Owned, WrittenRow
 from sightline.messages import short
+from sightline.model_protocol import Model
 from sightline.vision.features import (
     PLACEHOLDERS,
     Features,
@@ -182,7 +183,7 @@ def rows_of(
     input_ids: Tensor,
     attention_mask: Tensor,
     features: Features | None,
-    model: Any,
+    model: Model,
     processor: Any = None,
     markers: tuple[int, ...] = (),
     arguments: Mapping[str, Any] | None = None,
@@ -231,13 +232,13 @@ def named_markers(config: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _ends(model: Any) -> set[int]:
+def _ends(model: Model) -> set[int]:
     """Ids that begin, end or pad a text or a turn."""
     settings = getattr(model, "generation_config", model.config)
     return set(token_ids(settings, ("bos_token_id", "eos_token_id", "pad_token_id")))
 
 
-def _nearness(model: Any, placeholders: set[int], bounds: set[int]) -> Callable[[int], bool]:
+def _nearness(model: Model, placeholders: set[int], bounds: set[int]) -> Callable[[int], bool]:
     """Whether an id is close to an image token's, and none of a text's bounds."""
     size = model.get_input_embeddings().num_embeddings
     most = min(NEAR, size // SHARE)
@@ -273,7 +274,7 @@ def _entry_starts(
 _WARNED: WeakSet[Any] = WeakSet()  # models
 
 
-def warn_of_rest(model: Any, rows: Sequence[Any], processor: Any) -> None:
+def warn_of_rest(model: Model, rows: Sequence[Any], processor: Any) -> None:
     """Once for a model, of what looks like a part of images and stays in image-free prompts."""
     if can_be_asked(processor):
         template = str(getattr(processor, "chat_template", ""))

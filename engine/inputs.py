@@ -12,13 +12,15 @@ from transformers import __version__ as transformers_version
 
 from sightline.compat import encoded_images, position_ids
 from sightline.engine.branch import ENCODER_INPUTS, POSITION_INPUTS, Branch, image_mask
+from sightline.engine.prompt_edits import image_columns
 from sightline.engine.validation import check_padding
+from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.vision.features import Features, is_one_of, picture_lengths, select_rows, token_ids
 from sightline.vision.images import listed, open_picture
 
 
 def expert_branch(
-    model: Any,
+    model: Model,
     input_ids: Tensor,
     copies: int,
     pixels: Mapping[str, Any],
@@ -61,7 +63,7 @@ def expert_branch(
     return complete(replace(branch, pixels=pixels, features=None), model, generation_config)
 
 
-def complete(branch: Branch, model: Any, generation_config: Any) -> Branch:
+def complete(branch: Branch, model: Model, generation_config: Any) -> Branch:
     """The branch with its pictures encoded and its positions set."""
     if branch.position_ids is None:
         branch = replace(branch, position_ids=prepare_positions(model, branch))
@@ -71,18 +73,18 @@ def complete(branch: Branch, model: Any, generation_config: Any) -> Branch:
     return branch
 
 
-def encode(branch: Branch, pixels: Mapping[str, Any], model: Any) -> Features:
+def encode(branch: Branch, pixels: Mapping[str, Any], model: Model) -> Features:
     """Pictures through the model's encoder, by modality; `pixels` are its inputs."""
     encoded = encoded_images(model, branch.input_ids, pixels, branch.call.generation_config)
     if not encoded:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"transformers {transformers_version} does not encode the pictures of "
             f"{type(model).__name__} ahead of its text, which decoders build on: use a newer one"
         )
     return encoded
 
 
-def prepare_positions(model: Any, branch: Branch) -> Tensor:
+def prepare_positions(model: Model, branch: Branch) -> Tensor:
     """Positions as the model counts them, `[B, T]` or `[P, B, T]`."""
     given = {"attention_mask": branch.attention_mask, **branch.aligned, **branch.pixels}
     positions = position_ids(model, branch.input_ids, given)
@@ -90,7 +92,7 @@ def prepare_positions(model: Any, branch: Branch) -> Tensor:
 
 
 @contextmanager
-def position_offset_kept(model: Any) -> Iterator[None]:
+def position_offset_kept(model: Model) -> Iterator[None]:
     """Qwen's helper leaves the offset of its latest prompt on the model: the expert's must stay."""
     owner = model.base_model
     had_offset = hasattr(owner, "rope_deltas")
@@ -113,7 +115,7 @@ def given_processor(processor: Any, parts: Sequence[Any]) -> Any:
 
 
 def pictures_asked(
-    images: Any, expert: Branch, model: Any, is_needed: bool, processor: Any
+    images: Any, expert: Branch, model: Model, is_needed: bool, processor: Any
 ) -> tuple[tuple[Any, ...], ...]:
     """The caller's pictures by row, opened; raises `ValueError` unless they are the prompt's.
 
@@ -133,7 +135,7 @@ def pictures_asked(
     entries = listed(images)
     given = [pictures_in(entry) for entry in entries]
     came = [len(pictures) for pictures in given]
-    counts = [len(row) for row in expert.images(model, processor)]
+    counts = [len(row) for row in image_columns(expert, model, processor)]
     if sum(came) != sum(counts):
         raise ValueError(
             f"images holds {sum(came)} pictures and the prompt {sum(counts)}: pass those of the "

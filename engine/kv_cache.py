@@ -16,6 +16,7 @@ from sightline.compat import (
     LinearAttentionCacheLayerMixin,
     LinearAttentionLayer,
 )
+from sightline.model_protocol import Model, UnsupportedModelError
 
 # By what a layer remembers along the prompt to choose keys by (`[B, ..., T, D]`), the method that
 # adds to it. Some families bring a layer class of their own.
@@ -116,7 +117,7 @@ def make_room(cache: Any, most: int, longest: int) -> None:
         ]
 
 
-def scratch_cache(model: Any, begun: Sequence[tuple[Tensor, Tensor]] = ()) -> DynamicCache:
+def scratch_cache(model: Model, begun: Sequence[tuple[Tensor, Tensor]] = ()) -> DynamicCache:
     """A cache that keeps every key of a prompt: a sliding target cuts its own window.
 
     Raises `ValueError` for layers that keep what is not known how to put together.
@@ -129,7 +130,7 @@ def scratch_cache(model: Any, begun: Sequence[tuple[Tensor, Tensor]] = ()) -> Dy
     for layer in cache.layers:
         unknown = sorted(set(vars(layer)) - KNOWN)
         if unknown:
-            raise ValueError(
+            raise UnsupportedModelError(
                 f"the cache of {type(model).__name__} has layers of {type(layer).__name__}, which "
                 f"keep {', '.join(unknown)}: it is not known how those of several branches are put "
                 "together, so decode without a decoder"
@@ -187,7 +188,7 @@ def layers_that_share_keys(config: Any) -> frozenset[int]:
     return frozenset(layer for layer, mode in enumerate(modes) if mode == "reuse")
 
 
-def layers_that_keep_keys(model: Any) -> bool:
+def layers_that_keep_keys(model: Model) -> bool:
     """Whether all layers keep keys and values alone, so that many tokens can be read at once."""
     layers = scratch_cache(model).layers
     return all(type(layer) is DynamicLayer for layer in layers)
@@ -212,7 +213,7 @@ def without_window(layer: Any) -> Any:
     return DynamicLayer() if isinstance(layer, DynamicSlidingWindowLayer) else layer
 
 
-def check_layers(cache: Any, model: Any) -> None:
+def check_layers(cache: Any, model: Model) -> None:
     """Raises `ValueError` if a caller's own cache cannot keep what the model's layers keep."""
     methods = (*INDICES.values(), "update_conv_state", "update_recurrent_state")
     for index, layer in enumerate(scratch_cache(model).layers):

@@ -13,6 +13,7 @@ from torch import Tensor
 from sightline.engine.branch import Branch
 from sightline.engine.parts import about_images
 from sightline.engine.prefill import in_as_many_parts
+from sightline.engine.prompt_edits import gathered
 
 
 def concerned(part: Any, branch: Branch, config: Any) -> Branch:
@@ -42,7 +43,7 @@ def merged(whole: Branch, made: Branch, config: Any) -> Branch:
     """
     seen, unseen = rows_by_image(whole)
     rest = replace(whole, features={}).rows(unseen, config)
-    rest = rest.gathered([[(c, None) for c in row] for row in rest.columns()], keeps_pictures=True)
+    rest = gathered(rest, [[(c, None) for c in row] for row in rest.columns()], keeps_pictures=True)
     order = torch.cat([seen, unseen]).argsort()
 
     def joined(both: Sequence[Tensor], dim: int = 1) -> Tensor:

@@ -14,11 +14,13 @@ from sightline.engine.branch import (
 )
 from sightline.engine.inputs import TYPES
 from sightline.engine.kv_cache import has_windows, layers_that_keep_keys
+from sightline.engine.prompt_edits import split_at
 from sightline.engine.validation import check_cached
+from sightline.model_protocol import Model
 from sightline.vision.features import has_markers, select_from
 
 
-def read_pictures(branch: Branch, model: Any) -> Branch:
+def read_pictures(branch: Branch, model: Model) -> Branch:
     """The same branch, its columns up to each row's last picture read and kept as its prefix.
 
     Left as it is where keys cannot be shared: a row without a picture, layers that keep a state in
@@ -27,7 +29,7 @@ def read_pictures(branch: Branch, model: Any) -> Branch:
     """
     if branch.prefix is not None or not can_share(branch, model):
         return branch
-    branch = branch.split([int(torch.nonzero(mask)[-1]) + 1 for mask in branch.image_mask])
+    branch = split_at(branch, [int(torch.nonzero(mask)[-1]) + 1 for mask in branch.image_mask])
     read = int(torch.nonzero(branch.image_mask[0])[-1]) + 1  # in every row alike
     assert branch.position_ids is not None, "a completed branch has positions"
     head = replace(
@@ -44,7 +46,7 @@ def read_pictures(branch: Branch, model: Any) -> Branch:
     return replace(branch, prefix=Prefix(tuple((la.keys, la.values) for la in layers)))
 
 
-def last_logits(model: Any) -> dict[str, Any]:
+def last_logits(model: Model) -> dict[str, Any]:
     """Keywords of a forward of which the last position's logits are wanted."""
     keep = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
     return {"use_cache": True, **keep}
@@ -64,7 +66,7 @@ def is_row_tensor(value: Any, rows: Tensor) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(rows)
 
 
-def can_share(branch: Branch, model: Any) -> bool:
+def can_share(branch: Branch, model: Model) -> bool:
     """Whether keys up to each row's last image token are the same whatever follows them.
 
     They are not where what the processor wrote behind it is read as part of the image.
@@ -83,7 +85,7 @@ def can_share(branch: Branch, model: Any) -> bool:
     return layers_that_keep_keys(model)
 
 
-def forward_prompt(model: Any, branch: Branch, cache: Any, shared: Mapping[str, Any]) -> Any:
+def forward_prompt(model: Model, branch: Branch, cache: Any, shared: Mapping[str, Any]) -> Any:
     """One branch's prompt through the model, into its cache: what that holds is not read again.
 
     `shared` are keywords common to all branches, row tensors of B rows.
@@ -106,7 +108,7 @@ def forward_prompt(model: Any, branch: Branch, cache: Any, shared: Mapping[str, 
     return outputs
 
 
-def prepare_inputs(model: Any, input_ids: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
+def prepare_inputs(model: Model, input_ids: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the model makes of the loop's keywords, with the positions that are in them.
 
     Some models drop them and count the padding along, which differs from branch to branch.

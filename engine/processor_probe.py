@@ -22,6 +22,7 @@ from sightline.engine.prompt_text import (
     pieces_of,
 )
 from sightline.messages import short
+from sightline.model_protocol import UnsupportedModelError
 from sightline.vision.features import (
     PLACEHOLDERS,
     token_ids,
@@ -134,14 +135,14 @@ def _unit(processor: Any, arguments: Mapping[str, Any]) -> tuple[str, str, tuple
     token = getattr(processor, "image_token", None)
     if getattr(processor, "chat_template", None) is None:
         if token is None:
-            raise ValueError(
+            raise UnsupportedModelError(
                 f"{type(processor).__name__} has neither a chat template nor an image_token, so "
                 "what it writes for an image cannot be asked: leave processor= out"
             )
         return str(token), "", ("", "")
     found = _rendered_unit(processor, "image", arguments)
     if found is None:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"the chat template of {type(processor).__name__} writes nothing for an image: use "
             "the model's own processor"
         )
@@ -221,7 +222,7 @@ def _written(
     try:
         ids = _ids_of(processor, unit, images=[[Image.fromarray(pixels)]])
     except Exception as error:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"{type(processor).__name__} was asked what it writes for an image of {size[0]} x "
             f"{size[1]} pixels in {short(unit)}, and failed: {error}"
         ) from error

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sightline.engine.kv_cache import begin
+from sightline.model_protocol import Model
 
 if TYPE_CHECKING:
     from sightline.engine.branch import Branch
@@ -21,7 +22,7 @@ class PromptCache(Memory[tuple, tuple[Tensor, ...]]):
     """
 
     def read(
-        self, model: Any, branch: "Branch", cache: Any, read: Callable[["Branch"], Any]
+        self, model: Model, branch: "Branch", cache: Any, read: Callable[["Branch"], Any]
     ) -> Tensor:
         """Fills an empty cache of keys alone with a branch's rows; logits `[B, 1, V]`.
 

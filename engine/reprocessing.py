@@ -12,6 +12,8 @@ from sightline.chat import input_device
 from sightline.engine.branch import ENCODER_INPUTS, PIXELS, Branch
 from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.processor_probe import writing_of
+from sightline.engine.prompt_edits import regathered
+from sightline.model_protocol import Model
 from sightline.vision.features import is_one_of, token_ids
 from sightline.vision.processor_call import processed, prompts_of
 
@@ -73,7 +75,7 @@ def repainted(
         )
     ]
     return replace(
-        branch.regathered(entries),
+        regathered(branch, entries),
         position_ids=None,
         features=None,
         pixels={**branch.pixels, **encoder_inputs(made)},
@@ -115,7 +117,7 @@ def settings_of(expert: Branch) -> dict[str, Any]:
     return {name: v for name, v in expert.pixels.items() if not isinstance(v, Tensor)}
 
 
-def check_reproduced(processor: Any, expert: Branch, model: Any) -> None:
+def check_reproduced(processor: Any, expert: Branch, model: Model) -> None:
     """Raises `ValueError` unless the caller's images, prepared again, make the caller's prompt.
 
     Compared are the image tokens of each row, sizes and grids, and of one row the pixels' shape.

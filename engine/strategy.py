@@ -3,12 +3,14 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
+from pathlib import Path
 from typing import Annotated, Any
 
 from torch import Tensor
 
+from sightline import hub, serialization
 from sightline.attention.base import AttentionEdit, CacheEviction
 from sightline.engine.branch import ENCODER_INPUTS, POSITION_INPUTS, Branch
 from sightline.engine.decode import GenerateCall, decode
@@ -17,11 +19,12 @@ from sightline.engine.gated import GatedEnsemble
 from sightline.engine.parts import about_images, needs_images, needs_pixels
 from sightline.engine.prompt_cache import PromptCache
 from sightline.logits.gates import Gate, PlausibilityGate
-from sightline.logits.rules import Alone, Plausibility, Rule
+from sightline.logits.rules import Alone, Needs, Plausibility, Rule
+from sightline.model_protocol import Model
 from sightline.settings import Checked, Count, Wanted
 
-Contrast = Callable[[Branch, Any], Branch]
-Preparation = Callable[[Branch, Any], Branch]
+Contrast = Callable[[Branch, Model], Branch]
+Preparation = Callable[[Branch, Model], Branch]
 
 
 class _Signature:
@@ -59,8 +62,42 @@ class Strategy(Checked, ABC):
             )
         return super().__new__(cls)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The class and all settings but the processor, as JSON has them; for `from_dict`.
+
+        Raises:
+            ValueError: A setting or a part holds a function, a model or another object.
+        """
+        return serialization.to_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, processor: Any = None) -> Any:
+        """What `to_dict` wrote. `Decoder.from_dict` makes any decoder, `VDD.from_dict` a VDD.
+
+        Args:
+            values: From anywhere; settings that are missing keep their defaults.
+            processor: The model's own, for decoders and parts that take one.
+
+        Raises:
+            ValueError: Names and values are checked as where a decoder is made.
+        """
+        wanted: Any = Strategy if inspect.isabstract(cls) else cls
+        decoder = serialization.from_dict(values, processor, wanted)
+        if not isinstance(decoder, wanted):
+            kind = "decoder" if wanted is Strategy else wanted.__name__
+            raise ValueError(f"a {kind} was wanted, got a {type(decoder).__name__}")
+        return decoder
+
+    def save_pretrained(self, folder: str | Path, *, force: bool = False) -> list[Path]:
+        """Writes the folder that `custom_generate=folder` takes; see `sightline.hub.export`."""
+        return hub.export(self, folder, force=force)
+
+    def push_to_hub(self, repo: str, **arguments: Any) -> str:
+        """Writes that folder to a repository of the hub; see `sightline.hub.push`."""
+        return hub.push(self, repo, **arguments)
+
     @abstractmethod
-    def run(self, model: Any, call: GenerateCall) -> Any:
+    def run(self, model: Model, call: GenerateCall) -> Any:
         """What `generate` returns for a call."""
 
     @property
@@ -75,7 +112,7 @@ class Strategy(Checked, ABC):
 
     def __call__(
         self,
-        model: Any,
+        model: Model,
         input_ids: Tensor,
         logits_processor: Any,
         stopping_criteria: Any,
@@ -145,7 +182,7 @@ class RecipeStrategy(Strategy):
     def recipe(self) -> "Recipe":
         """The parts that this strategy is made of."""
 
-    def run(self, model: Any, call: GenerateCall) -> Any:
+    def run(self, model: Model, call: GenerateCall) -> Any:
         return decode(self.recipe().simplified(), model, call)
 
     def __add__(self, other: "RecipeStrategy") -> "RecipeStrategy":
@@ -186,7 +223,7 @@ class Recipe(RecipeStrategy):
         attention_edits: What the expert's attention weighs more or less.
         cache_evictions: Which keys leave the cache between steps.
         gate: When the contrasts are asked; None: at every token.
-        texts: Keeps image-free prompts as they were read, for later calls; None: nothing does.
+        prompt_cache: Image-free prompts as they were read, for later calls; None: are not kept.
     """
 
     preparations: tuple[Preparation, ...] = ()
@@ -195,7 +232,7 @@ class Recipe(RecipeStrategy):
     attention_edits: tuple[AttentionEdit, ...] = ()
     cache_evictions: tuple[CacheEviction, ...] = ()
     gate: Gate | None = None
-    texts: PromptCache | None = None
+    prompt_cache: PromptCache | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -212,7 +249,7 @@ class Recipe(RecipeStrategy):
             (self.preparations, self.attention_edits, self.cache_evictions)
         )
 
-    def ensemble(self, model: Any, branches: list[Branch], call_config: CallConfig) -> Ensemble:
+    def ensemble(self, model: Model, branches: list[Branch], call_config: CallConfig) -> Ensemble:
         """What holds these branches, the expert first."""
         rule = self.rule or Plausibility(beta=0)
         if self.gate is None or len(branches) == 1:
@@ -227,9 +264,9 @@ class Recipe(RecipeStrategy):
             cache_evictions=tuple(part for part in self.cache_evictions if not part.is_neutral),
         )
         rule = self.rule
-        if rule is None or rule.uses_others:
+        if rule is None or rule.needs.others:
             return recipe
-        return replace(recipe, contrasts=(), rule=None if rule.is_identity else rule)
+        return replace(recipe, contrasts=(), rule=None if rule.needs == Needs() else rule)
 
     def without_images(self) -> "Recipe":
         """The recipe for prompts without an image: parts about images do nothing, the rest acts.
@@ -271,7 +308,7 @@ class Recipe(RecipeStrategy):
             self.attention_edits + other.attention_edits,
             self.cache_evictions + other.cache_evictions,
             self.gate or other.gate,
-            self.texts or other.texts,
+            self.prompt_cache or other.prompt_cache,
         )
 
 
@@ -283,7 +320,9 @@ class Combined(RecipeStrategy):
         decoders: Two or more; at most one kind of rule and one gate among them.
     """
 
-    decoders: tuple[MadeOfParts, ...]
+    decoders: Annotated[
+        tuple[MadeOfParts, ...], Wanted("two decoders or more", lambda given: len(given) > 1)
+    ]
 
     def __post_init__(self):
         super().__post_init__()
@@ -330,25 +369,25 @@ class PromptCached(RecipeStrategy):
 
     Args:
         decoder: Has a branch without a picture; any other raises `ValueError` when it is used.
-        most: Texts that are kept for each model, 1 or more. One of T tokens takes
+        capacity: Texts that are kept for each model, 1 or more. One of T tokens takes
             2 * layers * KV heads * head size * T numbers: of 60 tokens and LLaVA-1.5-7B in 16
             bits 31 MB.
     """
 
     decoder: MadeOfParts
-    most: Count = 8
-    _texts: PromptCache = field(init=False, repr=False, compare=False)
+    capacity: Count = 8
+    _prompt_cache: PromptCache = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "_texts", PromptCache(self.most))
+        object.__setattr__(self, "_prompt_cache", PromptCache(self.capacity))
 
     def clear(self) -> None:
         """Forgets the texts, of every model."""
-        self._texts.clear()
+        self._prompt_cache.clear()
 
     def recipe(self) -> Recipe:
-        return replace(self.decoder.recipe(), texts=self._texts)
+        return replace(self.decoder.recipe(), prompt_cache=self._prompt_cache)
 
 
 @dataclass(frozen=True)
@@ -363,8 +402,3 @@ class Decoder(RecipeStrategy):
     def __post_init__(self):
         super().__post_init__()
         self.recipe()
-
-    @classmethod
-    def settings(cls) -> dict[str, Any]:
-        """Names of the settings with their defaults."""
-        return {each.name: each.default for each in fields(cls)}

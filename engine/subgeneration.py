@@ -24,10 +24,11 @@ from sightline.engine.prefill import (
     last_logits,
 )
 from sightline.logits.rules import Plausibility
+from sightline.model_protocol import Model
 
 
 def generate_text(
-    model: Any,
+    model: Model,
     branch: Branch,
     tokens: int,
     *,

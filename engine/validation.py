@@ -19,12 +19,13 @@ from sightline.attention.hook import AttentionPlan
 from sightline.compat import DynamicLayer, attention_name, takes_encoded_images
 from sightline.engine.branch import PIXELS, Branch, image_mask
 from sightline.engine.kv_cache import RoomyLayer, layers_that_keep_keys
+from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.vision.features import token_ids
 from sightline.vision.images import are_none
 
 
 def is_text_only(
-    model: Any,
+    model: Model,
     input_ids: Tensor,
     images: Any,
     pixels: Mapping[str, Any],
@@ -38,12 +39,12 @@ def is_text_only(
     return not has_tokens and are_none(images) and all(value is None for value in came)
 
 
-def check_vision_language(model: Any) -> None:
+def check_vision_language(model: Model) -> None:
     """Raises `ValueError` unless the model takes encoded pictures by placeholder tokens."""
     if not takes_encoded_images(model) or not token_ids(
         model.config, ("image_token_id", "video_token_id")
     ):
-        raise ValueError(
+        raise UnsupportedModelError(
             f"decoders need a vision-language model whose pictures stand in the prompt as "
             f"placeholder tokens, got {type(model).__name__}"
         )
@@ -58,11 +59,11 @@ SUPPORTED_MODES = (
 
 
 def check_call(
-    model: Any, generation_config: Any, mode: Any, token_streamer: Any, model_kwargs: Mapping
+    model: Model, generation_config: Any, mode: Any, token_streamer: Any, model_kwargs: Mapping
 ) -> None:
     """Raises `ValueError` for what branches cannot be decoded with."""
     if model.config.is_encoder_decoder:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"decoders work on decoder-only vision-language models, got {type(model).__name__}, "
             "an encoder-decoder model"
         )
@@ -83,7 +84,7 @@ def check_call(
     if token_streamer is not None and generation_config.num_beams > 1:
         raise ValueError("token_streamer cannot follow beam search: set num_beams=1")
     if model_kwargs.get("inputs_embeds") is not None:
-        raise ValueError(
+        raise UnsupportedModelError(
             "decoders find pictures by their tokens and need input_ids, got inputs_embeds: pass "
             "the processor's output to generate unchanged. A model whose own generate makes "
             "inputs_embeds of it (BLIP-2, InstructBLIP) cannot be decoded with branches"
@@ -107,7 +108,7 @@ def check_padding(mask: Tensor) -> None:
         )
 
 
-def check_audio(model: Any, model_kwargs: Mapping) -> None:
+def check_audio(model: Model, model_kwargs: Mapping) -> None:
     """Raises `ValueError` for audio, which branches and questions of their own would not get."""
     encode = getattr(model.base_model, "get_audio_features", None)
     names = () if encode is None else inspect.signature(encode).parameters
@@ -120,7 +121,7 @@ def check_audio(model: Any, model_kwargs: Mapping) -> None:
         )
 
 
-def warn_of_two_starts(branch: Branch, model: Any) -> None:
+def warn_of_two_starts(branch: Branch, model: Model) -> None:
     """Warns of prompts with two tokens that begin a sequence: the template's, and the tokenizer's.
 
     A model has never seen the second one, and answers by it.
@@ -139,7 +140,7 @@ def warn_of_two_starts(branch: Branch, model: Any) -> None:
         )
 
 
-def check_outputs(model: Any, generation_config: Any, is_edited: bool) -> None:
+def check_outputs(model: Model, generation_config: Any, is_edited: bool) -> None:
     """Raises `ValueError` for attention that was asked for and cannot be given.
 
     Args:
@@ -196,7 +197,7 @@ def check_pictures(expert: Branch, needs_pixels: bool) -> None:
         )
 
 
-def check_reusable(model: Any, branches: list[Branch]) -> None:
+def check_reusable(model: Model, branches: list[Branch]) -> None:
     """Raises `ValueError` unless some branch's prompt is the same whatever the picture."""
     if all(branch.features for branch in branches):
         raise ValueError(
@@ -204,13 +205,13 @@ def check_reusable(model: Any, branches: list[Branch]) -> None:
             "sees one: use the decoder by itself"
         )
     if not layers_that_keep_keys(model):
-        raise ValueError(
+        raise UnsupportedModelError(
             f"layers of {type(model).__name__} keep more than keys and values, which is not known "
             "how to reuse: use the decoder by itself"
         )
 
 
-def check_gated(model: Any, branches: list[Branch]) -> None:
+def check_gated(model: Model, branches: list[Branch]) -> None:
     """Raises `ValueError` unless branches can catch up by several tokens at once."""
     if any(branch.attention_edits for branch in branches[1:]):
         raise ValueError(
@@ -218,7 +219,7 @@ def check_gated(model: Any, branches: list[Branch]) -> None:
             "use the decoder without a gate"
         )
     if not layers_that_keep_keys(model):
-        raise ValueError(
+        raise UnsupportedModelError(
             "a gate leaves branches behind, which catch up by several tokens at once, and layers "
             f"of {type(model).__name__} keep more than keys and values: use the decoder without a "
             "gate"
@@ -230,7 +231,8 @@ def check_cuttable(cache: Any) -> None:
     kinds = {type(layer) for layer in cache.layers} - {DynamicLayer, RoomyLayer}
     fixed = sorted(kind.__name__ for kind in kinds)
     if fixed or type(cache) is not DynamicCache:
-        raise ValueError(
+        is_models = type(cache) is DynamicCache  # its layers are those of the model's config
+        raise (UnsupportedModelError if is_models else ValueError)(
             f"keys can only leave a DynamicCache of full-attention layers, and this call has "
             f"{', '.join(fixed) or type(cache).__name__}: leave cache_implementation unset, use "
             "a model without sliding-window layers, or turn the selection off"
@@ -260,12 +262,12 @@ def check_cached(cache: Any, tokens: int) -> None:
             )
 
 
-def check_reached(model: Any, plan: AttentionPlan) -> None:
+def check_reached(model: Model, plan: AttentionPlan) -> None:
     """Raises `ValueError` if a forward's attention never saw what was to be edited."""
     recorder = plan.blocks[0].recorder
     missed = sorted(set(range(recorder.layers)) - recorder.blind - plan.reached)
     if missed:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"{type(model).__name__} does not hand forward keywords down to the attention of "
             f"layers {missed}, so nothing would be recalibrated there: use a decoder without "
             "attention edit (VCD, VDD)"

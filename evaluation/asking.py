@@ -25,6 +25,7 @@ from sightline.evaluation.setups import Setup
 from sightline.lab import CHECKPOINT
 from sightline.logits.finite import FiniteRows
 from sightline.messages import LONGEST, clipped
+from sightline.model_protocol import Model
 from sightline.specs import GREEDY
 from sightline.vision.images import user_turn
 
@@ -48,7 +49,7 @@ class Source:
     device_map: str | None = None
 
     @classmethod
-    def loaded(cls, name: str, model: Any, processor: Any) -> "Source":
+    def loaded(cls, name: str, model: Model, processor: Any) -> "Source":
         """One whose weights are there already; `name` is what reports call it.
 
         The processor is copied: what is set in it for batches is not set in that of others, and a
@@ -84,7 +85,7 @@ class Source:
         from transformers import AutoModelForImageTextToText
 
         with refused_as(f"--model {self.place}: its weights cannot be loaded", ImportError):
-            model: Any = AutoModelForImageTextToText.from_pretrained(
+            model: Model = AutoModelForImageTextToText.from_pretrained(
                 self.place, dtype=self.dtype, device_map=self.device_map
             )
         return model.eval()
@@ -251,7 +252,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         processor: Any,
         temperature: float,
         versions: Mapping[str, str],
@@ -290,7 +291,7 @@ class ModelRunner:
         said = {
             i.id: a for i, a in zip(prepared.items, self.say(setup, prepared, inputs), strict=True)
         }
-        settings, batch = setup.plain_settings, prepared.batch
+        settings, batch = setup.settings, prepared.batch
         nothing = Reply("", 0, 0.0, None, 0, None)
         return [
             Answer(

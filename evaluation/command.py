@@ -416,7 +416,12 @@ def perform(
     from rich.console import Console
 
     from sightline.checkpoints import quiet
-    from sightline.evaluation.processes import Terminated, end_with_launcher, handled, terminate
+    from sightline.evaluation.processes import (
+        end_with_launcher,
+        exit_status,
+        handled,
+        terminate,
+    )
 
     rank, several = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1")) > 1
     console = Console()
@@ -463,7 +468,7 @@ def perform(
         Console(stderr=True, soft_wrap=True).print(
             f"stopped; continue with --out {out} --resume", markup=False
         )
-        return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+        return exit_status(error)
     if summary is not None:
         report.show(summary, console)
         names = ", ".join(sorted(path.name for path in out.iterdir()))

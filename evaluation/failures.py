@@ -8,6 +8,7 @@ import torch
 
 from sightline.evaluation.batches import Batch
 from sightline.evaluation.setups import Setup
+from sightline.model_protocol import UnsupportedModelError
 
 NO_MEMORY = (
     "out of memory",
@@ -44,7 +45,9 @@ def named(setup: Setup, batch: Batch) -> Iterator[None]:
         yield
     except ValueError as error:
         where = f"{setup.label}, batch {batch.index} of {batch.task.name}"
-        raise ValueError(f"{where}: {error}") from error
+        is_models = isinstance(error, UnsupportedModelError)
+        kind = UnsupportedModelError if is_models else ValueError
+        raise kind(f"{where}: {error}") from error
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from sightline.json_text import json_text
-from sightline.messages import LONGEST, check_characters, clipped, enumerated, short
+from sightline.messages import LONGEST, check_characters, clipped, enumerated, short, unknown
 from sightline.vision.images import open_picture, path_is
 
 S = TypeVar("S")
@@ -347,8 +347,6 @@ def leads_out(folder: Path, name: str) -> bool:
 def check_name(what: str, name: str, names: Collection[str]) -> None:
     """Raises `ValueError`, which lists the names there are, for another one."""
     if name not in names:
-        from sightline.specs import unknown
-
         raise unknown(what, name, names)
 
 

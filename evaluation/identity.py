@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sightline.compat import attention_name
+from sightline.model_protocol import Model
 
 SAMPLES = 64  # numbers of each tensor that are read one by one
 CHUNK = 2**24  # numbers that are added up at a time
@@ -22,7 +23,7 @@ LEFT_OUT = ("name_or_path", "transformers_version")
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
-def identity(model: Any, processor: Any) -> dict[str, Any]:
+def identity(model: Model, processor: Any) -> dict[str, Any]:
     """Plain values by name; two of them differ where the answers could."""
     tokenizer = processor.tokenizer
     templates = [getattr(part, "chat_template", None) for part in (processor, tokenizer)]
@@ -89,7 +90,7 @@ def tokens(tokenizer: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def weights(model: Any) -> str:
+def weights(model: Model) -> str:
     """A hash of all tensors' names, shapes and dtypes, of a sum of their bits, and of samples.
 
     The sum reads every number once, at the speed of memory, and no number can change without it.

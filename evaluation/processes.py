@@ -10,6 +10,7 @@ one folder, which all machines must see.
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from typing import Any
 
 LONGEST_WAIT = timedelta(days=30)  # of a process that has done its share for the others
 LOOK_EVERY = 1.0  # seconds between two looks for the launcher
+MEETING = 60.0  # seconds in which it answers at its port
 STARTED_ONE = (
     "accelerate was asked for several processes and started one: add --multi_gpu, on a machine "
     "without GPUs too"
@@ -90,6 +92,11 @@ def handled(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
             signal.signal(number, old)
 
 
+def exit_status(error: KeyboardInterrupt) -> int:
+    """Of a command that a signal has ended, as shells have it."""
+    return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+
+
 def end_with_launcher() -> None:
     """Ends this process soon after the one that started it has ended, by a kill too.
 
@@ -98,11 +105,29 @@ def end_with_launcher() -> None:
     launcher = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == launcher:
+        is_there = not has_lost_launcher()
+        while is_there and os.getppid() == launcher:
             time.sleep(LOOK_EVERY)
         os._exit(1)
 
     threading.Thread(target=watch, name="launcher", daemon=True).start()
+
+
+def has_lost_launcher() -> bool:
+    """Whether torch's launcher has ended already: nobody listens where its processes meet.
+
+    The parent of this process is another one then, and never changes.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return False
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        socket.create_connection(place, MEETING).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # another machine, which is slow
+        return False
+    return False
 
 
 def find_processes() -> Processes:

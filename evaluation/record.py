@@ -57,7 +57,7 @@ def header(
             "seed": run.seed,
             "temperature": run.temperature,
             **({"template_arguments": dict(template)} if template else {}),
-            "decoders": {c.label: c.plain_settings for c in setups},
+            "decoders": {c.label: c.settings for c in setups},
             "versions": dict(packages),
             "benchmark_settings": benchmark.fixed(),
         },

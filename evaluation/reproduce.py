@@ -19,6 +19,7 @@ import argparse
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,7 @@ from sightline.evaluation.benchmark import Benchmark
 from sightline.evaluation.chair import DESCRIBE, IDS_WANTED, Chair, ChairBenchmark, draw_ids
 from sightline.evaluation.files import read_json
 from sightline.evaluation.pope import PARSERS, SPLITS, SUFFIXES, Pope
-from sightline.evaluation.processes import find_processes
+from sightline.evaluation.processes import exit_status, find_processes, handled, terminate
 from sightline.evaluation.report import Table
 from sightline.evaluation.runner import Run, evaluate
 from sightline.evaluation.setups import (
@@ -46,8 +47,8 @@ from sightline.evaluation.setups import (
     own_control,
     parse_setup,
 )
-from sightline.messages import short
-from sightline.specs import BEAM, GREEDY, SAMPLE, parse_specs, unknown
+from sightline.messages import short, unknown
+from sightline.specs import BEAM, GREEDY, SAMPLE, parse_specs
 
 OURS, BOTH = "ours", "ours, as published"
 POPE, CHAIR_64, CHAIR_512 = "pope", "chair-64", "chair-512"
@@ -692,10 +693,14 @@ def main() -> None:
     options = parse_options()
     command = shlex.join(["python", "-m", "sightline.evaluation.reproduce", *sys.argv[1:]])
     try:
-        plan = make_plan(options, Console(), command)
-        is_done = plan.go()
+        with handled(terminate, signal.SIGTERM):
+            plan = make_plan(options, Console(), command)
+            is_done = plan.go()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt as error:
+        print("stopped; the same command continues", file=sys.stderr)
+        sys.exit(exit_status(error))
     if not is_done:
         sys.exit(f"some runs have stopped: see {plan.out / 'reproduce.md'}, and run this again")
 

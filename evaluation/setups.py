@@ -11,7 +11,6 @@ and `carve:share=1`, the full picture twice; `mvp` with one request and weight, 
 `with_controls` adds those that a list of decoders needs.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -20,7 +19,7 @@ from typing import Any
 from sightline.decoders.controls import FullTwice, PlausibilityOnly
 from sightline.decoders.mvp.mvp import MVP
 from sightline.decoders.vdgd import PrefixOnly
-from sightline.engine.strategy import Combined, Strategy
+from sightline.engine.strategy import Strategy
 from sightline.messages import short
 from sightline.specs import (
     BEAM,
@@ -95,24 +94,11 @@ class Setup:
         custom = {} if self.strategy is None else {"custom_generate": self.strategy}
         return {**self.spec.arguments(self.way, temperature), **drawn, **custom}
 
-    def settings(self) -> dict[str, Any]:
-        """What is written down: all settings that are values."""
-        if self.strategy is None:
-            return {"mode": self.way}
-        if isinstance(self.strategy, Combined):
-            return {"decoders": list(map(settings_of, self.strategy.decoders)), "mode": self.way}
-        return {"mode": self.way, **settings_of(self.strategy)}
-
     @cached_property
-    def plain_settings(self) -> dict[str, Any]:
-        """The settings as a file of JSON gives them back."""
-        return json.loads(json.dumps(self.settings(), allow_nan=False))
-
-
-def settings_of(strategy: Any) -> dict[str, Any]:
-    """A decoder's class and the values of its fields."""
-    named = {each.name: getattr(strategy, each.name) for each in fields(strategy) if each.repr}
-    return {"decoder": type(strategy).__name__, **named}
+    def settings(self) -> dict[str, Any]:
+        """What is written down, as a file of JSON gives it back."""
+        decoder = {} if self.strategy is None else {"decoder": self.strategy.to_dict()}
+        return {"mode": self.way, **decoder}
 
 
 Wordings = Mapping[str, Mapping[str, Any]]

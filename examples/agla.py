@@ -28,5 +28,5 @@ for question in ("Is there an orange in the image?", "Describe the image."):
     print(question)
     print("  plain:", answer(model, processor, picture, question))
     for masked in (0.15, 0.6, None):  # None: the more peaked the map the more
-        decoder = AGLA(processor, Telling(masked=masked))
+        decoder = AGLA(Telling(masked=masked), processor=processor)
         print("  AGLA: ", answer(model, processor, picture, question, decoder))

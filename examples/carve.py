@@ -36,7 +36,9 @@ class Saved:
 for question in ("Is there an orange in the image?", "Describe the image."):
     print(question)
     print("  plain:", answer(model, processor, picture, question))
-    print("  CARVE:", answer(model, processor, picture, question, CARVE(processor, **words)))
+    print(
+        "  CARVE:", answer(model, processor, picture, question, CARVE(processor=processor, **words))
+    )
     for share in (0.4, 1.0):  # at 1 nothing is cut: what a second copy does
         recipe = Recipe(preparations=(Saved(RefinedPicture(processor, share=share, **words)),))
         print(f"  {share:.0%} kept:", answer(model, processor, picture, question, recipe))

@@ -10,9 +10,13 @@ model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
 inputs = prompt_inputs(model, processor, PICTURES / "corner.png", "Describe the image.")
 
-default = ICD(processor)
+default = ICD(processor=processor)
 # The lab's model follows no instructions; of the first it does not even know the words.
-for decoder in (default, ICD(processor, alpha=3.0), ICD(processor, instruction="Is there a bus?")):
+for decoder in (
+    default,
+    ICD(processor=processor, alpha=3.0),
+    ICD(processor=processor, instruction="Is there a bus?"),
+):
     output = model.generate(
         **inputs, custom_generate=decoder, output_logits=True, return_dict_in_generate=True
     )

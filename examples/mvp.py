@@ -14,8 +14,8 @@ picture = open_picture(PICTURES / "corner.png")
 # The lab's model knows few words: it is asked in these. Others do with the defaults.
 views = ("Describe the image.", "Describe this picture.", "What is in the image?")
 words = dict(template="{caption} {question}", caption_tokens=96, tokens=8)
-three = MVP(processor, requests=views, **words)
-one = MVP(processor, requests=views[:1], weights=(1.0,), **words)
+three = MVP(processor=processor, requests=views, **words)
+one = MVP(processor=processor, requests=views[:1], weights=(1.0,), **words)
 
 for view in views:
     print(f"{view:24}", answer(model, processor, picture, view))

@@ -10,7 +10,7 @@ from sightline.vision.images import open_picture
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
 image = open_picture(PICTURES / "corner.png")
-debias = PostHocDebias(processor)
+debias = PostHocDebias(processor=processor)
 
 print(answer(model, processor, image, "Describe the image."))
 print("truth:", ", ".join(sorted(truth(image))))

@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from sightline.json_text import json_text
 from sightline.lab.dialogue import DESCRIBE, YES, question
 from sightline.lab.scenes import CONTEXTS, OBJECTS, Scene, context_of, decorrelated, draw, mentioned
+from sightline.model_protocol import Model
 
 KINDS = ("present", "usual", "other")
 SEED = 20261121
@@ -82,7 +83,7 @@ def batches(items: Sequence, size: int) -> Iterator[Sequence]:
 
 @torch.no_grad()
 def answers(
-    model: Any,
+    model: Model,
     processor: Any,
     pairs: Sequence[tuple[Image.Image, str]],
     batch: int = 64,
@@ -104,7 +105,7 @@ def answers(
     return said
 
 
-def presence(model: Any, processor: Any, scenes: Sequence[Scene]) -> dict:
+def presence(model: Model, processor: Any, scenes: Sequence[Scene]) -> dict:
     """The share of right answers by kind of question, and the share of "Yes"."""
     asked = questions(scenes, np.random.default_rng([SEED, 1]))
     pictures = [draw(scene) for scene in scenes]
@@ -116,7 +117,7 @@ def presence(model: Any, processor: Any, scenes: Sequence[Scene]) -> dict:
     return {kind: float(np.mean(r)) for kind, r in right.items()} | {"yes": float(np.mean(yes))}
 
 
-def describe(model: Any, processor: Any, scenes: Sequence[Scene]) -> list[str]:
+def describe(model: Model, processor: Any, scenes: Sequence[Scene]) -> list[str]:
     """A caption of each scene."""
     return answers(model, processor, [(draw(scene), DESCRIBE[0]) for scene in scenes])
 
@@ -138,7 +139,7 @@ def chair(captions: Sequence[str], scenes: Sequence[Scene]) -> dict:
     }
 
 
-def figures(model: Any, processor: Any, scenes: Sequence[Scene]) -> dict:
+def figures(model: Model, processor: Any, scenes: Sequence[Scene]) -> dict:
     """Presence and captions of the model's plain greedy decoding."""
     said = describe(model, processor, scenes)
     return presence(model, processor, scenes) | chair(said, scenes)

@@ -16,7 +16,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Rows padded on the right to one length T.
 
     Args:
@@ -78,11 +78,11 @@ class Packer:
             segments += [number] * len(tokens)
         return [ids, targets, positions, segments]
 
-    def batch(self, rows: Sequence[list[list[int]]]) -> Batch:
+    def batch(self, rows: Sequence[list[list[int]]]) -> TrainingBatch:
         length = max(len(row[0]) for row in rows)
         fills = (PAD, IGNORED, 0, PADDING)
         columns = [
             torch.tensor([row[i] + [fill] * (length - len(row[i])) for row in rows])
             for i, fill in enumerate(fills)
         ]
-        return Batch(*columns)
+        return TrainingBatch(*columns)

@@ -33,7 +33,7 @@ from sightline.json_text import json_text
 from sightline.lab import measure
 from sightline.lab.dialogue import conversation, described, description, follow_up, presence
 from sightline.lab.model import IMAGE, PATCH, SIDE, build_model, build_processor
-from sightline.lab.rows import IGNORED, Batch, Packer
+from sightline.lab.rows import IGNORED, Packer, TrainingBatch
 from sightline.lab.scenes import OBJECTS, Scene, biased, decorrelated, draw
 
 WORLDS = (decorrelated, biased)
@@ -60,7 +60,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How much of everything; `scaled` makes all of it smaller.
 
     Args:
@@ -88,7 +88,7 @@ class Plan:
     probe: int = 400
     probe_scenes: int = 100
 
-    def scaled(self, scale: float) -> "Plan":
+    def scaled(self, scale: float) -> "TrainingPlan":
         def part(count: int) -> int:
             return max(2, round(count * scale))
 
@@ -200,7 +200,7 @@ def learn_objects(
     model: Any,
     scenes: Sequence[Scene],
     pixels: Tensor,
-    plan: Plan,
+    plan: TrainingPlan,
     rng: np.random.Generator,
 ) -> None:
     """First stage: patches learn what they show, and CLS what the whole picture shows.
@@ -238,7 +238,7 @@ def encode(model: Any, pixels: Tensor, batch: int = 256) -> Tensor:
     return torch.cat(parts)
 
 
-def language_loss(model: Any, batch: Batch, features: Tensor | None = None) -> Tensor:
+def language_loss(model: Any, batch: TrainingBatch, features: Tensor | None = None) -> Tensor:
     """Cross-entropy of the tokens to learn; `features` fill the image tokens in row order."""
     device = model.device
     ids = batch.ids.to(device)
@@ -270,7 +270,7 @@ def in_bf16(model: Any, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
 def learn_text(
     model: Any,
     processor: Any,
-    plan: Plan,
+    plan: TrainingPlan,
     rng: np.random.Generator,
 ) -> None:
     """Second stage: long conversations about scenes of the biased world that nobody sees."""
@@ -293,7 +293,7 @@ def align(
     processor: Any,
     pixels: Tensor,
     features: Tensor,
-    plan: Plan,
+    plan: TrainingPlan,
     rng: np.random.Generator,
 ) -> None:
     """Third stage: each patch is projected near the word's embedding of what it shows.
@@ -325,7 +325,7 @@ def join(
     processor: Any,
     scenes: Sequence[Scene],
     features: Tensor,
-    plan: Plan,
+    plan: TrainingPlan,
     rng: np.random.Generator,
     after: Callable[[int], None],
 ) -> None:
@@ -363,9 +363,9 @@ def write(model: Any, processor: Any, out: Path) -> None:
     processor.save_pretrained(out)
 
 
-def train(seed: int, out: Path, device: str = "cpu", plan: Plan | None = None) -> dict:
+def train(seed: int, out: Path, device: str = "cpu", plan: TrainingPlan | None = None) -> dict:
     """Runs the four stages, saves to `out`, returns the greedy figures of the last probe."""
-    plan = plan or Plan()
+    plan = plan or TrainingPlan()
     torch.manual_seed(seed)
     processor = build_processor()
     model: Any = build_model(len(processor.tokenizer))
@@ -406,7 +406,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--scale", type=float, default=1.0, help="share of scenes and steps")
     options = parser.parse_args()
-    plan = Plan() if options.scale == 1 else Plan().scaled(options.scale)
+    plan = TrainingPlan() if options.scale == 1 else TrainingPlan().scaled(options.scale)
     train(options.seed, options.out, options.device, plan)
 
 

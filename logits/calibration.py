@@ -53,14 +53,6 @@ def diagonal_map(reference: Tensor, smoothing: float = SMOOTHING) -> tuple[Tenso
     return 1 / (reference + smoothing), torch.zeros_like(reference)
 
 
-def shift_map(reference: Tensor, smoothing: float = SMOOTHING) -> tuple[Tensor, Tensor]:
-    """W = identity, b = -(reference + smoothing), each `[..., C]`: the code's additive map.
-
-    The paper's scripts never select it.
-    """
-    return torch.ones_like(reference), -(reference + smoothing)
-
-
 def affine(probabilities: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Scores `W q + b` of the labels, `[..., C]`, with W given as its diagonal."""
     return weight * probabilities + bias

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from sightline.logits.rules import Rule, State, plausible
+from sightline.logits.rules import Needs, Rule, State, plausible
 from sightline.settings import Positive, Share, UnitInterval, wrong
 
 Truncation = Literal["plausibility", "nucleus", "knee"]
@@ -48,8 +48,6 @@ class Grounded(Rule):
         top_p: For "nucleus", in (0, 1]: the probability that candidates add up to.
         mix: Weight of g in [0, 1]. At 1, the paper's, the model's own ranking of the candidates
             is discarded; below it is ours, and 0 needs no description.
-        official_scale: Divides g by V as the released code does (KL with "batchmean"), after which
-            candidates are all but equal. To reproduce the release, with "nucleus" and sampling.
 
     Differs from the authors' release, in which the division leaves grounding inert and tokens are
     drawn from the nucleus at random; the defaults are those of its first version.
@@ -60,15 +58,10 @@ class Grounded(Rule):
     temperature: Positive = 0.5
     top_p: Share = 0.5
     mix: UnitInterval = 1.0
-    official_scale: bool = False
 
     @property
-    def uses_others(self) -> bool:
-        return False
-
-    @property
-    def cuts(self) -> bool:
-        return True
+    def needs(self) -> Needs:
+        return Needs(cut=True)
 
     def keep(self, expert: Tensor) -> Tensor:
         """The candidates: logits or log-probabilities `[B, V]` -> `[B, V]` bool."""
@@ -90,8 +83,6 @@ class Grounded(Rule):
                 "the Recipe, or use VDGD, which has one"
             )
         scores = state.notes[SUPPORT].float()
-        if self.official_scale:
-            scores = scores / scores.shape[-1]
         if self.mix < 1:
             scores = (1 - self.mix) * own.float() + self.mix * scores
         return state.about_images(scores, own)

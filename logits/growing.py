@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sightline.logits.rules import Rule, State, mean
+from sightline.logits.rules import Needs, Rule, State, mean
 from sightline.settings import Strength, UnitInterval, Whole
 
 Space = Literal["log_softmax", "logits"]
@@ -51,8 +51,8 @@ class GrowingGuidance(Rule):
     confidence: UnitInterval | None = None
 
     @property
-    def uses_others(self) -> bool:
-        return self.rate > 0 and self.cap != 0
+    def needs(self) -> Needs:
+        return Needs(others=self.rate > 0 and self.cap != 0, cut=self.beta > 0)
 
     def strength(self, step: int) -> float:
         """g at the token that follows `step` answered ones."""
@@ -61,7 +61,7 @@ class GrowingGuidance(Rule):
         return cap if exponent > math.log1p(cap) else math.expm1(exponent)
 
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
-        if not self.uses_others:
+        if not self.needs.others:
             return logits[0]
         expert, other = logits[0], mean(logits[1:])
         if self.space == "log_softmax":

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from sightline.logits.rules import Rule, State
+from sightline.logits.rules import Needs, Rule, State
 from sightline.settings import Share, Strength, UnitInterval, Wanted, Whole
 
 DEEP = 40  # blocks; in deeper models candidates come from the first or last EDGE blocks only
@@ -71,14 +71,10 @@ class LayerContrast(Rule):
     beta: UnitInterval = 0.1
 
     @property
-    def uses_others(self) -> bool:
-        return False
+    def needs(self) -> Needs:
+        return Needs(cut=self.beta > 0, early=self.candidates)
 
-    @property
-    def is_identity(self) -> bool:
-        return False
-
-    def early_layers(self, blocks: int, tied: bool) -> tuple[int, ...]:
+    def candidates(self, blocks: int, tied: bool) -> tuple[int, ...]:
         """The candidates. With tied embeddings layer 0 would say the last token again, so "low"
         starts at 2."""
         if isinstance(self.layers, tuple):
@@ -143,30 +139,18 @@ class LayerCorrection(Rule):
     them apart where probabilities round to 1; the window scales with the depth.
     """
 
-    early_norm = True
-
     alpha: Strength = 0.6
     layers: Window = (0.625, 0.875)
     top_k: Whole = 20
     top_p: Share = 0.9
 
     @property
-    def uses_others(self) -> bool:
-        return False
+    def needs(self) -> Needs:
+        cut = self.top_k > 0 or self.top_p < 1
+        return Needs(cut=cut) if self.alpha == 0 else Needs(cut=cut, early=self.window, normed=True)
 
-    @property
-    def cuts(self) -> bool:
-        """Whether any token can be left out."""
-        return self.top_k > 0 or self.top_p < 1
-
-    @property
-    def is_identity(self) -> bool:
-        return self.alpha == 0 and not self.cuts
-
-    def early_layers(self, blocks: int, tied: bool) -> tuple[int, ...]:
-        """The window; none at `alpha = 0`. Shares are rounded inwards."""
-        if self.alpha == 0:
-            return ()
+    def window(self, blocks: int, tied: bool) -> tuple[int, ...]:
+        """The layers looked at. Shares are rounded inwards."""
         first, last = self.layers
         if isinstance(first, int):
             return checked(tuple(range(first, int(last) + 1)), blocks)
@@ -214,7 +198,7 @@ def stacked(state: State) -> Tensor:
     if len(state.early) == 0:
         raise ValueError(
             "this rule reads earlier layers and state.early holds none: put it in a Recipe, or "
-            "pass State(early=...) with the logits of the layers that early_layers names"
+            "pass State(early=...) with the logits of the layers that the rule needs"
         )
     return torch.stack(tuple(state.early))
 

@@ -6,8 +6,8 @@ user's logits processors act, and sets implausible tokens to -inf after those th
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ class State:
     """What a rule may know of the call besides the logits. Lives as long as one `generate`.
 
     Args:
-        image_masks: One `[B, T]` bool per branch, true on the tokens of pictures in its prompt.
         has_image: `[R]` bool, the rows whose prompt has an image; None: all have one.
         step: Tokens answered so far: 0 when the first one is scored.
         early: Logits of the expert's layers that the rule asked for, each `[B, V]` float32, in the
@@ -28,7 +27,6 @@ class State:
         notes: What preparations left, by name, one entry for each of the R rows.
     """
 
-    image_masks: tuple[Tensor, ...] = ()
     has_image: Tensor | None = None
     step: int = 0
     early: tuple[Tensor, ...] = ()
@@ -59,50 +57,48 @@ def plausible(logits: Tensor, beta: float) -> Tensor:
     return logits >= cutoff
 
 
+EarlyLayers = Callable[[int, bool], tuple[int, ...]]
+"""Of a model's number of blocks, and whether its head is the embedding matrix: hidden states, 0 the
+embeddings, n the output of n blocks. Raises `ValueError` for what the model does not have."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a rule takes besides the expert's logits; nothing: it leaves them as they are.
+
+    Args:
+        others: The other branches' logits.
+        cut: Bans and penalties before it leaves tokens out: whether `keep` leaves any out.
+        early: Logits of the expert's earlier layers, in `state.early`; None: of none.
+        normed: Whether the model's last norm comes before the head in these.
+        log_softmax: Log-probabilities: a penalty acts on them otherwise than on logits.
+    """
+
+    others: bool = False
+    cut: bool = False
+    early: EarlyLayers | None = None
+    normed: bool = False
+    log_softmax: bool = False
+
+
 @dataclass(frozen=True)
 class Rule(Checked, ABC):
     """Base of all rules: combine the branches, then keep what the expert finds plausible.
 
     Subclasses define `combine`, and a field `beta` where they cut by plausibility; one with a cut
-    of its own defines `cuts` and `keep`. A decoder calls `combine`, the user's processors, `cut`.
-    `uses_others` and `is_identity` let a call leave out branches and arithmetic that could change
-    nothing.
+    of its own defines `keep`. A decoder calls `combine`, the user's processors, `cut`. By what a
+    rule `needs`, a call leaves out branches and arithmetic that could change nothing.
     """
 
     beta = 0.0  # not annotated, so not a field: a rule without one keeps every token
-    early_norm = False  # whether the model's last norm comes before the head in early layers
 
     @property
-    def threshold(self) -> float:
-        """The plausibility threshold in force, in [0, 1]; 0 keeps every token."""
-        return self.beta
-
-    @property
-    def uses_others(self) -> bool:
-        """Whether any branch but the expert can change the scores."""
-        return True
-
-    @property
-    def cuts(self) -> bool:
-        """Whether any token can be left out."""
-        return self.threshold > 0
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether the scores are the expert's logits, untouched."""
-        return not self.uses_others and not self.cuts
+    def needs(self) -> Needs:
+        return Needs(others=True, cut=self.beta > 0)
 
     def keep(self, expert: Tensor) -> Tensor:
-        """The tokens that are not left out: logits or log-probabilities `[B, V]` -> bool."""
-        return plausible(expert, self.threshold)
-
-    def early_layers(self, blocks: int, tied: bool) -> tuple[int, ...]:
-        """Hidden states of the expert whose logits `state.early` is to hold.
-
-        0 is the embeddings, n the output of n of the `blocks`; `tied` says whether the head is the
-        embedding matrix. Raises `ValueError` for what the model does not have.
-        """
-        return ()
+        """The tokens that stay possible: logits or log-probabilities `[B, V]` -> bool."""
+        return plausible(expert, self.beta)
 
     @abstractmethod
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
@@ -114,7 +110,7 @@ class Rule(Checked, ABC):
         A token whose score is -inf already, as a ban leaves it, is no candidate: the threshold is
         relative to the expert's best token among the others, so that a row keeps one if it can.
         """
-        if not self.cuts:
+        if not self.needs.cut:
             return scores
         left = expert.masked_fill(scores.isneginf(), -math.inf)
         return scores.masked_fill(~self.keep(left), -math.inf)
@@ -136,23 +132,12 @@ class Alone(Rule):
     rule: Rule
     missing: Whole
 
-    def __post_init__(self):
-        super().__post_init__()
-        object.__setattr__(self, "early_norm", self.rule.early_norm)
-
     @property
-    def threshold(self) -> float:
-        return self.rule.threshold
-
-    @property
-    def cuts(self) -> bool:
-        return self.rule.cuts
+    def needs(self) -> Needs:
+        return replace(self.rule.needs, others=True)
 
     def keep(self, expert: Tensor) -> Tensor:
         return self.rule.keep(expert)
-
-    def early_layers(self, blocks: int, tied: bool) -> tuple[int, ...]:
-        return self.rule.early_layers(blocks, tied)
 
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         return self.rule.combine((*logits, *[logits[0]] * self.missing), state)
@@ -168,8 +153,8 @@ class Plausibility(Rule):
     beta: UnitInterval = 0.1
 
     @property
-    def uses_others(self) -> bool:
-        return False
+    def needs(self) -> Needs:
+        return Needs(cut=self.beta > 0)
 
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         return logits[0]
@@ -183,12 +168,12 @@ class Weighted(Rule):
     beta: UnitInterval = 0.1
 
     @property
-    def uses_others(self) -> bool:
-        return self.alpha != 0
+    def needs(self) -> Needs:
+        return Needs(others=self.alpha != 0, cut=self.beta > 0)
 
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         expert, *others = logits
-        return self.weigh(expert, mean(others)) if self.uses_others else expert
+        return expert if self.alpha == 0 else self.weigh(expert, mean(others))
 
     @abstractmethod
     def weigh(self, expert: Tensor, others: Tensor) -> Tensor:
@@ -245,20 +230,17 @@ class Guidance(Rule):
     beta: UnitInterval = 0.1
 
     @property
-    def threshold(self) -> float:
-        return self.beta if self.uses_others else 0.0
+    def needs(self) -> Needs:
+        if self.gamma == 1:
+            return Needs(log_softmax=True)
+        return Needs(others=True, cut=self.beta > 0, log_softmax=True)
 
-    @property
-    def uses_others(self) -> bool:
-        return self.gamma != 1
-
-    @property
-    def is_identity(self) -> bool:
-        return False
+    def keep(self, expert: Tensor) -> Tensor:
+        return plausible(expert, self.beta if self.needs.cut else 0)
 
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         expert, *others = logits
-        if not self.uses_others:
+        if self.gamma == 1:
             return expert.log_softmax(dim=-1)
         other = mean(others).log_softmax(dim=-1)
         return other + self.gamma * (expert.log_softmax(dim=-1) - other)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from models import TEXT, sharpen
+from models import qwen
 from PIL import Image
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
@@ -14,8 +14,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -130,39 +128,20 @@ def lab_talker():
 def qwen_talker():
     tokenizer = chatml_tokenizer()
     ids = dict(zip(SPECIAL, range(len(SPECIAL)), strict=True))
-    torch.manual_seed(0)
-    rope = dict(rope_type="default", rope_theta=1e4, mrope_section=[1, 1, 2])
-    text = dict(
-        TEXT,
-        rope_parameters=rope,
-        vocab_size=len(tokenizer) + 5,  # padded, as vocabularies are
-        num_hidden_layers=4,
-        max_position_embeddings=2048,
-        bos_token_id=None,
-        eos_token_id=ids["<|im_end|>"],
-        pad_token_id=ids["<|endoftext|>"],
-    )
-    vision = dict(
-        depth=2,
-        hidden_size=32,
-        intermediate_size=64,
-        num_heads=2,
-        patch_size=14,
-        spatial_merge_size=2,
-        temporal_patch_size=2,
-        out_hidden_size=32,
-        window_size=56,
-        fullatt_block_indexes=[1],
-    )
-    config = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
+    model = qwen(
+        text=dict(
+            vocab_size=len(tokenizer) + 5,  # padded, as vocabularies are
+            num_hidden_layers=4,
+            max_position_embeddings=2048,
+            bos_token_id=None,
+            eos_token_id=ids["<|im_end|>"],
+            pad_token_id=ids["<|endoftext|>"],
+        ),
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
-    model = sharpen(Qwen2_5_VLForConditionalGeneration(config))
     model.lm_head.weight.data *= 3
     for name in SPECIAL[1:]:
         if name != "<|im_end|>":  # what it would say is no picture

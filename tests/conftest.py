@@ -1,5 +1,8 @@
+from functools import cache
+
 import pytest
 import torch
+from chat_models import TALKERS
 from models import FAMILIES
 from transformers.utils import logging
 
@@ -24,3 +27,24 @@ def llava():
 def qwen():
     build, make_inputs = FAMILIES["qwen"]
     return build(), make_inputs
+
+
+@pytest.fixture(scope="session")
+def talkers():
+    """Each built once for all tests, none of which changes a model."""
+    return cache(lambda name: TALKERS[name]())
+
+
+@pytest.fixture(params=sorted(TALKERS))
+def talker(request, talkers):
+    return talkers(request.param)
+
+
+@pytest.fixture
+def lab_talker(talkers):
+    return talkers("lab")
+
+
+@pytest.fixture
+def qwen_talker(talkers):
+    return talkers("qwen")

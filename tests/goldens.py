@@ -1,4 +1,4 @@
-"""Inputs with known results, which lie beside the repository."""
+"""Inputs with known results: ours in golden/, what others wrote beside the repository."""
 
 import json
 import os
@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+GOLDEN = Path(__file__).parent / "golden"
 BESIDE = Path(__file__).parents[2] / "shared" / "evaluation"
 SHARED = Path(os.environ.get("SIGHTLINE_SHARED", BESIDE))
-needs_shared = pytest.mark.skipif(
-    not (SHARED / "golden").is_dir(), reason="shared/evaluation is not beside the repository"
+needs_published = pytest.mark.skipif(
+    not SHARED.is_dir(),
+    reason="rows and captions that others wrote are not in the repository, nor beside it",
 )
 CHECKPOINTS = SHARED.parent / "checkpoints"
 needs_facts = pytest.mark.skipif(
@@ -20,14 +22,18 @@ needs_facts = pytest.mark.skipif(
 
 def facts(name: str) -> dict[str, Any]:
     """What is known of a real checkpoint: its tokens, template and processor."""
-    return json.loads((CHECKPOINTS / f"{name}.json").read_text(encoding="utf-8"))
+    return _read(CHECKPOINTS / f"{name}.json")
 
 
-def golden(name: str, part: str = "") -> tuple[Any, Any]:
-    """Inputs and what the original script makes of them; `part` is a prefix such as "real_"."""
-    folder = SHARED / "golden" / name
-    inputs, expected = (
-        json.loads((folder / f"{part}{kind}.json").read_text(encoding="utf-8"))
-        for kind in ("inputs", "expected")
-    )
-    return inputs, expected
+def golden(name: str) -> tuple[Any, Any]:
+    """Hand-made inputs and what the original script makes of them."""
+    return _read(GOLDEN / name / "inputs.json"), _read(GOLDEN / name / "expected.json")
+
+
+def published(path: str) -> Any:
+    """A JSON file that others wrote, by its path in the folder beside the repository."""
+    return _read(SHARED / path)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,27 @@
-"""Copies of the lab's checkpoint with a file left out or changed."""
+"""The lab's checkpoint with random weights, or with a file left out or changed."""
 
 import shutil
 
+import torch
+from models import sharpen
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
 from sightline import lab
+
+
+def random_lab():
+    """A model that says something else of every prompt, and never ends."""
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(lab.CHECKPOINT)
+    model = sharpen(AutoModelForImageTextToText.from_config(config).float())
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def random_checkpoint(folder):
+    random_lab().save_pretrained(folder)
+    AutoProcessor.from_pretrained(lab.CHECKPOINT).save_pretrained(folder)
+    return str(folder)
 
 
 def copied(folder, *, without=()):

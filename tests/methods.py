@@ -1,21 +1,45 @@
 """Each method with strong settings, neutral ones, and its branches built by hand.
 
-`amateurs(family, row)` gives, for one row of tokens, the prompts that the method compares with.
+`amateurs(family, row)` gives, for one row of tokens, the prompts that the method compares with;
+`family` is a name of `models.py`, or for a method that needs a processor a model of `spoken.py`.
 Nothing here calls the library's own editing of prompts, pictures or attention: attention is
 written out in `oracles.py`, over whole matrices and without a cache.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
-from models import IMAGE, UNK
+from chat_models import Fixed, blacked_out
+from forwards import full_forward
+from models import EOS, IMAGE, UNK
 from noises import own_noise
 from oracles import image_gain, image_scale, least_attended, sparse
+from spoken import images_of
+from tiny_families import letters
 from vision_oracles import most_attended
 
-from sightline import DAMRO, M3ID, PAI, SID, VAF, VCD, VDD, DeCo, DoLa, VASparse
+from sightline import (
+    AGLA,
+    CARVE,
+    DAMRO,
+    ICD,
+    M3ID,
+    MVP,
+    PAI,
+    SID,
+    VAF,
+    VCD,
+    VDD,
+    VDGD,
+    DeCo,
+    DoLa,
+    PostHocDebias,
+    VASparse,
+)
+from sightline.decoders.icd import INSTRUCTIONS
 from sightline.engine.strategy import Strategy
 
 
@@ -48,9 +72,29 @@ class Method:
     normed: bool = False
     cuts_cache: bool = False
     is_gentle: bool = False  # no settings that surely change a random model's best token
+    prepared: Callable | None = None  # (family, row) -> the expert's prompt, where it is another
+    notes: Callable = lambda family, row: []  # what preparations leave for the formula
+    elsewhere: str = ""  # the file of tests that compares its scores with full forwards
+    is_closed: bool = False  # one answer out of a few, chosen by votes
 
-    def expert(self, row):
-        return Prompt(row, lambda pixels: pixels, self.attention)
+    def expert(self, family, row):
+        if self.prepared is not None:
+            return self.prepared(family, row)
+        return Prompt(row, whole, self.attention)
+
+    @property
+    def needs_processor(self):
+        return hasattr(self.strong, "processor") and self.strong.processor is not None
+
+    @property
+    def rewrites(self):
+        """Whether the prompt itself is another one."""
+        return self.prepared is not None or bool(self.elsewhere)
+
+    def of(self, processor):
+        """With a model's own processor."""
+        neutral = self.neutral and replace(self.neutral, processor=processor)
+        return replace(self, strong=replace(self.strong, processor=processor), neutral=neutral)
 
     @property
     def cuts(self):
@@ -83,6 +127,10 @@ class Method:
         return banned(self.scores(expert, amateurs, step).log_softmax(dim=-1), unsaid)
 
 
+def whole(pixels):
+    return pixels
+
+
 def banned(logits, tokens):
     logits = logits.clone()
     logits[list(tokens)] = -math.inf
@@ -108,6 +156,20 @@ def growing(rate, beta):
         kept = math.exp(-rate * step)  # what is left of the picture
         scores = seen.log() + (1 - kept) / kept * (seen.log() - blind.log())
         return torch.where(plausible(left, beta), scores, -math.inf)
+
+    return formula
+
+
+def additive(alpha, beta):
+    def formula(expert, amateurs, left):
+        return torch.where(plausible(left, beta), expert + alpha * amateurs[0], -math.inf)
+
+    return formula
+
+
+def supported(alpha):
+    def formula(expert, notes, left):
+        return torch.where(plausible(left, alpha), notes[0], -math.inf)
 
     return formula
 
@@ -166,11 +228,11 @@ def with_unknown(family, row):
 
 
 def unattended(family, row):
-    return [Prompt(row, lambda pixels: pixels, least_attended(start=1, ratio=0.3))]
+    return [Prompt(row, whole, least_attended(start=1, ratio=0.3))]
 
 
 def outliers_alone(family, row):
-    return [Prompt(row, lambda pixels: pixels, chosen=most_attended(k=3))]
+    return [Prompt(row, whole, chosen=most_attended(k=3))]
 
 
 def both(family, row):
@@ -190,6 +252,42 @@ def noised(family, row):
 
     return [Prompt(row, edit)]
 
+
+def told_to_be_careless(tiny, row):
+    question = tiny.question(row)
+    return [Prompt(tiny.row(f"{INSTRUCTIONS['careless']} {question}"), whole)]
+
+
+def masked(tiny, row):
+    fixed, question = Fixed(), tiny.question(row)
+    local = [blacked_out(p, fixed.values(p), fixed.masked(question)) for p in images_of(row)]
+    return [Prompt(row, whole, given=tiny.shown(local))]
+
+
+DESCRIBE = "Describe. "
+SUMMARY = "Seen: {description}"
+
+
+@cache
+def described(tiny, row, tokens=6):
+    """(prompt with the description, the best log-probability of each token over it)."""
+    question = tiny.question(row)
+    request = Prompt(tiny.row(f"{DESCRIBE}{question}"), whole)
+    words = []
+    while len(words) < tokens:
+        logits = full_forward(tiny.model, tiny.inputs, row, request, words).logits[0, -1]
+        if int(logits.argmax()) == EOS:
+            break
+        words.append(int(logits.argmax()))
+    logits = full_forward(tiny.model, tiny.inputs, row, request, words).logits[0]
+    ran = logits[-len(words) - 1 : -1].double().log_softmax(dim=-1)
+    text = tiny.processor.decode(words, skip_special_tokens=True).strip()
+    statement = SUMMARY.replace("{description}", text)
+    return Prompt(tiny.row(f"{statement} {question}"), whole), ran.amax(dim=0)
+
+
+STAND_IN = letters()
+"""A processor to make decoders with, before there is a model."""
 
 METHODS = {
     "vcd": Method(
@@ -277,4 +375,43 @@ METHODS = {
         layers=(0, 1),
         formula=late(beta=0.01),
     ),
+    "icd": Method(
+        ICD(processor=STAND_IN, alpha=1.5, beta=0.05),
+        ICD(processor=STAND_IN, alpha=0, beta=0),
+        told_to_be_careless,
+        alpha=1.5,
+        beta=0.05,
+    ),
+    "agla": Method(
+        AGLA(processor=STAND_IN, matcher=Fixed(), alpha=3.0, beta=0.05),
+        AGLA(processor=STAND_IN, matcher=Fixed(), alpha=0, beta=0),
+        masked,
+        formula=additive(alpha=3.0, beta=0.05),
+    ),
+    "vdgd": Method(
+        VDGD(processor=STAND_IN, tokens=6, request=DESCRIBE + "{question}", statement=SUMMARY),
+        None,
+        prepared=lambda tiny, row: described(tiny, tuple(row))[0],
+        notes=lambda tiny, row: [described(tiny, tuple(row))[1]],
+        formula=supported(alpha=0.1),
+    ),
+    "carve": Method(
+        CARVE(processor=STAND_IN, tokens=3),
+        CARVE(processor=STAND_IN, tokens=3, share=1, final="refined"),
+        elsewhere="test_carve.py",
+    ),
+    "mvp": Method(
+        MVP(processor=STAND_IN, k=2, tokens=4, caption_tokens=4),
+        None,
+        elsewhere="test_mvp.py",
+        is_closed=True,
+    ),
+    "posthoc": Method(
+        PostHocDebias(processor=STAND_IN, labels=("a", "b")),
+        None,
+        elsewhere="test_posthoc.py",
+        is_closed=True,
+    ),
 }
+TOKEN_METHODS = {name: method for name, method in METHODS.items() if not method.needs_processor}
+"""Those that are asked by tokens alone."""

@@ -5,14 +5,12 @@ from transformers import (
     CLIPVisionConfig,
     Lfm2Config,
     Lfm2VlConfig,
-    Lfm2VlForConditionalGeneration,
     LlamaConfig,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
     Siglip2VisionConfig,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 PAD, BOS, EOS, VISION_START, VISION_END, IMAGE, VIDEO, UNK = range(8)
 VOCABULARY = 120
@@ -30,38 +28,38 @@ TEXT = dict(
 )
 
 
+TOWER = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2)
+CLIP = dict(TOWER, num_hidden_layers=2, image_size=32, patch_size=8, projection_dim=32)
+
+
 def sharpen(model):
-    """Random weights made larger, so that answers differ between inputs; 12 tokens, then stop."""
+    """Random weights made larger, so that answers differ between inputs."""
     for parameter in model.parameters():
         parameter.data *= 3
     return model.eval()
 
 
-def llava(text=None):
-    """Llama, or another text config of the same sizes."""
+def built(config):
     torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        projection_dim=32,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text or LlamaConfig(**TEXT),
-        image_token_index=IMAGE,
-        image_seq_length=16,
-        vision_feature_layer=-1,
-        pad_token_id=PAD,
-    )
-    return sharpen(LlavaForConditionalGeneration(config))
+    return sharpen(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config))
 
 
-def qwen():
-    torch.manual_seed(0)
+def llava(text=None, *, clip=None, kind=LlavaConfig, **settings):
+    """Llama, or another text config of the same sizes, behind a CLIP tower changed by `clip`."""
+    settings = dict(image_seq_length=16, vision_feature_layer=-1) | settings
+    return built(
+        kind(
+            vision_config=CLIPVisionConfig(**CLIP | (clip or {})),
+            text_config=text or LlamaConfig(**TEXT),
+            image_token_index=IMAGE,
+            pad_token_id=PAD,
+            **settings,
+        )
+    )
+
+
+def qwen(text=None, **tokens):
+    """Qwen2.5-VL; `text` changes its text config, `tokens` the ids of its special tokens."""
     rope = dict(rope_type="default", rope_theta=1e4, mrope_section=[1, 1, 2])
     vision = dict(
         depth=2,
@@ -75,40 +73,31 @@ def qwen():
         window_size=56,
         fullatt_block_indexes=[1],
     )
-    config = Qwen2_5_VLConfig(
-        text_config=dict(TEXT, rope_parameters=rope),
-        vision_config=vision,
+    ids = dict(
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         vision_start_token_id=VISION_START,
         vision_end_token_id=VISION_END,
     )
-    return sharpen(Qwen2_5_VLForConditionalGeneration(config))
+    text = dict(TEXT, rope_parameters=rope) | (text or {})
+    return built(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids | tokens))
 
 
 def lfm2():
     """Half of its layers keep convolution states in place of keys and values."""
-    torch.manual_seed(0)
-    vision = Siglip2VisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_patches=16,
-        patch_size=8,
-    )
     layers = ["conv", "full_attention", "conv", "full_attention"]
-    text = Lfm2Config(
-        **{**TEXT, "num_hidden_layers": 4}, layer_types=layers, block_auto_adjust_ff_dim=False
+    text = TEXT | dict(num_hidden_layers=4, layer_types=layers, block_auto_adjust_ff_dim=False)
+    return built(
+        Lfm2VlConfig(
+            vision_config=Siglip2VisionConfig(
+                **TOWER, num_hidden_layers=2, num_patches=16, patch_size=8
+            ),
+            text_config=Lfm2Config(**text),
+            image_token_id=IMAGE,
+            projector_hidden_size=32,
+            downsample_factor=2,
+        )
     )
-    config = Lfm2VlConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=IMAGE,
-        projector_hidden_size=32,
-        downsample_factor=2,
-    )
-    return sharpen(Lfm2VlForConditionalGeneration(config))
 
 
 def lfm2_inputs(rows):

@@ -7,6 +7,7 @@ import torch
 from sightline import Rule
 from sightline.attention.base import AttentionEdit, CacheEviction
 from sightline.attention.reference import KeyWeights
+from sightline.logits.rules import Needs
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,9 @@ class ExpertOnly(Rule):
 
     layers: tuple[int, ...] = ()
 
-    def early_layers(self, blocks, tied):
-        return self.layers
+    @property
+    def needs(self):
+        return Needs(others=True, early=lambda blocks, tied: self.layers)
 
     def combine(self, logits, state):
         return logits[0]

@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("cli",),
     ("demo",),
-    ("evaluation", "hub"),
+    ("evaluation",),
     ("highlights",),
     ("lab",),
-    ("choices", "specs"),
+    ("specs",),
     ("checkpoints",),
     ("decoders",),
     ("engine",),
@@ -22,7 +22,9 @@ LAYERS = (
     ("vision",),
     ("attention",),
     ("logits",),
-    ("codegen", "json_text", "messages", "settings", "weak_lru"),
+    ("hub",),
+    ("serialization",),
+    ("codegen", "docstrings", "json_text", "messages", "model_protocol", "settings", "weak_lru"),
     ("compat",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -15,8 +15,8 @@ from sightline.attention.edits import (
     ImageScale,
     LeastAttended,
     SinkPenalty,
+    fusion_layers,
     kept_count,
-    middle_layers,
 )
 from sightline.attention.hook import AttentionPlan, BranchAttention
 from sightline.attention.recorder import AttentionRecorder
@@ -82,7 +82,7 @@ def test_image_scale_acts_on_the_queries_after_the_image_alone():
 def test_layers_of_the_notes():
     seen = recorder([[True, False]])
     assert [n for n in range(32) if ImageGain(0.2)(n, seen)] == list(range(2, 32))
-    assert middle_layers(32) == (9, 15)
+    assert fusion_layers(32) == (9, 15)
     assert [n for n in range(32) if ImageScale(1.1, 0.9)(n, seen)] == list(range(9, 15))
 
 

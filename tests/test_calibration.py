@@ -16,7 +16,6 @@ from sightline.logits.calibration import (
     label_masses,
     normalise,
     reference,
-    shift_map,
 )
 
 
@@ -45,10 +44,6 @@ def test_yes_no(references, r, s, calibrated, answer):
     result = calibrate(ASKED, reference(*references))
     close(result, calibrated)
     assert result.argmax() == answer
-
-
-def test_shift_map_is_the_identity_mode():
-    close(affine(normalise(ASKED), *shift_map(reference(NONE))), [-0.195752, 0.195552])
 
 
 def test_four_options():

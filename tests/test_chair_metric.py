@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from goldens import SHARED, golden, needs_shared
+from goldens import GOLDEN, SHARED, golden, needs_published, published
 from PIL import Image
 
 from sightline.evaluation import chair
@@ -41,10 +41,18 @@ def small(variant="noun_only", **settings):
     return Chair(ROWS, PAIRS, FORMS, variant, **settings)
 
 
-def published(variant):
+def given_tables():
+    """A vocabulary of the words in the hand-made captions."""
+    tables = json.loads((GOLDEN / "chair" / "tables.json").read_text())
+    return [tables[name] for name in ("synonyms", "double_words", "word_forms")]
+
+
+def published_tables():
     folder = SHARED / "data" / "chair"
-    tables = (folder / f"{name}" for name in ("synonyms.txt", "double_words.json"))
-    return Chair(*tables, folder / "word_forms.json", variant)
+    return [folder / name for name in ("synonyms.txt", "double_words.json", "word_forms.json")]
+
+
+TABLES = [given_tables, pytest.param(published_tables, marks=needs_published)]
 
 
 def annotated(*pairs, images=()):
@@ -68,17 +76,21 @@ def written(path, content):
 # The published results, stage by stage
 
 
+@pytest.fixture(scope="module", params=TABLES, ids=["our words", "published words"])
+def words(request):
+    return request.param()
+
+
 @pytest.fixture(scope="module", params=VARIANTS)
-def stage(request):
-    """A variant over the published tables, with the hand-made captions and what is expected."""
+def stage(request, words):
+    """A variant, with the hand-made captions and what is expected."""
     variant = request.param
     inputs, expected = golden("chair")
     cases = list(zip(inputs["captions"], expected["captions"], strict=True))
     truth = {int(image): nodes for image, nodes in expected["ground_truth"][variant].items()}
-    return published(variant), inputs, cases, truth, expected["overall"][variant]
+    return Chair(*words, variant), inputs, cases, truth, expected["overall"][variant]
 
 
-@needs_shared
 def test_golden_truth_of_each_image(stage):
     metric, inputs, _, truth, _ = stage
     files = inputs["coco_annotations"]
@@ -90,14 +102,12 @@ def test_golden_truth_of_each_image(stage):
     assert {image: sorted(nodes) for image, nodes in found.items()} == truth
 
 
-@needs_shared
-def test_golden_tokens(stage):
-    _, _, cases, _, _ = stage
-    for given, expected in cases:
+def test_golden_tokens():
+    inputs, results = golden("chair")
+    for given, expected in zip(inputs["captions"], results["captions"], strict=True):
         assert tokenize(given["caption"]) == expected["tokens"], given["why"]
 
 
-@needs_shared
 def test_golden_words_and_nodes_from_given_lemmas(stage):
     metric, _, cases, _, _ = stage
     for given, expected in cases:
@@ -107,7 +117,6 @@ def test_golden_words_and_nodes_from_given_lemmas(stage):
         assert reading.nodes == wanted["node_words"], given["why"]
 
 
-@needs_shared
 def test_golden_nodes_from_captions(stage):
     """By table look-up. The approximate rule of opera_nltk differs on none of these captions."""
     metric, _, cases, truth, _ = stage
@@ -134,7 +143,6 @@ def overall_equals(score, expected):
         assert score.detail.f1 == near(expected["set_F1_PAI"])
 
 
-@needs_shared
 def test_golden_overall(stage):
     metric, _, cases, truth, overall = stage
     captions: dict[int, list[str]] = {}
@@ -144,10 +152,13 @@ def test_golden_overall(stage):
     assert ("Len" in overall) == (metric.variant in COUNTED_LENGTH)
 
 
-@needs_shared
+@needs_published
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_golden_real_captions(variant):
-    metric, (inputs, expected) = published(variant), golden("chair", "real_")
+    metric = Chair(*published_tables(), variant)
+    inputs, expected = (
+        published(f"golden/chair/real_{kind}.json") for kind in ("inputs", "expected")
+    )
     captions = {row["image_id"]: [row["caption"]] for row in inputs["captions"]}
     truth = {int(image): nodes for image, nodes in inputs["gt_objects"].items()}
     for row in expected["rows"]:
@@ -157,17 +168,14 @@ def test_golden_real_captions(variant):
     overall_equals(metric.score(captions, truth), expected["overall"][variant])
 
 
-@needs_shared
-def test_golden_overall_from_given_lemmas():
+def test_golden_overall_from_given_lemmas(words):
     """A lemmatizer in place of the table of forms: what a tagger with its data would do."""
     inputs, expected = golden("chair")
     lemmas = {
         given["caption"]: found["lemmas"]["opera_nltk"]
         for given, found in zip(inputs["captions"], expected["captions"], strict=True)
     }
-    folder = SHARED / "data" / "chair"
-    files = folder / "synonyms.txt", folder / "double_words.json"
-    metric = Chair(*files, variant="opera_nltk", lemmatizer=lemmas.__getitem__)
+    metric = Chair(*words[:2], variant="opera_nltk", lemmatizer=lemmas.__getitem__)
     captions: dict[int, list[str]] = {}
     for given in inputs["captions"]:
         captions.setdefault(given["image_id"], []).append(given["caption"])
@@ -179,7 +187,7 @@ def test_golden_overall_from_given_lemmas():
 # One trap each, by the published tables
 
 
-@needs_shared
+@needs_published
 @pytest.mark.parametrize(
     ("variant", "caption", "nodes"),
     [
@@ -206,7 +214,7 @@ def test_golden_overall_from_given_lemmas():
     ],
 )
 def test_quirks_of_the_published_tables(variant, caption, nodes):
-    assert published(variant).nodes(caption) == nodes
+    assert Chair(*published_tables(), variant).nodes(caption) == nodes
 
 
 # Words

@@ -6,10 +6,9 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from models import sharpen
+from lab_copies import random_lab
 from PIL import Image
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     TextStreamer,
@@ -27,10 +26,7 @@ def processor():
 @pytest.fixture(scope="module")
 def model():
     """The lab's architecture with random weights, so that every prompt is answered differently."""
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(lab.CHECKPOINT)
-    model = sharpen(AutoModelForImageTextToText.from_config(config).float())
-    model.generation_config.eos_token_id = None
+    model = random_lab()
     model.generation_config.max_new_tokens = 8
     return model
 
@@ -78,8 +74,7 @@ def test_pictures_are_made_fit_for_the_model(model, processor):
 
 
 def test_inputs_have_the_models_dtype_and_device(processor):
-    config = AutoConfig.from_pretrained(lab.CHECKPOINT)
-    model = AutoModelForImageTextToText.from_config(config).to(torch.bfloat16)
+    model = random_lab().to(torch.bfloat16)
     inputs = prompt_inputs(model, processor, picture(), "What?")
     assert inputs["pixel_values"].dtype == torch.bfloat16
     assert inputs["input_ids"].dtype == torch.long
@@ -146,7 +141,11 @@ def test_decoders_that_do_not_look_again_get_none(model, processor):
 
 
 @pytest.mark.parametrize(
-    "decoder", [lambda words: CARVE(words, tokens=2), lambda words: MVP(words, caption_tokens=2)]
+    "decoder",
+    [
+        lambda words: CARVE(processor=words, tokens=2),
+        lambda words: MVP(processor=words, caption_tokens=2),
+    ],
 )
 def test_answer_is_generate_with_the_picture(model, processor, decoder):
     expected = by_hand(
@@ -158,8 +157,8 @@ def test_answer_is_generate_with_the_picture(model, processor, decoder):
 def test_a_prompt_without_its_picture_is_refused(model, processor):
     inputs = prompt_inputs(model, processor, picture(), "What?")
     with pytest.raises(ValueError, match=r"looks at the picture again.*images=picture"):
-        reply(model, processor, inputs, CARVE(processor, tokens=2))
-    assert reply(model, processor, inputs, CARVE(processor, tokens=2), picture())
+        reply(model, processor, inputs, CARVE(processor=processor, tokens=2))
+    assert reply(model, processor, inputs, CARVE(processor=processor, tokens=2), picture())
 
 
 @pytest.mark.parametrize("text", ["", " \n", None])

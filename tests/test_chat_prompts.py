@@ -20,16 +20,6 @@ QUESTIONS = ["Is there a cup in the image?", "Do you see an orange or a vase?\nS
 OTHERS = ["What is in the image?", "Describe this picture.", "Is there a dog in the picture?"]
 
 
-@pytest.fixture(scope="module", params=sorted(TALKERS))
-def talker(request):
-    return TALKERS[request.param]()
-
-
-@pytest.fixture(scope="module")
-def lab_talker():
-    return TALKERS["lab"]()
-
-
 def conversations(talker):
     """(prompts, those with another last question), rows of different lengths."""
     before = [
@@ -263,12 +253,12 @@ def calls_of(module, *names):
 
 
 SHARING = {
-    "icd": (lambda p: ICD(p), 1),
-    "vdgd": (lambda p: VDGD(p, tokens=4), 1),
-    "vdgd continue": (lambda p: VDGD(p, tokens=4, layout="continue"), 1),
-    "carve": (lambda p: CARVE(p, tokens=3), 2),
-    "mvp": (lambda p: MVP(p, tokens=3, caption_tokens=4), 1),
-    "agla": (lambda p: AGLA(p), 2),
+    "icd": (lambda p: ICD(processor=p), 1),
+    "vdgd": (lambda p: VDGD(processor=p, tokens=4), 1),
+    "vdgd continue": (lambda p: VDGD(processor=p, tokens=4, layout="continue"), 1),
+    "carve": (lambda p: CARVE(processor=p, tokens=3), 2),
+    "mvp": (lambda p: MVP(processor=p, tokens=3, caption_tokens=4), 1),
+    "agla": (lambda p: AGLA(processor=p), 2),
 }
 
 
@@ -308,7 +298,13 @@ def test_refusals(lab_talker):
         "pixel_values": fine["pixel_values"],
     }
     two = talker.inputs([talker.chat([None, None, "Which?"])], [picture, picture])
-    decoders = [VDGD(processor), ICD(processor), CARVE(processor), AGLA(processor), MVP(processor)]
+    decoders = [
+        VDGD(processor=processor),
+        ICD(processor=processor),
+        CARVE(processor=processor),
+        AGLA(processor=processor),
+        MVP(processor=processor),
+    ]
     for decoder in decoders:
         refused(talker, nothing, decoder, [picture], "found no question after the picture")
         refused(talker, unfinished, decoder, [picture], "add_generation_prompt=True")
@@ -317,7 +313,9 @@ def test_refusals(lab_talker):
             refused(talker, fine, decoder, [picture] * 2, "holds 2 pictures and the prompt 1")
             refused(talker, two, decoder, [picture], "holds 1 pictures and the prompt 2")
             refused(talker, fine, decoder, [__file__], "is not a picture that can be read")
-    refused(talker, two, CARVE(processor), [picture] * 2, "one picture is refined at a time")
+    refused(
+        talker, two, CARVE(processor=processor), [picture] * 2, "one picture is refined at a time"
+    )
 
 
 def refused(talker, inputs, decoder, images, match):
@@ -328,14 +326,16 @@ def refused(talker, inputs, decoder, images, match):
 
 @pytest.mark.parametrize("build", [VDGD, ICD, CARVE, AGLA, MVP])
 def test_a_processor_is_asked_for_and_its_own(build):
-    with pytest.raises(ValueError, match="processor="):
+    with pytest.raises(TypeError, match="'processor'"):
         build()
+    with pytest.raises(ValueError, match="processor="):
+        build(processor=None)
     lab, qwen = (TALKERS[name]() for name in ("lab", "qwen"))
     fine, images = lab.asked(QUESTIONS[:1]), lab.pictures[:1]
-    refused(lab, fine, build(qwen.processor), list(images), "belongs to another model")
+    refused(lab, fine, build(processor=qwen.processor), list(images), "belongs to another model")
     template, lab.processor.chat_template = lab.processor.chat_template, None
     try:
-        refused(lab, fine, build(lab.processor), list(images), "no chat template")
+        refused(lab, fine, build(processor=lab.processor), list(images), "no chat template")
     finally:
         lab.processor.chat_template = template
 
@@ -354,7 +354,7 @@ def test_pictures_of_every_kind_go_through(talker, build):
     turned = upright.transpose(Image.Transpose.ROTATE_90)
     turned.info["exif"] = exif.tobytes()
     inputs = prompt_inputs(talker.model, talker.processor, upright, QUESTIONS[0])
-    decoder = build(talker.processor)
+    decoder = build(processor=talker.processor)
     asked = dict(output_logits=True, return_dict_in_generate=True, max_new_tokens=2)
     expected, *others = (
         talker.model.generate(**inputs, images=[p], custom_generate=decoder, **asked)

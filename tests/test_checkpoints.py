@@ -29,6 +29,7 @@ from sightline.engine.branch import Call
 from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.image_spans import rows_of
 from sightline.engine.prefill import forward_prompt, last_logits, read_pictures
+from sightline.engine.prompt_edits import image_columns
 
 QUESTIONS = ("Is there a cup in the image?", "Do you see an orange or a vase?\nSay it.", "Why?")
 SIZES = ((200, 120), (90, 140), (56, 56), (300, 60))
@@ -423,7 +424,7 @@ def test_images_are_counted_and_not_their_tiles(name):
         messages = conversations(WIDE, TALL)[kind]
         shown = sum(part["type"] == "image" for m in messages for part in m["content"])
         (own,) = checkpoint.within(
-            checkpoint.inputs(messages), lambda e, m: e.images(m, checkpoint.processor)
+            checkpoint.inputs(messages), lambda e, m: image_columns(e, m, checkpoint.processor)
         )
         assert len(own) == shown, kind
 

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lab_copies import copied, with_argument
-from models import sharpen
+from lab_copies import copied, random_checkpoint, with_argument
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     LlamaConfig,
@@ -26,7 +24,8 @@ import sightline
 from sightline import AGLA, CARVE, ICD, MVP, VAF, VCD, VDD, VDGD, VASparse, answer, cli, lab
 from sightline.decoders import DECODERS
 from sightline.demo import page
-from sightline.specs import paper, parse_specs, presets, settable
+from sightline.docstrings import paper
+from sightline.specs import parse_specs, presets, settable
 
 SCRIPT = Path(sys.executable).with_name("sightline")
 TABLE = str(lab.PICTURES / "table.png")
@@ -50,14 +49,7 @@ def refused(*arguments):
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory):
     """A checkpoint of the lab's architecture that says something else of every prompt."""
-    folder = tmp_path_factory.mktemp("talker")
-    torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(lab.CHECKPOINT))
-    model = sharpen(model.float())
-    model.generation_config.eos_token_id = None
-    model.save_pretrained(folder)
-    AutoProcessor.from_pretrained(lab.CHECKPOINT).save_pretrained(folder)
-    return str(folder)
+    return random_checkpoint(tmp_path_factory.mktemp("talker"))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +134,7 @@ def test_describe_asks_and_looks_again(talker, answers, arguments, make, stream)
     }
     chosen = {setting.partition("=")[0] for setting in settings}
     processor = AutoProcessor.from_pretrained(talker)
-    decoder = replace(make(processor), **{key: values[key] for key in chosen})
+    decoder = replace(make(processor=processor), **{key: values[key] for key in chosen})
     assert result.stdout.strip() == answers(decoder) != ""
 
 
@@ -152,11 +144,11 @@ def test_compare_shows_decoders_that_ask_and_look_again(talker, answers):
     result = run("compare", TABLE, "--model", talker, *SHORT, "--decoders", names)
     assert result.exit_code == 0, result.output
     processor = AutoProcessor.from_pretrained(talker)
-    carved = replace(CARVE.paper_best(processor), tokens=2, layers=(1, 3))
+    carved = replace(CARVE.paper_best(processor=processor), tokens=2, layers=(1, 3))
     carve, vdgd = re.split(r"\ncarve\.|\nvdgd:", result.stdout)[1:]
     assert letters(answers(carved)) in letters(carve)
     words = dict(layout="continue", request="What is it?", tokens=4)
-    assert letters(answers(VDGD(processor, **words))) in letters(vdgd)
+    assert letters(answers(VDGD(processor=processor, **words))) in letters(vdgd)
 
 
 def test_sampling_follows_its_seed(talker, answers):
@@ -528,6 +520,12 @@ def test_options_out_of_range_are_refused(option):
 )
 def test_a_page_that_cannot_be_served_is_refused(arguments, message):
     assert message in refused("demo", *arguments)
+
+
+def test_the_page_says_what_its_longest_time_includes():
+    said = " ".join(run("demo", "--help").stdout.replace("│", " ").split())
+    for part in ("turns of others in between", "not the wait in the queue", "900 s of its own"):
+        assert part in said
 
 
 def test_a_text_model_serves_no_page(tmp_path):

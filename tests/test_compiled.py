@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from methods import METHODS
+from methods import TOKEN_METHODS
 from models import FAMILIES, PROMPTS, TEXT, llava_inputs
 from models import llava as build_llava
 from torch._dynamo.utils import counters
@@ -17,7 +17,7 @@ from transformers.generation import CompileConfig
 
 from sightline import PAI, ImageGain, Recipe, SinkPenalty
 
-STATIC = [("llava", name) for name, method in METHODS.items() if not method.cuts_cache]
+STATIC = [("llava", name) for name, method in TOKEN_METHODS.items() if not method.cuts_cache]
 STATIC += [("qwen", name) for name in ("vcd", "vdd", "pai", "sid")]
 
 
@@ -53,7 +53,7 @@ def graphs():
 def test_compiled_answers_are_the_eager_ones(family_name, name):
     """One graph, recorded at the first answered token and used again by later calls."""
     build, make_inputs = FAMILIES[family_name]
-    model, decoder = build(), METHODS[name].strong
+    model, decoder = build(), TOKEN_METHODS[name].strong
     for rows in (PROMPTS, PROMPTS[::-1]):
         inputs = make_inputs(rows)
         assert torch.equal(compiled(model, inputs, decoder), generate(model, inputs, decoder))
@@ -74,7 +74,7 @@ def test_edits_of_one_call_do_not_stay_for_the_next(llava):
 
 def test_two_threads_decode_compiled_on_one_model(llava):
     model, make_inputs = llava
-    asked = [(make_inputs(PROMPTS), METHODS[name].strong) for name in ("vdd", "pai")]
+    asked = [(make_inputs(PROMPTS), TOKEN_METHODS[name].strong) for name in ("vdd", "pai")]
     eager = [generate(model, inputs, decoder) for inputs, decoder in asked]
     with ThreadPoolExecutor(2) as pool:
         answers = [[pool.submit(compiled, model, *each) for each in asked] for _ in range(4)]
@@ -86,7 +86,7 @@ def test_two_threads_decode_compiled_on_one_model(llava):
 def test_where_a_compiled_answer_looked(llava):
     model, make_inputs = llava
     asked = dict(output_image_attention=True, return_dict_in_generate=True)
-    inputs, decoder = make_inputs(PROMPTS), METHODS["pai"].strong
+    inputs, decoder = make_inputs(PROMPTS), TOKEN_METHODS["pai"].strong
     eager = generate(model, inputs, decoder, **asked).image_attention
     traced = compiled(model, inputs, decoder, **asked).image_attention
     assert graphs() == 1
@@ -107,5 +107,5 @@ def test_edits_under_sliding_windows_run_eagerly():
     inputs, decoder = llava_inputs(PROMPTS), PAI(alpha=3.0, gamma=2.0, beta=0.05)
     assert torch.equal(compiled(model, inputs, decoder), generate(model, inputs, decoder))
     assert graphs() == 0
-    compiled(model, inputs, METHODS["vdd"].strong)  # no edits, so a graph
+    compiled(model, inputs, TOKEN_METHODS["vdd"].strong)  # no edits, so a graph
     assert graphs() > 0

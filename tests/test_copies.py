@@ -6,7 +6,6 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 import torch
-from chat_models import TALKERS
 
 from sightline import (
     AGLA,
@@ -32,11 +31,14 @@ SHORT = {
 }
 WRAPPED = {
     "vdd unk": lambda processor: VDD(variant="both", processor=processor),
-    "agla matcher": lambda processor: AGLA(processor, SelfMatcher(masked=0.3)),
-    "posthoc sequences": lambda processor: PostHocDebias(processor, labels=("yes, it is", "no")),
+    "agla matcher": lambda processor: AGLA(SelfMatcher(masked=0.3), processor=processor),
+    "posthoc": lambda processor: PostHocDebias(processor=processor),
+    "posthoc sequences": lambda processor: PostHocDebias(
+        processor=processor, labels=("yes, it is", "no")
+    ),
     "gated": lambda processor: Gated(PAI(), ConfidenceGate(0.5)),
-    "reusing": lambda processor: PromptCached(VDD(processor=processor), most=3),
-    "reusing gated": lambda processor: PromptCached(Gated(VDD()), most=3),
+    "reusing": lambda processor: PromptCached(VDD(processor=processor), capacity=3),
+    "reusing gated": lambda processor: PromptCached(Gated(VDD()), capacity=3),
     "recipe": lambda processor: PromptCached(VDD(alpha=2)).recipe(),
 }
 COPIES = {
@@ -45,9 +47,9 @@ COPIES = {
 }
 
 
-@pytest.fixture(scope="module")
-def talker():
-    return TALKERS["lab"]()
+@pytest.fixture
+def talker(lab_talker):
+    return lab_talker
 
 
 def made(name, processor):
@@ -66,7 +68,7 @@ def settings_of(value):
             if field.name != "processor"
         }
     if isinstance(value, Memory):
-        return type(value), value.most
+        return type(value), value.capacity
     return value
 
 
@@ -115,7 +117,7 @@ def test_a_used_processor_is_copied(talker, copied):
 
 
 def test_memories_are_not_shared_by_what_was_copied(talker):
-    decoder = MVP(talker.processor, **SHORT["mvp"])
+    decoder = MVP(processor=talker.processor, **SHORT["mvp"])
     decoder._known.recall(talker.model, ["a"], lambda keys: keys)
     other = pickle.loads(pickle.dumps(decoder))
     assert other._known.recall(talker.model, ["a"], lambda keys: ["found anew"]) == ["found anew"]

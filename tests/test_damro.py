@@ -14,23 +14,18 @@ from models import (
     IMAGE,
     PAD,
     PROMPTS,
-    TEXT,
     VIDEO,
     VISION_END,
     VISION_START,
     lfm2,
     lfm2_inputs,
     llava_inputs,
-    sharpen,
 )
 from models import llava as build_llava
-from tiny_families import Tiny, families
+from tiny_families import Tiny, by_family, families
 from torch import nn, tensor
 from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
     LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -148,18 +143,7 @@ def encoded_branch(model, inputs, **pixels):
 @pytest.fixture(scope="module")
 def deep_llava():
     """As the tiny LLaVA, with five layers in its vision tower; features leave the fourth."""
-    torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=5,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-    )
-    config = build_llava().config
-    config.vision_config, config.vision_feature_layer = vision, -2
-    return sharpen(type(build_llava())(config))
+    return build_llava(clip=dict(num_hidden_layers=5), vision_feature_layer=-2)
 
 
 def tower_attention(model, pixels):
@@ -324,23 +308,10 @@ def test_pictures_in_one_tensor_stay_in_one():
 
 @pytest.fixture(scope="module")
 def llava_next():
-    torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-    )
-    config = LlavaNextConfig(
-        vision_config=vision,
-        text_config=LlamaConfig(**TEXT),
-        image_token_index=IMAGE,
-        image_grid_pinpoints=[[32, 64], [64, 32]],
-        pad_token_id=PAD,
-    )
-    return sharpen(LlavaNextForConditionalGeneration(config))
+    grids = [[32, 64], [64, 32]]
+    tower = dict(num_hidden_layers=3)
+    settings = dict(image_grid_pinpoints=grids, vision_feature_layer=-2)
+    return build_llava(kind=LlavaNextConfig, clip=tower, **settings)
 
 
 @torch.no_grad()
@@ -620,7 +591,7 @@ def test_presets_and_defaults():
     assert DAMRO().needs_pixels and not DAMRO(score="norm").needs_pixels
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", by_family(BUILT))
 def test_what_a_refusal_recommends_works(name):
     """With the model that was refused: each setting that it names, or else VDD."""
     made = Tiny.of(name)

@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch
+from lab_copies import random_checkpoint
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import VCD, VDD, answer
 from sightline.lab import CHECKPOINT, PICTURES, mentioned, truth
@@ -87,13 +87,8 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="module")
 def talkers(tmp_path_factory):
     """On a model of the lab's shape that never stops talking."""
-    folder = tmp_path_factory.mktemp("talker")
-    torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(CHECKPOINT))
-    model.generation_config.eos_token_id = None
-    model.save_pretrained(folder)
-    AutoProcessor.from_pretrained(CHECKPOINT).save_pretrained(folder)
-    served = Server(tmp_path_factory.mktemp("demo"), "--model", str(folder), "--max-tokens", "4000")
+    folder = random_checkpoint(tmp_path_factory.mktemp("talker"))
+    served = Server(tmp_path_factory.mktemp("demo"), "--model", folder, "--max-tokens", "4000")
     yield served
     served.end()
 

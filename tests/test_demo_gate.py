@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from sightline.demo.events import Events
 from sightline.demo.gate import Gate, is_own_name
 from sightline.demo.host import Host
 from sightline.demo.routes import EVENT_BYTES, FILES, REFUSED, SERVED
+from sightline.demo.sessions import Sessions
 
 JOIN = "/gradio_api/queue/join"
 LOGIN = {"cookie": "access-token-c=good"}
@@ -67,9 +69,9 @@ def ask(
             auth={"ada": "secret"} if auth else None, cookie_id="c", tokens={"good": "ada"}
         ),
     }
-    guard = Gate(app, is_local)
+    guard = Gate(app, Sessions(), is_local)
     asyncio.run(guard(scope, sender.receive, send))
-    assert sum(guard._held.values()) == 0
+    assert not guard._held
     text = b"".join(message.get("body", b"") for message in sent).decode()
     return sent[0]["status"], text, sender.asked, got[0]["body"] if got else None
 
@@ -112,24 +114,88 @@ def test_bodies_have_one_megabyte_but_those_of_files():
 
 
 def test_all_bodies_of_a_route_together_are_bounded(monkeypatch):
+    """Those of a client by half of it, so that it leaves room for others."""
     monkeypatch.setattr(gates.Table, "find", lambda *_: SimpleNamespace(
-        path="p", most=100, together=150, is_json=False, is_open=True))  # fmt: skip
+        path="p", most=100, together=300, is_json=False, is_open=True, is_long=False))  # fmt: skip
 
-    async def go():
-        guard = Gate(lambda *_: asyncio.sleep(0.2), is_local=False)
+    async def go(*clients):
+        guard = Gate(lambda *_: asyncio.sleep(0.2), Sessions(), is_local=False)
         statuses = []
 
-        async def one():
+        async def one(client):
             async def send(message):
                 statuses.append(message.get("status"))
 
             scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+            scope["client"] = (client, 1)
             await guard(scope, Sender(parts(b"x" * 100)).receive, send)
 
-        await asyncio.gather(one(), one())
-        return statuses
+        await asyncio.gather(*map(one, clients))
+        assert not guard._held
+        return statuses.count(503)
 
-    assert 503 in asyncio.run(go())
+    assert asyncio.run(go("a", "b", "c")) == 0
+    assert asyncio.run(go("a", "b", "c", "d", "e")) == 2
+    assert asyncio.run(go("a", "a", "b")) == 1
+
+
+def test_a_body_that_stops_has_no_more_time_for_what_came_before(monkeypatch):
+    monkeypatch.setattr(gates, "GRACE", 0.1)
+    monkeypatch.setattr(gates, "SLOWEST", 1000)
+    start = time.monotonic()
+    assert ask(FILES, b"x" * 60_000, end=False, **LOGIN)[0] == 408  # 60 s by its bytes alone
+    assert time.monotonic() - start < 10
+
+
+def test_requests_are_worked_on_a_few_at_a_time_and_clients_take_turns():
+    """Not so those that wait for news. How fast an answer is taken holds up nobody."""
+    order, at_once, most = [], [0], [0]
+
+    async def app(scope, receive, send):
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        await asyncio.sleep(0.01)
+        at_once[0] -= 1
+        order.append(scope["client"][0])
+        await send({"type": "http.response.start"})
+
+    async def slow_send(message):
+        await asyncio.sleep(0.5)
+
+    async def go(path, count):
+        guard = Gate(app, Sessions(), is_local=False)
+
+        def ask_once(client):
+            scope = {
+                "type": "http",
+                "method": "GET",
+                "path": path,
+                "headers": [(b"cookie", b"access-token-c=good")],
+            }
+            scope |= {
+                "client": (client, 1),
+                "app": SimpleNamespace(auth={}, cookie_id="c", tokens=["good"]),
+            }
+            return guard(scope, None, slow_send)
+
+        await asyncio.gather(*[ask_once("a") for _ in range(count)], ask_once("b"))
+
+    asyncio.run(go("/config", 40))
+    assert most[0] <= gates.AT_ONCE and order.index("b") <= gates.AT_ONCE
+    asyncio.run(go("/gradio_api/heartbeat/abc", 40))
+    assert most[0] == 41
+
+
+def test_a_page_is_connected_as_long_as_its_connection_is_open():
+    sessions = Sessions()
+
+    async def app(scope, receive, send):
+        assert sessions._connected == {"abc": 1}
+
+    scope = {"type": "http", "method": "GET", "path": "/gradio_api/heartbeat/abc", "headers": []}
+    scope |= {"app": SimpleNamespace(auth=None, cookie_id="c", tokens=[])}
+    asyncio.run(Gate(app, sessions, is_local=False)(scope, None, None))
+    assert not sessions._connected
 
 
 def test_slow_bodies_time_out_whatever_their_route(monkeypatch):
@@ -223,9 +289,9 @@ def walk(routes):
 def installed():
     """The page's app, as the installed Gradio makes it; with login, monitoring and history too."""
     events = Events(Host())
-    page = demo_page.build(events)
+    page = demo_page.build(events, sessions := Sessions())
     page.auth, page.auth_message, page.run_history = None, None, True
-    return App.create_app(page, app_kwargs=demo_page.app_arguments(events, is_local=True))
+    return App.create_app(page, app_kwargs=demo_page.app_arguments(events, sessions, is_local=True))
 
 
 def test_every_route_of_the_installed_gradio_is_known(installed):

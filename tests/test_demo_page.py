@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from torch import OutOfMemoryError
 
+from sightline.demo import layout, wiring
 from sightline.demo import page as demo_page
 from sightline.demo.comparison import (
     Answer,
@@ -36,6 +37,7 @@ from sightline.demo.forms import (
     read_way,
 )
 from sightline.demo.host import Host
+from sightline.demo.lab_events import LabEvents
 from sightline.demo.lab_job import LabJob
 from sightline.demo.lab_run import LabRun
 from sightline.demo.rendering import (
@@ -56,7 +58,7 @@ from sightline.demo.sessions import Sessions
 from sightline.demo.uploads import Upload, bare
 from sightline.specs import parse_spec
 
-STYLE = demo_page.STYLE.read_text(encoding="utf-8")
+STYLE = layout.STYLE.read_text(encoding="utf-8")
 TRUTH = frozenset({"cup", "chair"})
 
 
@@ -453,7 +455,7 @@ class FakeHost:
 
     name, device = "sightline.lab", "cpu"
     dtype = SimpleNamespace(value="float32")
-    limits = SimpleNamespace(ways=4, pixels=1000, max_new_tokens=256)
+    limits = SimpleNamespace(ways=4, pixels=1000, max_new_tokens=256, waiting=64, seconds=9)
     bounds = Bounds(1000, 128)
     template = None
     scheduler = ForwardScheduler(
@@ -480,11 +482,11 @@ class FakeHost:
     def check(self, comparison):
         return self.complaints
 
-    def start(self, comparison):
+    def start(self, comparison, client):
         self.started.append(FakeRunning(len(comparison.ways)))
         return self.started[-1]
 
-    def explain(self, comparison, number, answer):
+    def explain(self, comparison, number, answer, client):
         self.explained.append(number)
         return explained()
 
@@ -497,6 +499,11 @@ def host():
 @pytest.fixture
 def events(host):
     return Events(host)
+
+
+@pytest.fixture
+def lab(host):
+    return LabEvents(host)
 
 
 def begin(events, *forms, question="Describe the image.", chosen=None, round=None, drawing=None):
@@ -601,14 +608,15 @@ def test_answers_are_followed_to_their_end(events, host):
     shown = events.follow({}, round)
     first = next(shown)
     assert {name for name in first if "answering" in first[name]} == {"answer-0", "answer-1"}
+    assert events.rest({}, round) == {}
     running = host.started[0]
     running.answers = (said("A", " cup", "."), Answer("answering"))
     second = next(shown)
-    assert list(second) == ["answer-0"] and 'data-state="done"' in second["answer-0"]
+    assert second.keys() == first.keys() and 'data-state="done"' in second["answer-0"]
     running.answers = (running.answers[0], said("A"))
-    last = list(shown)
-    assert 'data-state="done"' in last[0]["answer-1"]
-    assert last[-1] == {"compare": True, "stop": False}
+    [last] = shown
+    assert 'data-state="done"' in last["answer-1"]
+    assert events.rest({}, round) == events.rest({}, None) == {"compare": True, "stop": False}
 
 
 def test_long_answers_are_shown_less_often():
@@ -640,14 +648,71 @@ def test_a_round_that_is_stopped_in_the_queue_never_begins(events, host):
     round = begin(events, GREEDY, VDD)["round"]
     changed = events.stop({}, round)
     assert changed["compare"] is True and 'data-state="stopped"' in changed["answer-0"]
-    assert list(events.follow({}, round))[-1] == {"compare": True, "stop": False}
-    assert host.started == []
+    [shown] = events.follow({}, round)
+    assert 'data-state="stopped"' in shown["answer-1"] and host.started == []
+
+
+def test_comparisons_of_a_client_wait_while_others_answer(events, host, monkeypatch):
+    monkeypatch.setattr("sightline.demo.events.PATIENCE", 0.01)
+    rounds = [begin(events, GREEDY, VDD)["round"] for _ in range(4)]
+    shown = [events.follow({}, round, client) for round, client in zip(rounds, "aaab", strict=True)]
+    for one in shown:
+        next(one)
+    assert [round.has_begun for round in rounds] == [True, True, False, True]
+    assert 'data-state="waiting"' in next(shown[2])["answer-0"]
+    shown[0].close()
+    assert "answering" in next(shown[2])["answer-0"] and rounds[2].has_begun
+    for one in shown:
+        one.close()
+    assert events.comparisons.count == 0
+
+
+def test_two_events_of_one_round_have_one_turn(events, host):
+    round = begin(events, GREEDY, VDD)["round"]
+    first, second = events.follow({}, round), events.follow({}, round)
+    next(first)
+    assert len(list(second)) == 1 and events.comparisons.count == 1 and not round.is_over
+    first.close()
+
+
+def test_a_round_that_finds_too_many_waiting_is_stopped_and_told(events, host, monkeypatch):
+    monkeypatch.setattr("sightline.demo.events.PATIENCE", 0.01)
+    events.comparisons.waiting = 1
+    shown = []
+    for _ in range(4):
+        round = begin(events, GREEDY)["round"]
+        shown.append(events.follow({}, round, "a"))
+        last = next(shown[-1])
+    assert "try again in a minute" in last["error-page"] and round.is_over
+    assert 'data-state="stopped"' in last["answer-0"] and list(shown[-1]) == []
+    for one in shown:
+        one.close()
+    assert events.comparisons.count == 0 and not events.comparisons._line
+
+
+def test_explanations_and_evaluations_wait_for_their_turn(events, lab, host, jobs, monkeypatch):
+    monkeypatch.setattr("sightline.demo.lab_events.PATIENCE", 0.01)
+    host.limits = SimpleNamespace(**{**vars(FakeHost.limits), "seconds": 0.01})
+    round = ComparisonRun(asked(), (0, 1), (said("A"), said("A")))
+    with events.explanations.taken("b"):
+        changed = events.open_token({"place": 0, "index": 0}, round, None, "a")
+    assert "try again in a minute" in changed["panel"] and host.explained == []
+    with lab.turns.taken("a"):
+        shown = lab.run({}, "a", {}, {}, GREEDY)
+        first, waits = next(shown), next(shown)
+        assert first["lab-run"] is False and waits == {} and jobs[0].done is None
+    assert next(shown)["lab-progress"]
+    shown.close()
+    lab.turns.waiting = 0
+    with lab.turns.taken("a"):
+        told = list(lab.run({}, "a", {}, {}, GREEDY))[-1]
+    assert "try again in a minute" in told["error-lab"] and told["lab-run"] is True
 
 
 def test_an_answer_that_is_halted_in_the_queue_stays_halted(host):
     round = ComparisonRun(asked(), (0, 1))
     round.stop(1)
-    round.begin(host)
+    round.begin(host, "ada")
     assert host.started[0].stopped == [1]
 
 
@@ -734,7 +799,11 @@ class FakeJob:
 
     def __init__(self, *given, result=None, refused=""):
         self.given, self.result, self.refused = given, result, refused
-        self.done, self.total, self.stops = 0, 2, 0
+        self.done, self.total, self.stops = None, 2, 0
+
+    @property
+    def is_stopped(self):
+        return self.stops > 0
 
     @property
     def is_over(self):
@@ -759,7 +828,7 @@ def jobs(monkeypatch):
         made.append(FakeJob(*given, result=LabRun(2, 2, "| table |", (plot,), "a note")))
         return made[-1]
 
-    monkeypatch.setattr("sightline.demo.events.LabJob", make)
+    monkeypatch.setattr("sightline.demo.lab_events.LabJob", make)
     return made
 
 
@@ -779,18 +848,18 @@ def test_an_evaluation_asks_the_shown_columns_and_is_watched(events, host, jobs)
     assert "a note" in shown[-1]["error-lab"] and shown[-1]["lab-run"] is True
 
 
-def test_an_evaluation_ends_when_nobody_looks_any_more(events, jobs):
-    shown = events.run_lab({}, {}, {}, GREEDY)
+def test_an_evaluation_ends_when_nobody_looks_any_more(lab, jobs):
+    shown = lab.run({}, "ada", {}, {}, GREEDY)
     job = next(shown)["job"]
     next(shown)
     shown.close()
     assert job.stops == 1 and job.done == 0
-    events.stop_lab({}, job)
+    lab.stop({}, job)
     assert job.stops == 2
 
 
-def test_an_evaluation_that_cannot_be_asked_says_why(events, jobs):
-    [told] = events.run_lab({}, {"scenes": "1"}, {}, GREEDY)
+def test_an_evaluation_that_cannot_be_asked_says_why(lab, jobs):
+    [told] = lab.run({}, "ada", {"scenes": "1"}, {}, GREEDY)
     assert "number of scenes" in told["error-lab"] and jobs == []
 
 
@@ -831,7 +900,7 @@ def test_a_job_that_fails_says_what_a_client_may_know(host, monkeypatch, error, 
     job.wait(10)
     assert job.is_over and job.result is None
     assert message in job.refused and "secret" not in job.refused
-    assert message in Events(host).show_job(job)["error-lab"]
+    assert message in LabEvents(host).show(job)["error-lab"]
 
 
 def test_a_job_that_cannot_be_done_says_why(host):
@@ -873,8 +942,8 @@ def test_mistakes_are_logged_and_not_shown(caplog):
         raise RuntimeError("secret /path")
 
     names = ["legend", "compare", "error-page"]
-    once = demo_page.guarded(fail, [], names, Sessions())(None, None)
-    first, last = demo_page.guarded(fail_late, [], names, Sessions())(None, None)
+    once = wiring.guarded(fail, [], names, Sessions())(None, None)
+    first, last = wiring.guarded(fail_late, [], names, Sessions())(None, None)
     assert first[0] == "fine"
     for told in (once, last):
         assert "something went wrong" in told[2] and "secret" not in str(told)
@@ -888,11 +957,11 @@ def visitor(name, host="192.0.2.1"):
 
 def test_what_is_kept_goes_to_its_own_visitor_alone():
     sessions = Sessions()
-    choose = demo_page.guarded(
+    choose = wiring.guarded(
         lambda sent, text: {"chosen": f"of {text}", "legend": "seen"}, ["question"], ["legend"],
         sessions,
     )  # fmt: skip
-    ask = demo_page.guarded(
+    ask = wiring.guarded(
         lambda sent, chosen, text: {"legend": f"{text} {chosen}"}, ["chosen", "question"],
         ["legend"], sessions,
     )  # fmt: skip
@@ -903,7 +972,7 @@ def test_what_is_kept_goes_to_its_own_visitor_alone():
 
 def test_a_visitor_without_a_place_is_told_to_wait(caplog):
     sessions = Sessions(most=1)
-    keep = demo_page.guarded(
+    keep = wiring.guarded(
         lambda sent: {"round": 1, "compare": False}, [], ["compare", "error-page"], sessions
     )
     assert keep(None, visitor("a"))[0]["interactive"] is False
@@ -928,7 +997,7 @@ JUNK = [
 def test_whatever_a_browser_sends_is_answered_in_words(place, caplog):
     """Each of what an event gets from the browser, replaced by what no page sends."""
     real = Host()
-    events = Events(real)
+    events, lab = Events(real), LabEvents(real)
     for junk in JUNK:
         sound = [{}, "shipped:corner.png", "Describe the image.", {}, GREEDY, VDD]
         sound[place] = junk
@@ -941,7 +1010,7 @@ def test_whatever_a_browser_sends_is_answered_in_words(place, caplog):
         round = ComparisonRun(asked(), (0, 1), (said("A"), said("A")))
         shown.append(events.open_token(sent, round, None))
         if place in (3, 4):
-            shown.append(next(iter(events.run_lab(sent, junk, {"seed": "x"}, *forms))))
+            shown.append(next(iter(lab.run(sent, "ada", junk, {"seed": "x"}, *forms))))
         for changed in shown:
             for name, value in changed.items():
                 if name not in ("round", "chosen", "opened", "job"):
@@ -950,9 +1019,9 @@ def test_whatever_a_browser_sends_is_answered_in_words(place, caplog):
 
 
 def test_parts_that_stay_as_they_are_are_skipped():
-    changed = demo_page.updates({"b": "new", "c": False}, ["a", "b", "c"])
-    assert changed[0] == demo_page.gr.skip() and changed[1] == "new"
-    assert changed[2] == demo_page.gr.update(interactive=False)
+    changed = wiring.updates({"b": "new", "c": False}, ["a", "b", "c"])
+    assert changed[0] == wiring.gr.skip() and changed[1] == "new"
+    assert changed[2] == wiring.gr.update(interactive=False)
 
 
 def luminance(colour):

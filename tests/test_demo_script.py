@@ -127,9 +127,9 @@ def test_a_preset_and_decoders_that_look_again(lab, tmp_path):
     model, processor = lab
     decoders = [
         VCD(alpha=1.0, beta=0.1, noise_step=999, seed=0),
-        CARVE(processor, general="Describe this picture.", suffix=""),
+        CARVE(processor=processor, general="Describe this picture.", suffix=""),
         MVP(
-            processor,
+            processor=processor,
             requests=("Describe the image.", "What is in the image?"),
             weights=(0.5, 0.5),
             template="{caption} {question}",

@@ -1,5 +1,7 @@
 """What is kept for visitors: who gives way to whom, and how much there is of it."""
 
+import threading
+from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +10,8 @@ from sightline.demo.comparison import Comparison, Explained, Picture, Row
 from sightline.demo.comparison_run import ComparisonRun
 from sightline.demo.events import Opened
 from sightline.demo.explanation import Looks
-from sightline.demo.sessions import FORGET, IDLE, Full, Sessions
+from sightline.demo.sessions import AWAY, FORGET, IDLE, Full, Sessions
+from sightline.demo.tidying import tidy
 
 
 class Clock:
@@ -28,6 +31,13 @@ def here(sessions, *names):
     return [name for name in names if sessions.values(name)]
 
 
+@pytest.fixture
+def open_page():
+    """Opens a page of a visitor, which stays open."""
+    with ExitStack() as pages:
+        yield lambda sessions, name: pages.enter_context(sessions.connected(name))
+
+
 def test_a_flood_of_new_visitors_discards_nobodys_answers(clock):
     sessions = Sessions(clock=clock)
     sessions.keep("ada", "192.0.2.1", {"round": 1})
@@ -43,35 +53,62 @@ def test_a_flood_of_new_visitors_discards_nobodys_answers(clock):
     assert refused == 6 and len(sessions) == 64  # 71 came; one took the place of another new one
 
 
-def test_whoever_is_idle_goes_first_and_of_these_the_longest(clock):
+def test_whoever_is_idle_goes_first_and_of_these_the_longest(clock, open_page):
     sessions = Sessions(most=3, clock=clock)
     for name in "abc":
+        open_page(sessions, name)
         sessions.keep(name, "x", {"round": name})
         clock.now += 1
     with pytest.raises(Full):
-        sessions.keep("d", "y", {"round": "d"})
+        sessions.keep("d", "x", {"round": "d"})
     clock.now += IDLE
     sessions.values("a")  # an event
-    sessions.keep("d", "y", {"round": "d"})
+    sessions.keep("d", "x", {"round": "d"})
     assert here(sessions, "a", "c", "d") == ["a", "c", "d"] and len(sessions) == 3
 
 
-def test_closed_pages_go_before_others_and_come_back_to_what_is_left(clock):
+def test_closed_pages_go_before_others_and_come_back_to_what_is_left(clock, open_page):
     sessions = Sessions(most=2, clock=clock)
-    for name in "ab":
-        sessions.keep(name, "x", {"round": name})
-    sessions.close("b")
-    sessions.close("nobody")
+    open_page(sessions, "a")
+    with sessions.connected("b"), sessions.connected("nobody"):
+        for name in "ab":
+            sessions.keep(name, "x", {"round": name})
     sessions.keep("c", "x", {"round": "c"})
     assert here(sessions, "a", "b", "c") == ["a", "c"]
-    sessions.close("a")
-    assert sessions.values("a") == {"round": "a"}  # the connection came back
+    with sessions.connected("c"), sessions.connected("c"):
+        pass
+    assert sessions.values("c") == {"round": "c"}  # an event: it is back
     with pytest.raises(Full):
         sessions.keep("d", "x", {"round": "d"})
 
 
-def test_a_client_beyond_its_share_gives_way_to_another(clock):
-    sessions = Sessions(most=10, share=2, clock=clock)
+def test_a_page_of_which_one_connection_is_left_is_open(clock):
+    sessions = Sessions(most=1, clock=clock)
+    with sessions.connected("a"):
+        with sessions.connected("a"):
+            sessions.keep("a", "x", {"round": 1})
+        clock.now += AWAY + 1
+        with pytest.raises(Full):
+            sessions.keep("b", "y", {"round": 2})
+
+
+def test_pages_that_are_not_connected_go_before_those_that_are_idle(clock, open_page):
+    sessions = Sessions(most=3, clock=clock)
+    open_page(sessions, "idle")
+    for name in ("idle", "away", "busy"):
+        sessions.keep(name, "x", {"round": name})
+    clock.now += IDLE + 1
+    sessions.values("busy")
+    sessions.keep("new", "y", {"round": 1})
+    assert here(sessions, "idle", "away", "busy", "new") == ["idle", "busy", "new"]
+    clock.now += AWAY + 1
+    sessions.values("idle")
+    sessions.keep("newer", "y", {"round": 1})
+    assert len(sessions) == 3 and sessions.values("idle") and sessions.values("newer")
+
+
+def test_a_client_with_more_gives_way_to_another_until_both_have_as_many(clock):
+    sessions = Sessions(most=10, clock=clock)
     for number in range(10):
         clock.now += 1
         sessions.keep(f"crowd-{number}", "x", {"round": number})
@@ -85,13 +122,43 @@ def test_a_client_beyond_its_share_gives_way_to_another(clock):
         sessions.keep("y-4", "y", {"round": 4})
 
 
-def test_a_share_is_safe_however_many_clients_come(clock):
-    sessions = Sessions(most=4, share=2, clock=clock)
+def test_of_a_crowd_those_go_first_whose_page_is_not_connected(clock, open_page):
+    sessions = Sessions(most=4, clock=clock)
+    for name in ("a", "b", "c", "d"):
+        clock.now += 1
+        sessions.keep(name, "x", {"round": name})
+    open_page(sessions, "c")
+    open_page(sessions, "d")
+    sessions.keep("ada", "y", {"round": 1})
+    assert here(sessions, "a", "b", "c", "d", "ada") == ["a", "c", "d", "ada"]
+
+
+def test_the_only_visitor_of_a_client_keeps_its_place_however_many_come(clock):
+    sessions = Sessions(most=4, clock=clock)
     for number in range(4):
-        sessions.keep(f"{number}", "xy"[number % 2], {"round": number})
+        sessions.keep(f"{number}", f"client-{number}", {"round": number})
     for number in range(20):
         with pytest.raises(Full):
-            sessions.keep(f"new-{number}", f"client-{number}", {"round": 0})
+            sessions.keep(f"new-{number}", f"other-{number}", {"round": 0})
+
+
+@pytest.mark.parametrize("is_connected", [False, True])
+def test_nobody_is_told_to_wait_for_a_flood_from_a_few_addresses(clock, open_page, is_connected):
+    """Thirty visitors who come a second time, and five clients with new ones all the time."""
+    sessions = Sessions(clock=clock)
+    for number in range(30):
+        with sessions.connected(f"first-{number}"):
+            sessions.keep(f"first-{number}", f"honest-{number}", {"round": number})
+    for number in range(300):
+        clock.now += 0.02
+        with suppress(Full):
+            if is_connected:
+                open_page(sessions, f"hostile-{number}")
+            sessions.keep(f"hostile-{number}", f"hostile-{number % 5}", {"round": number})
+        if number % 10 == 0:
+            who = number // 10
+            sessions.keep(f"second-{who}", f"honest-{who}", {"round": who})
+    assert all(sessions.values(f"second-{number}") for number in range(30))
 
 
 def test_bytes_of_all_are_bounded_and_shared_ones_count_once(clock):
@@ -119,12 +186,12 @@ def test_bytes_of_all_are_bounded_and_shared_ones_count_once(clock):
 
 
 def test_bytes_are_shared_as_places_are(clock):
-    """One client with large images leaves room for those of others."""
+    """A client with large images leaves room for those of others."""
 
     def image(width):
         return {"chosen": Picture(SimpleNamespace(width=width, height=1), "file:a.png")}
 
-    sessions = Sessions(most=8, share=1, bytes=8000, clock=clock)  # a share is 1000 bytes
+    sessions = Sessions(most=8, bytes=8000, clock=clock)
     for number in range(4):
         clock.now += 1
         sessions.keep(f"large-{number}", "x", image(500))
@@ -152,7 +219,34 @@ def test_nothing_is_kept_longer_than_an_hour(clock):
     sessions = Sessions(clock=clock)
     sessions.keep("a", "x", {"round": 1})
     clock.now += FORGET + 1
-    assert sessions.values("a") == {} and len(sessions) == 0
+    sessions.forget()
+    assert len(sessions) == 0 and sessions.values("a") == {}
+
+
+def test_of_a_page_that_was_closed_nothing_is_kept_longer_than_five_minutes(clock):
+    sessions = Sessions(clock=clock)
+    for name in "ab":
+        with sessions.connected(name):
+            sessions.keep(name, "x", {"round": name})
+    clock.now += IDLE
+    assert here(sessions, "a") == ["a"]  # it came back
+    clock.now += 1
+    sessions.forget()
+    assert len(sessions) == 1 and here(sessions, "a") == ["a"]
+
+
+def test_what_is_kept_is_looked_through_also_where_nobody_comes():
+    done = []
+    over = threading.Event()
+
+    def task():
+        done.append(threading.current_thread().name)
+        if len(done) == 3:
+            over.set()
+
+    tidy([task], every=0.001)
+    assert over.wait(20) and set(done) == {"tidying"}
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "tidying")
 
 
 def test_a_visitor_of_whom_nothing_is_kept_takes_no_place(clock):

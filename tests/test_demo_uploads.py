@@ -257,7 +257,7 @@ def test_one_file_is_decoded_at_a_time_and_clients_take_turns():
         taken = Uploads(BOUNDS, decoder)
         many = [post(taken, client="x", data=f"x{i}".encode()) for i in range(6)]
         await asyncio.gather(*many, post(taken, client="y", data=b"y0"))
-        assert not taken._line and not taken._turns
+        assert not taken._turns._line and not taken._turns._taken
 
     asyncio.run(go())
     assert sorted(order) == ["x0", "x1", "x2", "x3", "x4", "x5", "y0"]
@@ -265,14 +265,15 @@ def test_one_file_is_decoded_at_a_time_and_clients_take_turns():
 
 
 def test_too_many_files_at_once_are_told_to_wait(monkeypatch):
-    monkeypatch.setattr(uploads, "MOST_OF_CLIENT", 2)
+    """The client with most of them loses those that came last."""
+    monkeypatch.setattr(uploads, "MOST_WAITING", 2)
 
     async def go():
         taken = Uploads(BOUNDS, lambda *_: time.sleep(0.05) or Decoded(None))
         replies = await asyncio.gather(*[post(taken) for _ in range(5)], post(taken, client="y"))
         return [reply.status_code for reply in replies]
 
-    assert asyncio.run(go()) == [200, 200, 503, 503, 503, 200]
+    assert asyncio.run(go()) == [200, 200, 503, 503, 503, 200]  # one is opened, two wait
 
 
 def test_files_whose_events_never_come_are_bounded(monkeypatch):
@@ -284,7 +285,7 @@ def test_files_whose_events_never_come_are_bounded(monkeypatch):
         last = token_of(asyncio.run(post(taken, client=str(client))))
     assert len(taken._arrived) == 5
     monkeypatch.setattr(uploads, "SECONDS", -1.0)
-    asyncio.run(post(taken))
+    taken.forget()
     assert len(taken._arrived) == 0 and last
 
 

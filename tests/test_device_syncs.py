@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 import torch
-from methods import METHODS
+from methods import TOKEN_METHODS
 from models import PROMPTS
 from sync_counter import Looks
 
@@ -21,7 +21,7 @@ MODES = {
     "static cache": dict(cache_implementation="static", disable_compile=True),
 }
 DECODERS = {
-    **{name: method.strong for name, method in METHODS.items() if not method.cuts_cache},
+    **{name: method.strong for name, method in TOKEN_METHODS.items() if not method.cuts_cache},
     "additive": Recipe(contrasts=(NoisyImage(),), rule=Additive(1.0, 0.1)),
 }
 mode = pytest.mark.parametrize("asked", MODES.values(), ids=MODES)
@@ -64,10 +64,12 @@ def test_one_row_is_padded_by_the_branches_alone(llava):
     model, make_inputs = llava
     inputs = make_inputs(PROMPTS[:1])
     plain = looks(model, inputs, None)
-    assert looks(model, inputs, METHODS["vcd"].strong) == plain
-    assert looks(model, inputs, METHODS["vdd"].strong) == plain + Counter(_local_scalar_dense=EVERY)
+    assert looks(model, inputs, TOKEN_METHODS["vcd"].strong) == plain
+    assert looks(model, inputs, TOKEN_METHODS["vdd"].strong) == plain + Counter(
+        _local_scalar_dense=EVERY
+    )
     static = MODES["static cache"]
-    assert looks(model, inputs, METHODS["vdd"].strong, **static) == looks(
+    assert looks(model, inputs, TOKEN_METHODS["vdd"].strong, **static) == looks(
         model, inputs, None, **static
     )
 

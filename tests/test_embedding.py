@@ -24,6 +24,7 @@ from transformers import (
 from sightline import Recipe, State
 from sightline.decoders.vasparse.embedding import EmbeddingContrast, EmbeddingContrastive
 from sightline.engine.early_exit import Head
+from sightline.logits.rules import Needs
 
 INF = math.inf
 LAST = tensor([[2.0, 1.7, 0.3, -1.0, -5.0]], dtype=torch.float64)
@@ -58,14 +59,14 @@ def test_what_the_released_code_would_compute():
 
 
 def test_the_rule_asks_for_the_embeddings_unless_it_does_nothing_with_them():
-    assert EmbeddingContrastive().early_layers(32, tied=True) == (0,)
-    assert not EmbeddingContrastive.early_norm
-    assert not EmbeddingContrastive().uses_others
-    assert EmbeddingContrastive(0, 0.1).early_layers(32, tied=True) == ()
+    assert EmbeddingContrastive().needs.early(32, tied=True) == (0,)
+    assert not EmbeddingContrastive().needs.normed
+    assert not EmbeddingContrastive().needs.others
+    assert EmbeddingContrastive(0, 0.1).needs.early is None
     close(EmbeddingContrastive(0, 0.1)([LAST])[0], [2.0, 1.7, 0.3, -INF, -INF])
-    assert EmbeddingContrastive(0, 0).is_identity
-    assert not EmbeddingContrastive(0, 0.1).is_identity
-    assert not EmbeddingContrastive(0.1, 0).is_identity
+    assert EmbeddingContrastive(0, 0).needs == Needs()
+    assert EmbeddingContrastive(0, 0.1).needs != Needs()
+    assert EmbeddingContrastive(0.1, 0).needs != Needs()
     with pytest.raises(ValueError, match=r"state\.early holds none"):
         EmbeddingContrastive()([LAST])
 

@@ -508,7 +508,7 @@ def test_refusals(llava, decoder):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("decoder", [VDD(), VDD(alpha=0, beta=0), PostHocDebias(Named())])
+@pytest.mark.parametrize("decoder", [VDD(), VDD(alpha=0, beta=0), PostHocDebias(processor=Named())])
 def test_training_with_gradient_checkpointing_is_refused(decoder):
     """Its layers drop the cache they are given, with no more than a warning."""
     model, inputs = build_llava(), FAMILIES["llava"][1](PROMPTS)

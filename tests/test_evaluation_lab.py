@@ -317,7 +317,7 @@ def test_contenders_have_their_modes():
     sampled = found[1].generation(0.7)
     assert sampled["temperature"] == 0.7
     assert (sampled["top_k"], sampled["top_p"]) == (0, 1.0)  # the whole distribution
-    assert found[1].settings()["decoder"] == "VDD"
+    assert found[1].settings["decoder"]["class"] == "VDD"
     assert parse_contenders(["vdd", "greedy"], None)[0][0].label == "greedy"
 
 
@@ -372,9 +372,9 @@ def test_controls_of_methods_that_ask_or_look_again():
         ("carve.paper_best:share=1", "carve"),
     ]
     strategies = {c.label: c.strategy for c in found}
-    assert strategies["vdgd-prefix+sample"] == PrefixOnly(STAND_IN)
+    assert strategies["vdgd-prefix+sample"] == PrefixOnly(processor=STAND_IN)
     assert strategies["agla-full"] == FullTwice(alpha=2.0, beta=0.5)
-    assert strategies["carve:share=1"] == CARVE(STAND_IN, share=1.0)
+    assert strategies["carve:share=1"] == CARVE(processor=STAND_IN, share=1.0)
     assert strategies[ONE_VIEW].requests == ("What is in the image?",)
     assert [c.name for c in found if c.is_closed_set] == ["mvp", "mvp"]
     looking = {c.name for c in found if c.needs_images}
@@ -417,7 +417,7 @@ def test_controls_that_are_there_are_not_added_again():
     assert own_control(parse_setup("vdd", STAND_IN)) is None
     preset = own_control(parse_setup("carve.paper_best+beam", STAND_IN))
     assert preset.label == "carve.paper_best:share=1+beam"
-    assert preset.strategy == replace(CARVE.paper_best(STAND_IN), share=1.0)
+    assert preset.strategy == replace(CARVE.paper_best(processor=STAND_IN), share=1.0)
 
 
 def test_wordings_are_settings_unless_a_user_sets_them():
@@ -426,13 +426,15 @@ def test_wordings_are_settings_unless_a_user_sets_them():
     def made(text):
         return parse_setup(text, STAND_IN, wordings)
 
-    assert made("vdgd").strategy == VDGD(STAND_IN, tokens=5, request="Say.")
-    assert made("vdgd:request=Look.").strategy == VDGD(STAND_IN, tokens=5, request="Look.")
+    assert made("vdgd").strategy == VDGD(processor=STAND_IN, tokens=5, request="Say.")
+    assert made("vdgd:request=Look.").strategy == VDGD(
+        processor=STAND_IN, tokens=5, request="Look."
+    )
     assert made("vdgd:request=Look.").label == "vdgd:request=Look."
-    best = replace(CARVE.paper_best(STAND_IN), general="Say.")
+    best = replace(CARVE.paper_best(processor=STAND_IN), general="Say.")
     assert made("carve.paper_best").strategy == best
-    assert made("agla").strategy == AGLA(STAND_IN)
-    assert made("vdgd").settings()["request"] == "Say." != VDGD(STAND_IN).request
+    assert made("agla").strategy == AGLA(processor=STAND_IN)
+    assert made("vdgd").settings["decoder"]["request"] == "Say." != VDGD(processor=STAND_IN).request
 
 
 def test_every_name_is_listed_where_one_is_wrong():
@@ -659,12 +661,15 @@ def test_the_labs_model_knows_the_words_it_is_asked_in(small):
     ]
     assert len(asked) == 6
     assert all(len(pieces(text)) <= len(text.split()) + 1 for text in asked)
-    assert len(pieces(VDGD(STAND_IN).request)) > 2 * len(VDGD(STAND_IN).request.split())
+    assert len(pieces(VDGD(processor=STAND_IN).request)) > 2 * len(
+        VDGD(processor=STAND_IN).request.split()
+    )
 
 
 @needs_weights
 def test_settings_show_the_wordings_that_were_used(whole):
-    written = json.loads((whole[0] / "run.json").read_text())["fixed"]["decoders"]
+    fixed = json.loads((whole[0] / "run.json").read_text())["fixed"]
+    written = {label: setup.get("decoder") for label, setup in fixed["decoders"].items()}
     for name in ("vdgd", "vdgd-prefix"):
         assert written[name].items() >= lab.WORDINGS[name].items()
     assert written["mvp"]["requests"] == list(lab.DESCRIBE)
@@ -851,7 +856,8 @@ def test_the_command_prints_its_tables_and_adds_no_controls(tmp_path):
     written = json.loads((out / "run.json").read_text())
     decoders = written["fixed"]["decoders"]
     assert list(decoders) == ["greedy", "vdd+vaf"]
-    assert [each["decoder"] for each in decoders["vdd+vaf"]["decoders"]] == ["VDD", "VAF"]
+    added = decoders["vdd+vaf"]["decoder"]["decoders"]
+    assert [each["class"] for each in added] == ["VDD", "VAF"]
     again = command(*options)
     assert again.exit_code == 2 and "pass --resume" in again.stderr
     assert command(*options, "--resume").exit_code == 0

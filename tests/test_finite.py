@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from chat_models import Fixed, lab_talker
-from methods import METHODS
+from methods import TOKEN_METHODS
 from models import FAMILIES, PROMPTS, UNK
 from test_compiled import compiled
 
@@ -33,8 +33,8 @@ MODES = {
     "static cache": dict(cache_implementation="static", disable_compile=True),
 }
 DECODERS = {
-    **{name: method.strong for name, method in METHODS.items()},
-    "off": METHODS["vdd"].neutral,
+    **{name: method.strong for name, method in TOKEN_METHODS.items()},
+    "off": TOKEN_METHODS["vdd"].neutral,
     "nothing": Recipe(),
     "gated": Gated(VDD(1.5, 0.05)),
     "reusing": PromptCached(VDD(1.5, 0.05)),
@@ -144,7 +144,7 @@ def test_broken_logits_are_refused(decoder, edit):
     for name, asked in MODES.items():
         if edit is not BROKEN["one NaN"] and name not in ("greedy", "sampled"):
             continue  # what a mode does to a row does not depend on what is wrong with it
-        if name == "static cache" and decoder is METHODS["vasparse"].strong:
+        if name == "static cache" and decoder is TOKEN_METHODS["vasparse"].strong:
             continue  # it takes keys out of the cache, and refuses such a one
         model, inputs = edited(edit)
         with pytest.raises(ValueError, match=REFUSED):
@@ -170,7 +170,7 @@ def test_broken_logits_of_a_compiled_forward_are_refused():
     model.lm_head = model.lm_head.head
     model.lm_head.weight.data[BANNED] = math.nan
     with pytest.raises(ValueError, match=REFUSED):
-        compiled(model, inputs, METHODS["vdd"].strong)
+        compiled(model, inputs, TOKEN_METHODS["vdd"].strong)
     torch._dynamo.reset()
 
 
@@ -201,12 +201,12 @@ def test_broken_weights_are_refused_by_all_that_ask(talker, weights):
     """Descriptions, views, captions and closed sets are read from the same logits."""
     processor = talker.processor
     decoders = (
-        VDGD(processor, tokens=4),
-        CARVE(processor),
-        MVP(processor, caption_tokens=4, tokens=4),
-        AGLA(processor, matcher=Fixed()),
-        PostHocDebias(processor),
-        PostHocDebias(processor, labels=("yes it is", "no it is not")),
+        VDGD(processor=processor, tokens=4),
+        CARVE(processor=processor),
+        MVP(processor=processor, caption_tokens=4, tokens=4),
+        AGLA(processor=processor, matcher=Fixed()),
+        PostHocDebias(processor=processor),
+        PostHocDebias(processor=processor, labels=("yes it is", "no it is not")),
     )
     inputs = talker.asked(["Is there a dog in the image?", "Is there a cat in the image?"])
     chosen = [p for name, p in talker.model.named_parameters() if weights in name]

@@ -10,6 +10,7 @@ from transformers import TopPLogitsWarper
 
 from sightline import State
 from sightline.logits.grounding import Grounded, Support
+from sightline.logits.rules import Needs
 
 INF = math.inf
 SIX_DIGITS = dict(atol=2e-6, rtol=0)  # float32
@@ -183,18 +184,6 @@ def test_nucleus_is_that_of_transformers(top_p):
     assert torch.equal(kept, TopPLogitsWarper(top_p)(None, logits / 0.5).isfinite())
 
 
-def test_the_official_scale_leaves_grounding_inert():
-    """Of 32000 tokens, all but the note's six out of reach."""
-    V = 32000
-    rest = [-1e4] * (V - 6)
-    g = listen([[row + rest] for row in DESCRIPTION], [TOKENS])
-    logits = torch.cat([STEP_1, tensor([rest])], dim=1)
-    rule = Grounded(truncation="nucleus", official_scale=True)
-    close(scored(rule, logits, g).softmax(-1)[0, :6], [0, 0.500008, 0.499992, 0, 0, 0])
-    plain = scored(Grounded(truncation="nucleus"), logits, g)
-    close(plain.softmax(-1)[0, :6], [0, 0.731059, 0.268941, 0, 0, 0])
-
-
 def test_knee():
     ranked = STEP_1.softmax(-1)[0].sort(descending=True).values
     gaps = [0.031602, 0.028595, 0.204843, 0.039788, 0.026031]
@@ -270,9 +259,9 @@ def test_grounded_wants_a_description():
 
 def test_it_needs_no_other_branch_and_always_cuts():
     for rule in (Grounded(), Grounded(alpha=1), Grounded(mix=0)):
-        assert not rule.uses_others
-        assert rule.cuts
-        assert not rule.is_identity
+        assert not rule.needs.others
+        assert rule.needs.cut
+        assert rule.needs != Needs()
 
 
 def test_combine_scores_every_token():

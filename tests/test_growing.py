@@ -9,6 +9,7 @@ from torch import tensor
 
 from sightline import State
 from sightline.logits.growing import GrowingGuidance
+from sightline.logits.rules import Needs
 
 INF = math.inf
 DOUBLE = dict(atol=1e-12, rtol=0)  # float64
@@ -109,19 +110,19 @@ def test_several_others_are_averaged():
 
 @pytest.mark.parametrize("off", [GrowingGuidance(rate=0), GrowingGuidance(cap=0)])
 def test_off_only_the_cut_is_left(off):
-    assert not off.uses_others
-    assert off.cuts
-    assert not off.is_identity
+    assert not off.needs.others
+    assert off.needs.cut
+    assert off.needs != Needs()
     assert scored(off, 50, WITH).tolist() == [2.0, 1.5, -INF]
 
 
 def test_off_without_a_cut_nothing_is_touched():
     off = GrowingGuidance(rate=0, beta=0)
-    assert off.is_identity
+    assert off.needs == Needs()
     expert = logits(WITH)
     assert off([expert]) is expert
-    assert not GrowingGuidance(beta=0).is_identity
-    assert GrowingGuidance().uses_others
+    assert GrowingGuidance(beta=0).needs != Needs()
+    assert GrowingGuidance().needs.others
 
 
 def test_it_wants_something_to_compare_with():

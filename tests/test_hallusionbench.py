@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from goldens import golden, needs_shared
+from goldens import golden
 from PIL import Image
 
 from sightline.evaluation import hallusionbench
@@ -18,7 +18,6 @@ EXACT = 1e-11  # golden fractions are rounded to 12 digits
 # Golden
 
 
-@needs_shared
 def test_golden_answers_by_rule():
     inputs, expected = golden("hallusionbench")
     ones = {"yes": "1", "no": "0"}
@@ -26,7 +25,6 @@ def test_golden_answers_by_rule():
     assert got == expected["rule_based"]["parsed"]
 
 
-@needs_shared
 def test_golden_figures_by_rule():
     inputs, expected = golden("hallusionbench")
     got = score(inputs["rows"])
@@ -35,7 +33,6 @@ def test_golden_figures_by_rule():
     assert got.error_types is None
 
 
-@needs_shared
 def test_golden_figures_of_a_judge():
     inputs, expected = golden("hallusionbench")
     judged = expected["judged"]
@@ -49,7 +46,6 @@ def test_golden_figures_of_a_judge():
     assert got.error_types == judged["error_types"]
 
 
-@needs_shared
 def test_golden_figures_do_not_depend_on_the_order_or_on_numbers_for_texts():
     inputs, _ = golden("hallusionbench")
     numbers = {"set_id", "figure_id", "question_id", "visual_input", "gt_answer", "correctness"}

@@ -10,9 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+import huggingface_hub
 import pytest
 import torch
-from chat_models import TALKERS, scene
+from chat_models import scene
 from models import EOS, PROMPTS
 from transformers import AutoModelForImageTextToText, dynamic_module_utils
 from transformers.generation.streamers import BaseStreamer
@@ -31,22 +32,23 @@ from sightline import (
     VCD,
     VDD,
     VDGD,
+    Contrastive,
     DeCo,
+    Gated,
+    NoImage,
+    Recipe,
     VASparse,
     answer,
     cli,
     lab,
 )
+from sightline.checkpoints import load_processor
 from sightline.decoders import DECODERS
-from sightline.hub import export, quoted
+from sightline.hub import quoted
 from sightline.specs import parse_spec, presets
 
 ROOT = Path(__file__).parents[1]
-NAMES = [
-    "vdd:alpha=0.5+vaf",
-    *DECODERS,
-    *(f"{d}.{p}" for d, kind in DECODERS.items() for p in presets(kind)),
-]
+NAMES = [*DECODERS, *(f"{d}.{p}" for d, kind in DECODERS.items() for p in presets(kind))]
 WAYS = {
     "greedy": dict(do_sample=False),
     "sampled": dict(do_sample=True, top_p=0.9),
@@ -62,6 +64,7 @@ STRONG = {
     "vasparse.paper": (["alpha=0.8"], replace(VASparse.paper(), alpha=0.8)),
     "deco": (["alpha=2", "layers=1+2", "top_k=6"], DeCo(2.0, (1, 2), 6)),
 }
+PROCESSOR = load_processor(str(lab.CHECKPOINT))
 BOTH_FAMILIES = ("vdd", "vcd", "pai")
 
 
@@ -80,15 +83,10 @@ def exported(tmp_path):
 
     def write(name, *settings):
         folder = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
-        export(parse_spec(name, list(settings)), folder)
+        parse_spec(name, list(settings)).build(PROCESSOR).save_pretrained(folder)
         return str(folder)
 
     return write
-
-
-@pytest.fixture(scope="module")
-def lab_talker():
-    return TALKERS["lab"]()
 
 
 def generated(model, inputs, decoder, seed=0, **arguments):
@@ -264,6 +262,59 @@ def test_processor_and_images_are_given_in_the_call(lab_talker, exported, name):
             generated(talker.model, inputs, folder, processor=talker.processor)
 
 
+@pytest.mark.parametrize(
+    "decoder",
+    [Gated(VDD(2.0) + VAF(1.5, layers=(0, 2))), Recipe((), (NoImage(),), Contrastive(3.0, 0.1))],
+    ids=["gated sum", "recipe"],
+)
+def test_parts_of_parts_are_made_again(llava, tmp_path, decoder):
+    model, make_inputs = llava
+    decoder.save_pretrained(tmp_path / "made")
+    inputs = make_inputs(PROMPTS)
+    expected = generated(model, inputs, decoder)
+    assert same(generated(model, inputs, str(tmp_path / "made")), expected)
+    assert not same(expected, generated(model, inputs, None))
+    card = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+    assert "made of parts" in card and "| `processor` | `None` |" in card
+
+
+def test_what_no_code_can_make_is_refused(tmp_path):
+    class Mine(VDD):
+        """A decoder of the user's own."""
+
+    folder = tmp_path / "new"
+    with pytest.raises(ValueError, match="Mine is no public class of sightline"):
+        Mine().save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"Recipe\.contrasts\[0\] is <function"):
+        Recipe((), (lambda expert, model: expert,), Contrastive()).save_pretrained(folder)
+    assert not folder.exists()
+
+
+def test_the_folder_is_pushed_to_the_hub(monkeypatch):
+    came = {}
+
+    class Hub:
+        def __init__(self, token=None):
+            came["token"] = token
+
+        def create_repo(self, repo, exist_ok):
+            return type("Url", (), {"repo_id": f"me/{repo}"})
+
+        def upload_folder(self, repo_id, folder_path, **arguments):
+            folder_path = Path(folder_path)
+            names = {str(path.relative_to(folder_path)) for path in folder_path.rglob("*.*")}
+            came.update(arguments, repo=repo_id, names=names)
+            came["card"] = (folder_path / "README.md").read_text(encoding="utf-8")
+            return "the commit"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    assert VDD().push_to_hub("my-vdd", token="secret", commit_message="One") == "the commit"
+    assert 'custom_generate="me/my-vdd"' in came.pop("card")
+    assert came == dict(
+        token="secret", commit_message="One", repo="me/my-vdd", names=set(NAMES_WRITTEN)
+    )
+
+
 # What the folder holds
 
 
@@ -290,9 +341,7 @@ def test_every_decoder_and_preset_is_the_one_that_was_asked_for(lab_talker, expo
     assert passed["max_new_tokens"] == 3
     assert made == expected
     # What it does not take goes on, and is refused by `generate`.
-    decoders = getattr(expected, "decoders", (expected,))
-    takes = any(hasattr(decoder, "processor") for decoder in decoders)
-    assert ("processor" in passed) != takes
+    assert ("processor" in passed) != hasattr(expected, "processor")
 
 
 ODD = 'a "b" \'c\' \\ `d` | e\té """ {f}'
@@ -428,7 +477,7 @@ def test_the_card_shows_code_that_runs(lab_talker, exported, name, tmp_path, cap
         snippet = snippet.replace(shown, real)
     exec(snippet, {})
     processor = lab_talker.processor
-    decoder = {"vdd": VDD(alpha=2.0), "agla": AGLA(processor, alpha=2.0)}[name]
+    decoder = {"vdd": VDD(alpha=2.0), "agla": AGLA(processor=processor, alpha=2.0)}[name]
     model = AutoModelForImageTextToText.from_pretrained(lab.CHECKPOINT)
     said = answer(model, processor, picture, "Describe the image.", decoder, max_new_tokens=128)
     assert capsys.readouterr().out.strip() == said.strip() != ""
@@ -437,8 +486,8 @@ def test_the_card_shows_code_that_runs(lab_talker, exported, name, tmp_path, cap
 @pytest.mark.skipif(find_spec("ruff") is None, reason="ruff is not installed")
 def test_code_stands_as_ruff_writes_it(tmp_path):
     for name in NAMES:
-        export(parse_spec(name, []), tmp_path / name)
-    export(parse_spec("vdgd", [f"request={ODD.replace('é', 'e') * 9}"]), tmp_path / "odd")
+        parse_spec(name, []).build(PROCESSOR).save_pretrained(tmp_path / name)
+    VDGD(processor=PROCESSOR, request=ODD.replace("é", "e") * 9).save_pretrained(tmp_path / "odd")
     for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
         done = subprocess.run(
             [
@@ -541,10 +590,9 @@ def test_a_folder_may_be_reached_by_a_link(tmp_path):
 @pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000, "a" * 5000, "a\0b", "\ud800", "loop/a"])
 def test_names_that_no_folder_can_have_are_refused_in_a_sentence(tmp_path, name):
     (tmp_path / "loop").symlink_to("loop")
-    choice = parse_spec("vdd", [])
     for force in (False, True):
         with pytest.raises(ValueError, match="cannot be written: ") as caught:
-            export(choice, tmp_path / name, force=force)
+            VDD().save_pretrained(tmp_path / name, force=force)
         assert len(str(caught.value)) < 500 and str(caught.value).count("\n") == 0
 
 

@@ -12,6 +12,7 @@ from sightline.chat import processor_for
 from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.image_spans import BareRow, named_markers, rows_of
 from sightline.engine.processor_probe import writing_of
+from sightline.engine.prompt_edits import image_columns
 from sightline.engine.prompt_text import WrittenRow
 
 # A vocabulary of 640 ids: text from 30 on, special tokens from 600 on.
@@ -112,11 +113,6 @@ def test_markers_are_named_by_inner_configs_too():
 
 
 # With one
-
-
-@pytest.fixture(scope="module", params=sorted(TALKERS))
-def talker(request):
-    return TALKERS[request.param]()
 
 
 def blind(talker, inputs, contrast, processor=None):
@@ -300,7 +296,7 @@ def test_what_is_made_without_a_processor_gets_the_one_of_answer(talker, build):
 
 
 def test_a_decoder_with_a_processor_of_its_own_does_not_need_the_calls(talker):
-    decoder = PostHocDebias(talker.processor)
+    decoder = PostHocDebias(processor=talker.processor)
     assert processor_for(decoder, talker.processor) == {}
 
 
@@ -323,7 +319,7 @@ def test_what_a_preparation_finds_of_a_row(talker):
         [talker.chat("Is there a cup?"), talker.chat(["AttentionMap", None, "!", None])],
         talker.pictures,
     )
-    images = within(talker, inputs, lambda e, m: e.images(m, talker.processor))
+    images = within(talker, inputs, lambda e, m: image_columns(e, m, talker.processor))
     assert [len(row) for row in images] == [1, 2]
     for row, own in enumerate(images):
         columns = [column for image in own for column in image]

@@ -37,7 +37,15 @@ def nothing_is_written():
         yield
 
 
-@pytest.mark.parametrize("case", CASES, ids=named)
+def by_cost(cases):
+    """Of those that take longest under the interpreter, all but the first are slow."""
+    long = [case for case in cases if case["keys"] == 1000 and case["queries"] > 1]
+    return [
+        pytest.param(case, marks=pytest.mark.slow) if case in long[1:] else case for case in cases
+    ]
+
+
+@pytest.mark.parametrize("case", by_cost(CASES), ids=named)
 def test_equals_the_reference(case):
     compare(make(**case))
 

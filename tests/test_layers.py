@@ -8,6 +8,7 @@ from torch import tensor
 
 from sightline import State
 from sightline.logits.layers import LayerContrast, LayerCorrection
+from sightline.logits.rules import Needs
 
 INF = math.inf
 DOUBLE = dict(atol=1.5e-6, rtol=0)  # six digits, float64
@@ -55,7 +56,7 @@ def test_divergence_tables(divergence, table, dtype, tolerance):
 )
 def test_dola_worked_example(divergence, layers, scores, probabilities, dtype, tolerance):
     rule = LayerContrast(layers, divergence)
-    early = [EARLY[layer] for layer in rule.early_layers(6, tied=False)]
+    early = [EARLY[layer] for layer in rule.needs.early(6, tied=False)]
     found = rule([logits(LAST, dtype=dtype)], state(*early, dtype=dtype))[0]
     torch.testing.assert_close(found, tensor(scores, dtype=dtype), **tolerance)
     torch.testing.assert_close(found.softmax(-1), tensor(probabilities, dtype=dtype), **tolerance)
@@ -134,12 +135,12 @@ def test_a_banned_token_of_the_model_leaves_the_divergence_a_number():
     ],
 )
 def test_dola_candidates(layers, blocks, tied, expected):
-    assert LayerContrast(layers).early_layers(blocks, tied) == tuple(expected)
+    assert LayerContrast(layers).needs.early(blocks, tied) == tuple(expected)
 
 
 def test_dola_says_where_no_candidate_is_left():
     with pytest.raises(ValueError, match="leaves no layer of a model of 3 blocks with tied"):
-        LayerContrast("low").early_layers(3, tied=True)
+        LayerContrast("low").needs.early(3, tied=True)
 
 
 @pytest.mark.parametrize(
@@ -155,25 +156,25 @@ def test_dola_says_where_no_candidate_is_left():
 )
 def test_deco_window(blocks, expected):
     for tied in (False, True):
-        assert LayerCorrection().early_layers(blocks, tied) == tuple(expected)
+        assert LayerCorrection().needs.early(blocks, tied) == tuple(expected)
 
 
 def test_deco_window_by_number_or_share():
-    assert LayerCorrection(layers=(20, 28)).early_layers(32, False) == tuple(range(20, 29))
-    assert LayerCorrection(layers=(2, 2)).early_layers(3, False) == (2,)
-    assert LayerCorrection(layers=(0.62, 0.88)).early_layers(32, False) == tuple(range(20, 29))
-    assert LayerCorrection(layers=(0.55, 0.55)).early_layers(100, False) == (55,)
+    assert LayerCorrection(layers=(20, 28)).needs.early(32, False) == tuple(range(20, 29))
+    assert LayerCorrection(layers=(2, 2)).needs.early(3, False) == (2,)
+    assert LayerCorrection(layers=(0.62, 0.88)).needs.early(32, False) == tuple(range(20, 29))
+    assert LayerCorrection(layers=(0.55, 0.55)).needs.early(100, False) == (55,)
     whole = LayerCorrection(layers=(0.0, 1.0))
-    assert whole.early_layers(3, False) == (0, 1, 2)
+    assert whole.needs.early(3, False) == (0, 1, 2)
     with pytest.raises(ValueError, match="holds no layer of a model of 2 blocks"):
-        LayerCorrection().early_layers(2, False)
+        LayerCorrection().needs.early(2, False)
 
 
 @pytest.mark.parametrize("rule", [LayerContrast((0, 3)), LayerCorrection(layers=(2, 3))])
 def test_layers_that_the_model_has_not(rule):
     with pytest.raises(ValueError, match=r"must be in 0 to 2 for a model of 3 blocks.*got \[3\]"):
-        rule.early_layers(3, tied=False)
-    assert rule.early_layers(4, tied=False)[-1] == 3
+        rule.needs.early(3, tied=False)
+    assert rule.needs.early(4, tied=False)[-1] == 3
 
 
 @PRECISIONS
@@ -276,23 +277,23 @@ def test_deco_ranks_alike_when_an_early_layer_is_shifted():
 
 def test_deco_off():
     off = LayerCorrection(alpha=0, top_k=0, top_p=1)
-    assert off.is_identity
-    assert off.early_layers(32, tied=False) == ()
+    assert off.needs == Needs()
+    assert off.needs.early is None
     last = logits(DECO_LAST)
     assert off([last]) is last
     cut_only = LayerCorrection(alpha=0, top_k=2, top_p=1)
-    assert not cut_only.is_identity
-    assert cut_only.early_layers(32, tied=False) == ()
+    assert cut_only.needs != Needs()
+    assert cut_only.needs.early is None
     assert cut_only([last])[0].tolist() == [2.0, 1.9, -INF, -INF, -INF]
-    assert not LayerCorrection(top_k=0, top_p=1).is_identity
+    assert LayerCorrection(top_k=0, top_p=1).needs != Needs()
 
 
 def test_neither_rule_needs_another_branch():
-    assert not LayerContrast().uses_others
-    assert not LayerContrast(beta=0).is_identity
-    assert not LayerCorrection().uses_others
-    assert not LayerContrast.early_norm
-    assert LayerCorrection.early_norm
+    assert not LayerContrast().needs.others
+    assert LayerContrast(beta=0).needs != Needs()
+    assert not LayerCorrection().needs.others
+    assert not LayerContrast().needs.normed
+    assert LayerCorrection().needs.normed
 
 
 @pytest.mark.parametrize("rule", [LayerContrast(), LayerCorrection()])

@@ -38,7 +38,8 @@ class Verbose:
 
 
 VALUES = (MEGABYTE, MEGABYTE.encode(), [MEGABYTE] * 100, {MEGABYTE: 1}, Verbose(), 10**400)
-INTERNAL = {"Branch", "State", "KeyWeights"}  # what decoders hand to parts
+# What decoders hand to parts, and an error.
+INTERNAL = {"Branch", "KeyWeights", "Needs", "State", "UnsupportedModelError"}
 NEEDED = {"processor": STAND_IN, "tokens": (3,), "weight": torch.ones(2), "prompt_length": 1}
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from chat_models import TALKERS
 
 from sightline import AGLA, CARVE, ICD, MVP, VDD, VDGD, ConfidenceGate, Gated, Plausibility, Recipe
 from sightline.decoders.vdgd import PrefixOnly
@@ -13,24 +12,25 @@ IMAGE, TEXT = True, False
 ORDERS = ((IMAGE, TEXT, IMAGE), (TEXT, IMAGE, IMAGE), (IMAGE, IMAGE, TEXT), (TEXT, IMAGE, TEXT))
 BEAMS = dict(num_beams=2, length_penalty=0.0)
 DECODERS = {  # and the cut that is left of each where there is no image
-    "icd": (lambda p: ICD(p, alpha=1.5, beta=0.05), 0.05),
-    "vdgd": (lambda p: VDGD(p, tokens=4), 0.1),
-    "vdgd official": (lambda p: VDGD(p, tokens=4, layout="official"), 0.1),
-    "vdgd continue": (lambda p: VDGD(p, tokens=4, layout="continue", mix=0.5), 0.1),
-    "prefix only": (lambda p: PrefixOnly(p, tokens=4), 0),
-    "carve": (lambda p: CARVE(p, tokens=3), 0),
-    "carve refined": (lambda p: CARVE(p, tokens=3, final="refined", answer_suffix=True), 0),
-    "agla": (lambda p: AGLA(p, beta=0.05), 0.05),
-    "agla released": (lambda p: AGLA.released(p), 0.5),
-    "mvp": (lambda p: MVP(p, caption_tokens=4, tokens=4), 0),
-    "icd gated": (lambda p: Gated(ICD(p, alpha=1.5, beta=0.05), ConfidenceGate(1.0)), 0.05),
-    "icd and vdd": (lambda p: ICD(p, 1.5, 0.05).recipe() + VDD(1.5, 0.05).recipe(), 0.05),
+    "icd": (lambda p: ICD(processor=p, alpha=1.5, beta=0.05), 0.05),
+    "vdgd": (lambda p: VDGD(processor=p, tokens=4), 0.1),
+    "vdgd official": (lambda p: VDGD(processor=p, tokens=4, layout="official"), 0.1),
+    "vdgd continue": (lambda p: VDGD(processor=p, tokens=4, layout="continue", mix=0.5), 0.1),
+    "prefix only": (lambda p: PrefixOnly(processor=p, tokens=4), 0),
+    "carve": (lambda p: CARVE(processor=p, tokens=3), 0),
+    "carve refined": (
+        lambda p: CARVE(processor=p, tokens=3, final="refined", answer_suffix=True),
+        0,
+    ),
+    "agla": (lambda p: AGLA(processor=p, beta=0.05), 0.05),
+    "agla released": (lambda p: AGLA.released(processor=p), 0.5),
+    "mvp": (lambda p: MVP(processor=p, caption_tokens=4, tokens=4), 0),
+    "icd gated": (
+        lambda p: Gated(ICD(processor=p, alpha=1.5, beta=0.05), ConfidenceGate(1.0)),
+        0.05,
+    ),
+    "icd and vdd": (lambda p: ICD(1.5, 0.05, processor=p).recipe() + VDD(1.5, 0.05).recipe(), 0.05),
 }
-
-
-@pytest.fixture(scope="module", params=sorted(TALKERS))
-def talker(request):
-    return TALKERS[request.param]()
 
 
 def batch(talker, order):
@@ -87,7 +87,7 @@ def test_under_icd_a_row_without_an_image_is_told_nothing_else(talker):
     inputs, _ = batch(talker, ORDERS[0])
     told = dict(return_dict_in_generate=True, output_logits=True, max_new_tokens=1)
     (logits,) = talker.model.generate(
-        **inputs, custom_generate=ICD(talker.processor, 1.5, 0.05), **told
+        **inputs, custom_generate=ICD(1.5, 0.05, processor=talker.processor), **told
     ).branch_logits
     torch.testing.assert_close(logits[0, 1], logits[1, 1], atol=1e-4, rtol=1e-4)  # float32
     for row in (0, 2):
@@ -99,7 +99,10 @@ def test_scores_without_an_image_are_the_models_own(talker):
     inputs, shown = batch(talker, ORDERS[0])
     told = dict(return_dict_in_generate=True, output_scores=True, max_new_tokens=1)
     (plain,) = talker.model.generate(**inputs, **told).scores
-    for decoder in (AGLA(talker.processor, beta=0), VDGD(talker.processor, tokens=3, alpha=1e-30)):
+    for decoder in (
+        AGLA(processor=talker.processor, beta=0),
+        VDGD(processor=talker.processor, tokens=3, alpha=1e-30),
+    ):
         given = dict(images=shown) if decoder.needs_images else {}
         (scores,) = talker.model.generate(**inputs, **given, custom_generate=decoder, **told).scores
         got, wanted = (values[1].log_softmax(dim=-1) for values in (scores, plain))
@@ -109,7 +112,7 @@ def test_scores_without_an_image_are_the_models_own(talker):
 
 def test_images_are_given_for_all_rows_or_for_those_that_have_one(talker):
     inputs, (first, _, last) = batch(talker, ORDERS[0])
-    decoder = AGLA(talker.processor, beta=0.05)
+    decoder = AGLA(processor=talker.processor, beta=0.05)
     wanted = answers(talker, inputs, decoder, [first, last])
     for images in (
         [first, None, last],
@@ -132,6 +135,6 @@ def test_images_are_given_for_all_rows_or_for_those_that_have_one(talker):
 
 def test_probabilities_of_votes_about_no_image_are_refused(talker):
     inputs, shown = batch(talker, ORDERS[0])
-    decoder = MVP(talker.processor)
+    decoder = MVP(processor=talker.processor)
     with pytest.raises(ValueError, match=r"rows \[1\] hold no image"):
         decoder.probabilities(talker.model, images=shown, **inputs)

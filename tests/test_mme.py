@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from goldens import golden, needs_shared
+from goldens import golden
 from PIL import Image
 
 from sightline.evaluation import mme
@@ -40,7 +40,6 @@ def golden_results():
 # Golden
 
 
-@needs_shared
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_verdicts(name):
     results, expected = golden_results()
@@ -50,7 +49,6 @@ def test_golden_verdicts(name):
         assert [parse(row.answer, GOLDEN[name]) for row in rows] == wanted, task
 
 
-@needs_shared
 def test_golden_figures_of_the_official_tool():
     results, expected = golden_results()
     got = score(results)
@@ -64,7 +62,6 @@ def test_golden_figures_of_the_official_tool():
     assert got.attribute_level == pytest.approx(137.5, abs=EXACT)
 
 
-@needs_shared
 def test_golden_scores_of_lmms_eval():
     results, expected = golden_results()
     got = score(results, parser="lmms-eval")
@@ -73,7 +70,6 @@ def test_golden_scores_of_lmms_eval():
     assert got.total == pytest.approx(expected["lmms_eval"]["total"], abs=EXACT)
 
 
-@needs_shared
 def test_pairs_are_found_by_picture_whatever_the_order_of_lines():
     results, expected = golden_results()
     rng = np.random.default_rng(0)

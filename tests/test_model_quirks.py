@@ -25,6 +25,7 @@ from sightline.attention.reference import attend
 from sightline.decoders.damro.outliers import OutlierImage
 from sightline.engine.early_exit import last_norm
 from sightline.engine.kv_cache import scratch_cache
+from sightline.logits.rules import Needs
 from sightline.vision.features import alternating, picture_lengths, select_pictures
 
 SUPPRESSED = dict(suppress_tokens=[IMAGE, VIDEO, VISION_START, VISION_END])
@@ -510,8 +511,9 @@ def test_tokens_that_the_model_bans_stay_banned_in_earlier_layers():
 
     @dataclass(frozen=True)
     class Early(Rule):
-        def early_layers(self, blocks, tied):
-            return (0,)
+        @property
+        def needs(self):
+            return Needs(early=lambda blocks, tied: (0,))
 
         def combine(self, logits, state):
             seen.append(state.early[0])

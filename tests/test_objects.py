@@ -1,9 +1,7 @@
 """The package's own vocabulary of COCO's 80 objects."""
 
-import json
-
 import pytest
-from goldens import SHARED, golden, needs_shared
+from goldens import SHARED, golden, needs_published, published
 
 from sightline.evaluation import objects
 from sightline.evaluation.chair import Chair, read_synonyms
@@ -16,9 +14,9 @@ def chair():
     return Chair()
 
 
-@needs_shared
+@needs_published
 def test_the_objects_are_cocos_categories():
-    content = json.loads((SHARED / "data/chair/coco_categories.json").read_text())
+    content = published("data/chair/coco_categories.json")
     names = {category["name"] for category in content["categories"]}
     assert set(objects.OBJECTS) == names
     assert set(OWN.nodes.values()) == names
@@ -73,7 +71,7 @@ AMBIGUOUS = (
 MISSPELT = "solider, knive, televison, phon"
 
 
-@needs_shared
+@needs_published
 def test_words_of_the_published_table_name_the_same_objects(chair):
     """All but those that mean something else as often, and its spelling mistakes."""
     differ = {
@@ -89,18 +87,17 @@ PART_OF = ("computer monitor", "ski lift", "ski resort", "toilet paper")
 """Names that hold a word of the published table and mean another thing or none."""
 
 
-@needs_shared
+@needs_published
 def test_objects_that_the_published_table_finds_in_the_golden_captions_are_found(chair):
     data = SHARED / "data/chair"
     tables = [data / name for name in ("synonyms.txt", "double_words.json", "word_forms.json")]
-    published = Chair(*tables, variant="noun_only")
-    captions = [
-        row["caption"] for part in ("", "real_") for row in golden("chair", part)[0]["captions"]
-    ]
+    reference = Chair(*tables, variant="noun_only")
+    inputs = golden("chair")[0], published("golden/chair/real_inputs.json")
+    captions = [row["caption"] for rows in inputs for row in rows["captions"]]
     assert len(captions) == 61
     for caption in captions:
         ours = [(m.node, m.start, m.end) for m in chair.mentions(caption)]
-        for theirs in published.mentions(caption):
+        for theirs in reference.mentions(caption):
             named = any(
                 node == theirs.node and start <= theirs.start and theirs.end <= end
                 for node, start, end in ours

@@ -125,7 +125,7 @@ def test_a_prompt_that_parts_share_is_read_in_one():
     talker = TALKERS["lab"]()
     inputs = talker.asked(["Describe the image."], list(talker.pictures[:1]))
     talker.model.set_attn_implementation("eager")
-    decoder = VDGD(talker.processor, tokens=4)
+    decoder = VDGD(processor=talker.processor, tokens=4)
     out = talker.model.generate(**inputs, custom_generate=decoder, **ASKED)
     length = out.hidden_states[0][0].shape[1]
     assert length > inputs["input_ids"].shape[1]  # the description is in it
@@ -143,9 +143,12 @@ def test_closed_sets_have_nothing_for_each_token(name, output):
     pictures = list(talker.pictures[:1])
     inputs = talker.asked(["Is there a vase?"], pictures)
     if name == "MVP":
-        decoder, given = MVP(talker.processor, tokens=4, caption_tokens=4), dict(images=pictures)
+        decoder, given = (
+            MVP(processor=talker.processor, tokens=4, caption_tokens=4),
+            dict(images=pictures),
+        )
     else:
-        decoder, given = PostHocDebias(talker.processor), {}
+        decoder, given = PostHocDebias(processor=talker.processor), {}
     asked = dict(given, custom_generate=decoder, max_new_tokens=4)
     with pytest.raises(ValueError, match=rf"{name} chooses .*{output}.*probabilities"):
         talker.model.generate(**inputs, **asked, **{output: True}, return_dict_in_generate=True)

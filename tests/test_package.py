@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from stub import STUB, stub
 
 import sightline
 
@@ -47,6 +48,11 @@ def test_import_alone_loads_no_torch():
 def test_public_names_exist_and_are_documented(name):
     value = getattr(sightline, name)
     assert name.startswith("__") or value.__doc__
+
+
+def test_type_checkers_read_the_table():
+    assert STUB.read_text() == stub(), "write it again: python -m tests.stub"
+    assert len(set(sightline.__all__)) == len(sightline.__all__)
 
 
 # Packages

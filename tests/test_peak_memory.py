@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig
 
 from sightline import ConfidenceGate, Contrastive, Gated, Recipe
+from sightline.engine.prompt_edits import continued
 
 LAYERS, HEADS, HEAD_SIZE, FLOAT = 16, 4, 8, 4
 PICTURES, AFTER, NEW = 20, 3, 4
@@ -97,7 +98,7 @@ class OtherEnd:
     def __call__(self, expert, model):
         rows = range(len(expert.input_ids))
         starts = [expert.length - AFTER] * len(rows)
-        branch = expert.continued(torch.tensor(rows), starts, [[30, 31]] * len(rows), model.config)
+        branch = continued(expert, torch.tensor(rows), starts, [[30, 31]] * len(rows), model.config)
         assert branch.prefix is not None
         return branch
 

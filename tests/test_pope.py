@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from goldens import SHARED, golden, needs_shared
+from goldens import SHARED, golden, needs_published
 from PIL import Image
 
 from sightline.evaluation import pope
@@ -32,7 +32,6 @@ SPLITS = ("random", "popular", "adversarial")
 # Golden
 
 
-@needs_shared
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_verdicts_on_every_crafted_answer(name):
     inputs, expected = golden("pope")
@@ -46,7 +45,6 @@ def test_golden_verdicts_on_every_crafted_answer(name):
     assert got == wanted
 
 
-@needs_shared
 @pytest.mark.parametrize("label", ["yes", "no"])
 def test_golden_implied_predictions(label):
     inputs, expected = golden("pope")
@@ -55,7 +53,6 @@ def test_golden_implied_predictions(label):
     assert [parse(row["answer"], "vcd", label) for row in inputs["crafted"]] == wanted
 
 
-@needs_shared
 @pytest.mark.parametrize("name", FIGURES)
 def test_golden_figures_of_the_crafted_answers(name):
     inputs, expected = golden("pope")
@@ -64,7 +61,7 @@ def test_golden_figures_of_the_crafted_answers(name):
     check_figures(scored(answers, labels, FIGURES[name]), expected["crafted_metrics"][name])
 
 
-@needs_shared
+@needs_published
 @pytest.mark.parametrize("name", FIGURES)
 def test_golden_figures_of_the_slices(name):
     inputs, expected = golden("pope")
@@ -101,7 +98,7 @@ def check_figures(got, expected):
         assert figures[name] == pytest.approx(expected[name], abs=EXACT), name
 
 
-@needs_shared
+@needs_published
 def test_the_published_slices_are_read_with_either_line_end():
     ends = {}
     for split in SPLITS:

@@ -44,7 +44,7 @@ def masses(probabilities):
 @pytest.mark.parametrize("reference", ["none", "unk", "none_unk"])
 def test_probabilities_equal_the_formula(family, reference):
     _, model, make_inputs = family
-    debias = PostHocDebias(Words(), reference=reference)
+    debias = PostHocDebias(processor=Words(), reference=reference)
     result = debias.probabilities(model, **make_inputs(PROMPTS))
     assert result.shape == (2, 2)
     for row, prompt in enumerate(PROMPTS):
@@ -60,7 +60,7 @@ def test_probabilities_equal_the_formula(family, reference):
 def test_generate_answers_with_the_calibrated_label(family):
     _, model, make_inputs = family
     inputs = make_inputs(PROMPTS)
-    debias = PostHocDebias(Words())
+    debias = PostHocDebias(processor=Words())
     best = debias.probabilities(model, **inputs).argmax(-1).tolist()
     width = inputs["input_ids"].shape[1]
     out = model.generate(**inputs, max_new_tokens=8, custom_generate=debias)
@@ -79,7 +79,7 @@ def test_generate_answers_with_the_calibrated_label(family):
 def test_the_reference_is_asked_once_for_each_text(llava):
     """One question put to many pictures runs the image-free prompt once."""
     model, make_inputs = llava
-    debias = PostHocDebias(Words())
+    debias = PostHocDebias(processor=Words())
     other = make_inputs(PROMPTS)
     other["pixel_values"] = -other["pixel_values"]
     first = debias.probabilities(model, **make_inputs(PROMPTS))
@@ -87,13 +87,13 @@ def test_the_reference_is_asked_once_for_each_text(llava):
         second = debias.probabilities(model, **other)
     assert [tuple(c.shape[:2]) for c in calls] == [(2, 22)]
     assert not torch.equal(first, second)
-    assert torch.equal(second, PostHocDebias(Words()).probabilities(model, **other))
+    assert torch.equal(second, PostHocDebias(processor=Words()).probabilities(model, **other))
 
 
 def test_labels_of_several_tokens_use_the_geometric_mean(family):
     """ "inside" is two tokens: its mass is the root of the product, for answer and reference."""
     _, model, make_inputs = family
-    debias = PostHocDebias(Words(), labels=("no", "inside"))
+    debias = PostHocDebias(processor=Words(), labels=("no", "inside"))
     result = debias.probabilities(model, **make_inputs(PROMPTS))
     for row, prompt in enumerate(PROMPTS):
         pixels = make_inputs([prompt])["pixel_values"]
@@ -125,7 +125,7 @@ def test_labels_of_several_tokens_use_the_geometric_mean(family):
 )
 def test_settings_are_checked(settings, match):
     with pytest.raises(ValueError, match=match):
-        PostHocDebias(Words(), **settings)
+        PostHocDebias(processor=Words(), **settings)
 
 
 def test_one_answer_only(llava):
@@ -135,7 +135,7 @@ def test_one_answer_only(llava):
             **make_inputs(PROMPTS),
             num_beams=2,
             max_new_tokens=2,
-            custom_generate=PostHocDebias(Words()),
+            custom_generate=PostHocDebias(processor=Words()),
         )
     with pytest.raises(ValueError, match="output_image_attention has nothing to return"):
         model.generate(
@@ -147,4 +147,4 @@ def test_one_answer_only(llava):
         )
     inputs = make_inputs([[1, 8, 9]]) | {"pixel_values": make_inputs(PROMPTS)["pixel_values"]}
     with pytest.raises(ValueError, match="no image token"):
-        PostHocDebias(Words()).probabilities(model, **inputs)
+        PostHocDebias(processor=Words()).probabilities(model, **inputs)

@@ -14,6 +14,7 @@ from sightline import M3ID, PAI, VCD, VDD, ConfidenceGate, Gated, PromptCached, 
 from sightline.engine.branch import Branch, Prefix
 from sightline.engine.inputs import is_about_images
 from sightline.engine.prefill import can_share
+from sightline.engine.prompt_edits import continued
 
 SAME, OTHER, SHORTER = (
     [BOS, 8, 9, IMAGE, 20, 21, 22],
@@ -228,7 +229,7 @@ def test_text_that_begins_as_before_keeps_what_runs_along_it():
     """The closing marker 7 keeps its type; new tokens have type 0, and all count on."""
     types = {"mm_token_type_ids": torch.tensor([[0, 1, 1, 1, 0, 0]])}
     branch = branch_of([[5, 6, 6, 7, 8, 9]], aligned=types)
-    made = branch.continued(torch.tensor([0]), [3], [[7, 10, 11, 12]], None)
+    made = continued(branch, torch.tensor([0]), [3], [[7, 10, 11, 12]], None)
     assert made.input_ids.tolist() == [[5, 6, 6, 7, 10, 11, 12]]
     assert made.aligned["mm_token_type_ids"].tolist() == [[0, 1, 1, 1, 0, 0, 0]]
     assert made.position_ids.tolist() == [list(range(7))]

@@ -104,8 +104,8 @@ def told(name, arguments):
 def decoders(processor):
     """They prepare an image again that is the image itself, and so answer as `generate`."""
     matcher = NothingMasked()
-    yield AGLA(processor, matcher=matcher, alpha=1.0, beta=0.0)
-    yield CARVE(processor, share=1.0, final="refined", tokens=1)
+    yield AGLA(processor=processor, matcher=matcher, alpha=1.0, beta=0.0)
+    yield CARVE(processor=processor, share=1.0, final="refined", tokens=1)
 
 
 @pytest.mark.parametrize("count", [1, 2], ids=["one prompt", "a batch"])
@@ -192,8 +192,10 @@ def test_answer_passes_the_processors_arguments_on():
     asked = dict(max_new_tokens=2, do_sample=False)
     plain = answer(model, processor, WIDE, QUESTION, processor_kwargs=few, **asked)
     matcher = NothingMasked()
-    for decoder in (AGLA(processor, matcher=matcher, beta=0.0), VDD(alpha=0, beta=0)):
+    for decoder in (AGLA(processor=processor, matcher=matcher, beta=0.0), VDD(alpha=0, beta=0)):
         got = answer(model, processor, WIDE, QUESTION, decoder, processor_kwargs=few, **asked)
         assert got == plain
-    answer(model, processor, WIDE, QUESTION, MVP(processor), processor_kwargs=few, **asked)
+    answer(
+        model, processor, WIDE, QUESTION, MVP(processor=processor), processor_kwargs=few, **asked
+    )
     assert few == ARGUMENTS["few pixels"]

@@ -1,11 +1,11 @@
 """The user's logits processors beside a rule: bans, penalties, the cut, then all that follows."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from methods import METHODS
+from methods import TOKEN_METHODS
 from models import EOS, PROMPTS
 from transformers import (
     GenerationConfig,
@@ -36,8 +36,8 @@ MODES = {
 }
 CUTTING = {
     name: method.strong
-    for name, method in METHODS.items()
-    if (rule := method.strong.recipe().simplified().rule) is not None and rule.cuts
+    for name, method in TOKEN_METHODS.items()
+    if (rule := method.strong.recipe().simplified().rule) is not None and rule.needs.cut
 }
 CUTTING["dola"] = DoLa(layers=(0, 1), beta=0.5)  # 0.01 leaves every token of a random model
 CUTTING["one token"] = VDD(alpha=1.0, beta=1.0)
@@ -169,7 +169,7 @@ def is_kept(rule, expert, banned, token):
         best, ids = expert.softmax(dim=-1).sort(descending=True)
         needed = int((best.cumsum(dim=-1) < rule.top_p - 1e-6).sum()) + 1
         return token in ids[: min(needed, rule.top_k)].tolist()
-    return expert[token] >= expert.max() + math.log(rule.threshold) - 1e-4  # float32 logits
+    return expert[token] >= expert.max() + math.log(rule.beta) - 1e-4  # float32 logits
 
 
 @mode
@@ -249,12 +249,9 @@ class Precut(Rule):
 
     rule: Rule = field(default_factory=Plausibility)
 
-    def early_layers(self, blocks, tied):
-        return self.rule.early_layers(blocks, tied)
-
     @property
-    def early_norm(self):
-        return self.rule.early_norm
+    def needs(self):
+        return replace(self.rule.needs, others=True, cut=False)
 
     def keep(self, expert):
         return self.rule.keep(expert)

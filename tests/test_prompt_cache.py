@@ -20,6 +20,7 @@ from sightline import (
     PromptCached,
     Recipe,
 )
+from sightline.engine.prompt_edits import without_images
 
 QUESTION, OTHER, SHORT = PROMPTS[0], [BOS, 8, 9, IMAGE, 20, 21, 23], PROMPTS[1]
 DECODERS = {
@@ -115,7 +116,7 @@ def test_an_edited_amateur_is_read_every_time(llava):
     model, make_inputs = llava
 
     def edited(expert, model):
-        blind = expert.without_pictures(model)
+        blind = without_images(expert, model)
         return replace(blind, attention_edits=(NeutralWeights(),))
 
     recipe = Recipe(contrasts=(NoImage(), edited), rule=Contrastive(1.5, 0.05))
@@ -126,7 +127,7 @@ def test_an_edited_amateur_is_read_every_time(llava):
 
 def test_the_oldest_text_is_forgotten(llava):
     model, make_inputs = llava
-    reusing = PromptCached(DECODERS["vdd"], most=2)
+    reusing = PromptCached(DECODERS["vdd"], capacity=2)
     inputs = {name: asked(model, make_inputs, [row]) for name, row in ROWS.items()}
     read = [len(rows_read(model, inputs[name], reusing)) == 2 for name in "abacab"]
     assert read == [True, True, False, True, True, True]
@@ -149,7 +150,7 @@ def test_models_and_dtypes_are_kept_apart():
         plain = generate(model, inputs, DECODERS["vdd"])
         assert torch.equal(generate(model, inputs, reusing).sequences, plain.sequences)
     assert rows_read(first.to(torch.bfloat16), inputs, reusing) == [1, 1]
-    known = reusing.recipe().texts.by_owner
+    known = reusing.recipe().prompt_cache.by_owner
     assert len(known) == 2 and len(known[first]) == 2
     del model, second, plain
     gc.collect()
@@ -163,8 +164,8 @@ def test_what_is_kept_is_the_decoders_own(llava):
     inputs = asked(model, make_inputs, [QUESTION])
     assert rows_read(model, inputs, one) == rows_read(model, inputs, other) == [1, 1]
     assert rows_read(model, inputs, DECODERS["vdd"]) == [1, 1]
-    assert (one.recipe() + Recipe()).texts is one.recipe().texts
-    assert (Recipe() + one.recipe()).texts is one.recipe().texts
+    assert (one.recipe() + Recipe()).prompt_cache is one.recipe().prompt_cache
+    assert (Recipe() + one.recipe()).prompt_cache is one.recipe().prompt_cache
 
 
 def test_bytes_are_those_of_the_docstring(llava):
@@ -172,7 +173,7 @@ def test_bytes_are_those_of_the_docstring(llava):
     model, make_inputs = llava
     reusing = PromptCached(DECODERS["vdd"])
     generate(model, asked(model, make_inputs, [QUESTION, OTHER]), reusing)
-    kept = reusing.recipe().texts.by_owner[model].values()
+    kept = reusing.recipe().prompt_cache.by_owner[model].values()
     assert len(kept) == 2
     for logits, *layers in kept:
         assert sum(x.numel() for x in layers) == 2 * 3 * 2 * 8 * 6 and logits.shape == (1, 1, 120)
@@ -186,9 +187,9 @@ def test_what_cannot_be_reused_is_refused(llava):
         generate(model, inputs, PromptCached(VCD()))
     with pytest.raises(ValueError, match="keep more than keys and values"):
         generate(lfm2(), lfm2_inputs([QUESTION]), PromptCached(VDD()))
-    for most in (0, -1, 1.5, True):
-        with pytest.raises(ValueError, match="most must be a whole number from 1 to"):
-            PromptCached(VDD(), most=most)
+    for capacity in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="capacity must be a whole number from 1 to"):
+            PromptCached(VDD(), capacity=capacity)
 
 
 def test_a_neutral_decoder_has_nothing_to_reuse(llava):

@@ -4,28 +4,28 @@ import logging
 import warnings
 
 import pytest
-from chat_models import TALKERS, Fixed
+from chat_models import Fixed
 
 from sightline import AGLA, CARVE, ICD, MVP, VDGD, Gated, PostHocDebias, PrefixOnly, PromptCached
 from sightline.decoders import DECODERS
 
 QUESTIONS = ["Describe the image.", "Is there an orange or a vase?"]
 SMALL = {
-    "vdgd": lambda p: VDGD(p, tokens=4),
-    "mvp": lambda p: MVP(p, k=2, tokens=4, caption_tokens=4),
-    "carve": lambda p: CARVE(p, tokens=3),
-    "agla": lambda p: AGLA(p, Fixed()),
-    "icd": lambda p: ICD(p),
-    "posthoc": PostHocDebias,
+    "vdgd": lambda p: VDGD(processor=p, tokens=4),
+    "mvp": lambda p: MVP(processor=p, k=2, tokens=4, caption_tokens=4),
+    "carve": lambda p: CARVE(processor=p, tokens=3),
+    "agla": lambda p: AGLA(Fixed(), processor=p),
+    "icd": lambda p: ICD(processor=p),
 }
 BUILDS = {
     **{name: lambda p, kind=kind: kind() for name, kind in DECODERS.items() if name not in SMALL},
     **SMALL,
-    "vdgd official": lambda p: VDGD(p, tokens=4, layout="official"),
-    "vdgd continue": lambda p: VDGD(p, tokens=4, layout="continue"),
-    "prefix only": lambda p: PrefixOnly(p, tokens=4),
-    "agla own": lambda p: AGLA(p),
-    "carve refined": lambda p: CARVE(p, tokens=3, final="refined"),
+    "vdgd official": lambda p: VDGD(processor=p, tokens=4, layout="official"),
+    "vdgd continue": lambda p: VDGD(processor=p, tokens=4, layout="continue"),
+    "prefix only": lambda p: PrefixOnly(processor=p, tokens=4),
+    "agla own": lambda p: AGLA(processor=p),
+    "carve refined": lambda p: CARVE(processor=p, tokens=3, final="refined"),
+    "posthoc": lambda p: PostHocDebias(processor=p),
     "gated": lambda p: Gated(DECODERS["vdd"]()),
     "reusing": lambda p: PromptCached(DECODERS["vdd"]()),
 }
@@ -69,9 +69,9 @@ class Heard(logging.Handler):
         self.caught.__exit__(*error)
 
 
-@pytest.fixture(scope="module")
-def talker():
-    return TALKERS["qwen"]()
+@pytest.fixture
+def talker(qwen_talker):
+    return qwen_talker
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from sightline import VDD, cli
 from sightline.chat import prompt_inputs
 from sightline.decoders import DECODERS
+from sightline.docstrings import paper
 from sightline.lab import CHECKPOINT, PICTURES
-from sightline.specs import paper
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

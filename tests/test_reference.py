@@ -260,10 +260,12 @@ def test_chunks_of_queries_change_nothing(inputs, recording, monkeypatch):
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="test_kernel.py itself runs")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="test_kernel.py itself runs, compiled")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-def test_the_kernel_agrees_under_the_interpreter():
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_the_kernel_agrees_under_the_interpreter(which):
     """In a process of its own: Triton reads the variable when it is imported, as others have."""
+    file = str(Path(__file__).with_name("test_kernel.py"))
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(Path(__file__).with_name("test_kernel.py"))],
+        [sys.executable, "-m", "pytest", "-q", "-m", which, file],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

@@ -9,7 +9,7 @@ from torch import tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from sightline import Additive, Contrastive, Guidance, Plausibility, Rule, State
-from sightline.logits.rules import plausible
+from sightline.logits.rules import Needs, plausible
 
 INF = math.inf
 SIX_DIGITS = dict(atol=1.5e-6, rtol=0)  # float64
@@ -162,9 +162,9 @@ def test_views_of_the_first_token_alone():
 
 def test_plausibility_is_what_is_left_of_a_contrast_at_alpha_0():
     assert torch.equal(Plausibility(0.1)([CLEAN]), Contrastive(0.0, 0.1)([CLEAN, NOISY]))
-    assert not Contrastive(0.0, 0.1).uses_others
-    assert Contrastive(0.0, 0.0).is_identity
-    assert not Contrastive(0.0, 0.1).is_identity
+    assert not Contrastive(0.0, 0.1).needs.others
+    assert Contrastive(0.0, 0.0).needs == Needs()
+    assert Contrastive(0.0, 0.1).needs != Needs()
 
 
 @pytest.mark.parametrize("rule", [Contrastive, Additive])

@@ -357,7 +357,7 @@ def test_the_file_is_in_canonical_order(whole):
             (answer.decoder, answer.task) == ("greedy", "presence")
         )
     vdd = next(a for a in answers.values() if a.decoder == "vdd+sample")
-    assert vdd.settings["mode"] == "sample" and vdd.settings["decoder"] == "VDD"
+    assert vdd.settings["mode"] == "sample" and vdd.settings["decoder"]["class"] == "VDD"
 
 
 @needs_weights

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from coco import lay_out
 from test_evaluation_files import PUBLISHED
 from test_runner import MEASURED, an_answer, evaluate, needs_weights, timeless
 from typer.testing import CliRunner
@@ -33,15 +34,15 @@ from sightline.evaluation.record import header, versions
 from sightline.evaluation.runner import Run
 from sightline.evaluation.setups import parse_contenders
 from sightline.json_text import finite, json_text
-from sightline.lab import PICTURES
+from sightline.lab import CHECKPOINT, PICTURES
 
 HERE = Path(__file__).parent
 SOON = 20  # seconds, on a machine with other work
 
 
-def run_script(text, **options):
+def run_script(text, *arguments, **options):
     return subprocess.Popen(
-        [sys.executable, "-c", text],
+        [sys.executable, "-c", text, *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -101,24 +102,42 @@ def test_what_prepares_images_ends_with_its_parent(number):
 
 
 LAUNCHED = """
-import subprocess, sys, time
+import os, socket, subprocess, sys, time
 code = '''
-import time
+import os, sys, time
+launcher = os.getppid()
+print("started", flush=True)
+while sys.argv[1] == "before" and os.getppid() == launcher:
+    time.sleep(0.01)
 from sightline.evaluation.processes import end_with_launcher
 end_with_launcher()
-print("ready", flush=True)
+if sys.argv[1] == "after":
+    time.sleep(2)
+    print("ready", flush=True)
 time.sleep(3600)
 '''
-child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+meeting = socket.create_server(("127.0.0.1", 0))
+os.environ.update(
+    TORCHELASTIC_USE_AGENT_STORE="True",
+    MASTER_ADDR="127.0.0.1",
+    MASTER_PORT=str(meeting.getsockname()[1]),
+)
+command = [sys.executable, "-c", code, sys.argv[1]]
+child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 child.stdout.readline()
 print(child.pid, flush=True)
+if sys.argv[1] == "after":
+    print(child.stdout.readline(), flush=True)
 time.sleep(3600)
 """
 
 
-def test_a_launched_process_ends_with_its_launcher():
-    launcher = run_script(LAUNCHED)
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_launched_process_ends_with_its_launcher(moment):
+    """Also where the launcher is killed before the process has seen who its parent is."""
+    launcher = run_script(LAUNCHED, moment)
     child = int(launcher.stdout.readline())
+    assert moment == "before" or launcher.stdout.readline() == "ready\n"
     assert psutil.pid_exists(child)
     launcher.kill()
     launcher.wait(SOON)
@@ -618,3 +637,52 @@ def test_kills_at_random_moments_change_nothing(monkeypatch):
     found = attack_runs.attack(short=True)
     assert found["passed"], found
     assert sum(found["kills"].values()) == 3
+
+
+# Signals
+
+COMMANDS = {
+    "evaluate": (
+        "sightline.evaluation",
+        "lab",
+        "--scenes",
+        "400",
+        "--no-controls",
+        "--threads",
+        "1",
+    ),
+    "reproduce": ("sightline.evaluation.reproduce",),
+}
+"""Runs that take minutes."""
+
+
+@needs_weights
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_a_signal_ends_says_how_to_go_on(name, number, tmp_path):
+    """SIGTERM as Ctrl+C: one sentence, the shell's exit status, whole lines, no process left."""
+    module, *options = COMMANDS[name]
+    out = tmp_path / "out"
+    if name == "reproduce":
+        laid_out = lay_out(tmp_path / "coco", scenes=60)
+        options = ["--model", CHECKPOINT, "--coco", laid_out.coco, "--pope", laid_out.pope]
+        options += ["--dtype", "float32", "--decoders", "vdd", "--benchmarks", "pope"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, options), "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    until = time.monotonic() + 10 * SOON
+    while not any(path.stat().st_size for path in out.rglob("answers.jsonl")):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    process.send_signal(number)
+    said = process.communicate(timeout=2 * SOON)[1]
+    assert process.returncode == 128 + number
+    assert "stopped; " in said and "continue" in said and "Traceback" not in said
+    assert gone(children)
+    for path in out.rglob("answers.jsonl"):
+        assert all(json.loads(line) for line in path.read_text().splitlines())

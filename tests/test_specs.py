@@ -29,20 +29,19 @@ from sightline import (
     VASparse,
 )
 from sightline.decoders import DECODERS, NAMED
+from sightline.docstrings import paper, read_arguments
 from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import RecipeStrategy
+from sightline.messages import unknown
 from sightline.specs import (
     STAND_IN,
     WAYS,
     Spec,
     find,
-    paper,
     parse_spec,
     parse_specs,
     presets,
-    read_arguments,
     settable,
-    unknown,
     written,
 )
 
@@ -426,24 +425,24 @@ def test_of_several_types_the_narrowest_that_fits_is_taken(text, value):
         ("sid:count=4", SID(count=4)),
         ("damro:k=none,score=norm", DAMRO(score="norm")),
         ("m3id:cap=2,confidence=0.9", M3ID(cap=2.0, confidence=0.9)),
-        ("icd:instruction=Be careless.", ICD(WORDS, instruction="Be careless.")),
-        ("carve:layers=1+3,suffix=", CARVE(WORDS, layers=(1, 3), suffix="")),
+        ("icd:instruction=Be careless.", ICD(processor=WORDS, instruction="Be careless.")),
+        ("carve:layers=1+3,suffix=", CARVE(processor=WORDS, layers=(1, 3), suffix="")),
         (
             "vdgd:layout=continue,request=Describe the image.",
-            VDGD(WORDS, layout="continue", request="Describe the image."),
+            VDGD(processor=WORDS, layout="continue", request="Describe the image."),
         ),
         (
             "mvp:requests=What?+Where is it?,labels=A+B,weights=1+.2,template={caption}{question}",
             MVP(
-                WORDS,
+                processor=WORDS,
                 requests=("What?", "Where is it?"),
                 weights=(1.0, 0.2),
                 labels=("A", "B"),
                 template="{caption}{question}",
             ),
         ),
-        ("mvp:requests=What?,weights=1", MVP(WORDS, requests=("What?",), weights=(1.0,))),
-        ("posthoc:labels=a+b", PostHocDebias(WORDS, labels=("a", "b"))),
+        ("mvp:requests=What?,weights=1", MVP(processor=WORDS, requests=("What?",), weights=(1.0,))),
+        ("posthoc:labels=a+b", PostHocDebias(processor=WORDS, labels=("a", "b"))),
     ],
 )
 def test_the_methods_settings_are_read(text, decoder):
@@ -471,8 +470,8 @@ def test_presets_are_class_methods_that_make_one():
         ("damro.first_release", DAMRO(layer="last")),
         ("vasparse.released", VASparse(alpha=1.1, keep=1.0, sum_to_one=False)),
         ("vcd.pope_script", VCD(beta=0.2)),
-        ("agla.released", AGLA(WORDS, first_only=True)),
-        ("carve.paper_best:layers=1+2", replace(CARVE.paper_best(WORDS), layers=(1, 2))),
+        ("agla.released", AGLA(processor=WORDS, first_only=True)),
+        ("carve.paper_best:layers=1+2", replace(CARVE.paper_best(processor=WORDS), layers=(1, 2))),
     ],
 )
 def test_settings_override_presets(text, decoder):
@@ -491,7 +490,7 @@ def test_presets_get_the_processor_and_their_settings_are_checked():
         asked("vdd.paper").build(None)
     filled = asked("odd.filled").build("a processor")
     assert (filled.name, filled.processor) == ("made with a processor", "a processor")
-    with pytest.raises(ValueError, match=r"carve\.paper_best: .* needs processor="):
+    with pytest.raises(ValueError, match=r"carve\.paper_best: processor must be .*, as processor="):
         asked("carve.paper_best").build(None)
     for kind in DECODERS.values():
         assert all(preset.meaning and preset.changes() for preset in presets(kind).values())
@@ -554,7 +553,7 @@ def test_words_for_truth(texts, value):
         ("deco:layers=low", "a number + a number or a whole number + a whole number, got 'low'"),
         ("agla:matcher=blip", "no setting of agla is called 'matcher'"),
         ("mvp:weights=1+x", "weights of mvp must be a number, or several joined by +, got '1+x'"),
-        ("vdgd", "vdgd: a description needs processor="),
+        ("vdgd", "vdgd: processor must be the model's processor or tokenizer, as processor="),
         (
             "dola:layers=lwo",
             "layers of dola must be one of low, high or a whole number, or several joined by +",

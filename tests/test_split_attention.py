@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from methods import METHODS
+from methods import TOKEN_METHODS
 from models import FAMILIES, PAD, PROMPTS, TEXT, llava
 from transformers import DynamicCache, MistralConfig, StaticCache
 
@@ -56,11 +56,13 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].cuts_cache])
+@pytest.mark.parametrize(
+    "name", [name for name in TOKEN_METHODS if not TOKEN_METHODS[name].cuts_cache]
+)
 @pytest.mark.parametrize("family_name", ["llava", "qwen"])
 def test_answers_are_those_of_one_call(family_name, name, mode, monkeypatch):
     build, make_inputs = FAMILIES[family_name]
-    model, inputs, decoder = build(), make_inputs(PROMPTS), METHODS[name].strong
+    model, inputs, decoder = build(), make_inputs(PROMPTS), TOKEN_METHODS[name].strong
     apart = generate(model, inputs, decoder, **MODES[mode])
     together(monkeypatch)
     whole = generate(model, inputs, decoder, **MODES[mode])
@@ -231,7 +233,7 @@ def test_guidance_edits_the_expert_alone(calls):
 
 def test_an_edited_amateur_is_not_read_with_the_expert(calls):
     model, make_inputs = llava(), FAMILIES["llava"][1]
-    generate(model, make_inputs([ROW]), METHODS["sid"].strong)
+    generate(model, make_inputs([ROW]), TOKEN_METHODS["sid"].strong)
     assert {rows for rows, _, _ in calls} == {1}
 
 

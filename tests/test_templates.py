@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from chat_models import CHATML, TALKERS, unpadded, within
-from goldens import SHARED, needs_shared
+from chat_models import CHATML, unpadded, within
+from goldens import CHECKPOINTS, needs_facts
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForImageTextToText,
@@ -57,9 +57,9 @@ QUESTIONS = ["Is there a cup in the image?", "Do you see an orange?\nSay it.", "
 MODES = ({}, {"enable_thinking": True}, {"enable_thinking": False})
 
 
-@pytest.fixture(scope="module")
-def talker():
-    return TALKERS["qwen"]()
+@pytest.fixture
+def talker(qwen_talker):
+    return qwen_talker
 
 
 def spoken(talker, template):
@@ -164,9 +164,9 @@ def test_a_reply_and_more_words_give_the_processors_prompt(talker, template, arg
 
 def closed_set(processor):
     return [
-        PostHocDebias(processor),
-        MVP(processor, caption_tokens=2, tokens=2),
-        VDGD(processor, tokens=2),
+        PostHocDebias(processor=processor),
+        MVP(processor=processor, caption_tokens=2, tokens=2),
+        VDGD(processor=processor, tokens=2),
     ]
 
 
@@ -191,15 +191,19 @@ def test_no_answer_is_taken_out_of_an_open_thought(talker, which):
 def test_an_instruction_may_stand_before_an_open_thought(talker):
     processor = spoken(talker, OPENED)
     inputs = inputs_of(talker, processor, [said(QUESTIONS[0])])
-    assert generated(talker, ICD(processor), inputs).shape[0] == 1
+    assert generated(talker, ICD(processor=processor), inputs).shape[0] == 1
 
 
 def test_arguments_that_change_the_words_are_passed_on(talker):
     processor = spoken(talker, FORMAL)
     inputs = inputs_of(talker, processor, [said(QUESTIONS[0])], formal=True)
     with pytest.raises(ValueError, match="chat_template_kwargs"):
-        generated(talker, ICD(processor), inputs)
-    for decoder in (ICD(processor), VDGD(processor, tokens=2), MVP(processor, caption_tokens=2)):
+        generated(talker, ICD(processor=processor), inputs)
+    for decoder in (
+        ICD(processor=processor),
+        VDGD(processor=processor, tokens=2),
+        MVP(processor=processor, caption_tokens=2),
+    ):
         given = {"chat_template_kwargs": {"formal": True}}
         assert generated(talker, decoder, inputs, **given).shape[0] == 1
 
@@ -213,7 +217,11 @@ def test_a_prompt_within_an_answer_is_for_decoders_that_ask_nothing(talker):
         continue_final_message=True,
     )
     assert talker.processor.decode(inputs["input_ids"][0]).endswith("There is")
-    for decoder in (ICD(talker.processor), VDGD(talker.processor), MVP(talker.processor)):
+    for decoder in (
+        ICD(processor=talker.processor),
+        VDGD(processor=talker.processor),
+        MVP(processor=talker.processor),
+    ):
         with pytest.raises(ValueError, match="continue_final_message"):
             generated(talker, decoder, inputs)
     assert generated(talker, VDD(), inputs).shape[1] == inputs["input_ids"].shape[1] + 2
@@ -225,7 +233,7 @@ def test_a_prompt_within_an_answer_is_for_decoders_that_ask_nothing(talker):
 @pytest.mark.parametrize("decoder", [None, VDD(), ICD])
 def test_answer_takes_arguments_of_the_template(talker, decoder):
     processor = spoken(talker, OPENED)
-    decoder = decoder(processor) if isinstance(decoder, type) else decoder
+    decoder = decoder(processor=processor) if isinstance(decoder, type) else decoder
     picture, arguments = talker.pictures[0], {"enable_thinking": False}
     inputs = inputs_of(talker, processor, [said("What?")], **arguments)
     told = {"chat_template_kwargs": arguments}
@@ -385,10 +393,10 @@ class Rendering:
         return texts[0]
 
 
-@needs_shared
+@needs_facts
 def test_published_templates_are_recognised_with_any_argument():
     opens = set()
-    paths = sorted((SHARED.parent / "checkpoints").glob("*.json"))
+    paths = sorted(CHECKPOINTS.glob("*.json"))
     found = [(path.stem, json.loads(path.read_text())["chat_template"]) for path in paths]
     templates = [(name, entry["text"]) for name, entry in found if entry]
     assert len(templates) > 8

@@ -4,8 +4,7 @@ import inspect
 
 import pytest
 import torch
-from chat_models import TALKERS
-from methods import METHODS
+from methods import TOKEN_METHODS
 from models import BOS, PROMPTS
 from tiny_families import Tiny
 
@@ -14,7 +13,7 @@ from sightline.decoders import DECODERS
 from sightline.logits.rules import Contrastive
 
 TEXTS = [[BOS, 8, 9, 20, 21, 22], [BOS, 12, 13]]
-EARLY = {name for name, method in METHODS.items() if method.layers}  # act on text as well
+EARLY = {name for name, method in TOKEN_METHODS.items() if method.layers}  # act on text as well
 BETA = 0.05  # of the strong settings
 MODES = {
     "greedy": dict(do_sample=False),
@@ -30,11 +29,11 @@ def generate(model, inputs, decoder=None, **asked):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("method", sorted(set(METHODS) - EARLY))
+@pytest.mark.parametrize("method", sorted(set(TOKEN_METHODS) - EARLY))
 def test_what_is_about_images_leaves_texts_as_they_are(family, method, mode):
     """Token by token the plain model's, or the cutoff's under sampling, bit for bit."""
     _, model, make_inputs = family
-    decoder = METHODS[method].strong
+    decoder = TOKEN_METHODS[method].strong
     cutoff = Recipe(rule=Plausibility(BETA)) if getattr(decoder, "beta", 0) else None
     inputs = make_inputs(TEXTS)
     told = dict(return_dict_in_generate=True, output_scores=True, **MODES[mode])
@@ -45,10 +44,10 @@ def test_what_is_about_images_leaves_texts_as_they_are(family, method, mode):
         assert torch.equal(got.sequences, generate(model, inputs))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(TOKEN_METHODS))
 def test_a_text_is_answered_as_beside_prompts_with_images(family, method):
     _, model, make_inputs = family
-    decoder = METHODS[method].strong
+    decoder = TOKEN_METHODS[method].strong
     asked = dict(min_new_tokens=8)
     both = generate(model, make_inputs([PROMPTS[0], TEXTS[0]]), decoder, **asked)
     alone = generate(model, make_inputs([TEXTS[0]]), decoder, **asked)
@@ -59,15 +58,10 @@ def test_a_text_is_answered_as_beside_prompts_with_images(family, method):
 def test_what_is_not_about_images_acts(llava, method):
     model, make_inputs = llava
     told = dict(return_dict_in_generate=True, output_scores=True, max_new_tokens=1)
-    got = generate(model, make_inputs(TEXTS), METHODS[method].strong, **told)
+    got = generate(model, make_inputs(TEXTS), TOKEN_METHODS[method].strong, **told)
     plain = generate(model, make_inputs(TEXTS), **told)
     kept = torch.isfinite(got.scores[0])
     assert not torch.allclose(got.scores[0][kept], plain.scores[0][kept], atol=0.01)
-
-
-@pytest.fixture(scope="module", params=sorted(TALKERS))
-def talker(request):
-    return TALKERS[request.param]()
 
 
 def every_decoder(talker):
@@ -102,14 +96,16 @@ def test_a_masked_image_that_is_not_there_sharpens_nothing(talker):
     """AGLA adds 2 x the logits of its second image; without one nothing is added."""
     inputs = talker.inputs([talker.chat(["Hello!"])])
     told = dict(return_dict_in_generate=True, output_scores=True, max_new_tokens=1)
-    scores = generate(talker.model, inputs, AGLA(talker.processor, beta=0), **told).scores[0]
+    scores = generate(
+        talker.model, inputs, AGLA(processor=talker.processor, beta=0), **told
+    ).scores[0]
     torch.testing.assert_close(scores, generate(talker.model, inputs, **told).scores[0])
 
 
 def test_without_a_description_nothing_is_ranked_by_it(talker):
     inputs = talker.inputs([talker.chat(["Hello!"])])
     sampled = dict(do_sample=True, temperature=1.5)
-    got = generate(talker.model, inputs, VDGD(talker.processor, alpha=0.2), **sampled)
+    got = generate(talker.model, inputs, VDGD(processor=talker.processor, alpha=0.2), **sampled)
     cutoff = Recipe(rule=Plausibility(0.2))
     assert torch.equal(got, generate(talker.model, inputs, cutoff, **sampled))
 
@@ -127,7 +123,7 @@ def test_post_hoc_divides_rows_without_an_image_by_nothing(llava):
         def batch_decode(self, ids):
             return ["yes" if i == [8] else "no" if i == [9] else "." for i in ids]
 
-    decoder = PostHocDebias(Words())
+    decoder = PostHocDebias(processor=Words())
     alone = decoder.probabilities(model, **make_inputs([TEXTS[0]]))[0]
     beside = decoder.probabilities(model, **make_inputs([PROMPTS[0], TEXTS[0]]))[1]
     with torch.no_grad():
@@ -163,7 +159,7 @@ def test_an_image_without_a_place_in_the_prompt_is_refused(llava):
 def test_votes_about_no_image_are_refused(talker):
     inputs = talker.inputs([talker.chat(["Hello!"])])
     with pytest.raises(ValueError, match="no image token"):
-        MVP(talker.processor).probabilities(talker.model, **inputs)
+        MVP(processor=talker.processor).probabilities(talker.model, **inputs)
 
 
 # Padding on the right
@@ -178,11 +174,11 @@ def padded_right(inputs):
     return moved
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(TOKEN_METHODS))
 def test_padding_on_the_right_is_refused(llava, method):
     model, make_inputs = llava
     with pytest.raises(ValueError, match=r"ends in 0 in rows \[1\]"):
-        generate(model, padded_right(make_inputs(PROMPTS)), METHODS[method].strong)
+        generate(model, padded_right(make_inputs(PROMPTS)), TOKEN_METHODS[method].strong)
 
 
 @pytest.mark.parametrize("build", [MVP, PostHocDebias], ids=["mvp", "posthoc"])
@@ -190,18 +186,18 @@ def test_padding_on_the_right_is_refused_by_closed_sets(talker, build):
     inputs = padded_right(talker.asked(["Is there a cup or a vase in the image?", "Is it?"]))
     given = dict(images=list(talker.pictures[:2])) if build is MVP else {}
     with pytest.raises(ValueError, match=r"ends in 0 in rows \[1\]"):
-        generate(talker.model, inputs, build(talker.processor), **given)
+        generate(talker.model, inputs, build(processor=talker.processor), **given)
 
 
 # Audio beside images
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - EARLY - {"vaf", "pai-attention"}))
+@pytest.mark.parametrize("method", sorted(set(TOKEN_METHODS) - EARLY - {"vaf", "pai-attention"}))
 def test_audio_beside_images_is_refused_where_prompts_are_compared(method):
     made = Tiny.of("gemma4")
     audio = dict(input_features=torch.zeros(1, 8, 128), input_features_mask=torch.ones(1, 8))
     ran = []
     made.model.lm_head.register_forward_pre_hook(lambda *_: ran.append(1))
     with pytest.raises(ValueError, match=r"has audio \(input_features, input_features_mask\)"):
-        generate(made.model, made.inputs(PROMPTS[:1]) | audio, METHODS[method].strong)
+        generate(made.model, made.inputs(PROMPTS[:1]) | audio, TOKEN_METHODS[method].strong)
     assert not ran

@@ -9,7 +9,7 @@ import tiny_families
 import torch
 from models import BOS, EOS, IMAGE, PAD, PROMPTS, VISION_END, VISION_START
 from PIL import Image
-from tiny_families import GRID, PATCH, SIDE, TOKENS, Family, Tiny, cut, families
+from tiny_families import GRID, PATCH, SIDE, TOKENS, Family, Tiny, by_family, cut, families
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -18,7 +18,7 @@ from sightline import ICD, VDGD
 FAMILIES = families()
 BUILT = [name for name, family in FAMILIES.items() if not family.why_untested]
 STEPS = 12
-family = pytest.mark.parametrize("name", BUILT)
+family = pytest.mark.parametrize("name", by_family(BUILT))
 made = cache(Tiny.of)
 
 
@@ -299,7 +299,9 @@ def test_what_asks_in_words_runs_on_it(name, decoder):
     prompts = [processor.apply_chat_template(asking(text)) for text in ("Red?", "Is it?")]
     inputs = processor(text=prompts, images=[scene(0), scene(1)])
     settings = dict(tokens=4) if decoder is VDGD else dict(alpha=3.0, beta=0.0)
-    ruled = dict(custom_generate=decoder(processor, **settings), return_dict_in_generate=True)
+    ruled = dict(
+        custom_generate=decoder(processor=processor, **settings), return_dict_in_generate=True
+    )
     output = made(name).model.generate(**inputs, max_new_tokens=2, output_scores=True, **ruled)
     width = inputs["input_ids"].shape[1]
     assert torch.equal(output.sequences[:, :width], inputs["input_ids"])

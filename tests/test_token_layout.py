@@ -270,7 +270,6 @@ def test_overlapping_tiles_are_averaged_and_pixels_that_none_reaches_are_0():
     pixels = layout.to_pixels(torch.tensor([2.0, 100.0, 6.0, 100.0]))
     assert pixels.tolist() == [[2, 4, 6, 0]]
     assert layout.covered().tolist() == [[True, True, True, False]]
-    assert layout.to_tokens(torch.tensor([[1.0, 2.0, 5.0, 7.0]])).tolist() == [1.5, 0, 3.5, 0]
     assert layout.cells()[2].tolist() == [1, 0, 3, 1]
     assert layout.cells()[[1, 3]].isnan().all()
 
@@ -281,7 +280,6 @@ def test_a_cell_without_a_token_gives_and_takes_nothing_and_covers_nothing():
     covered = layout.covered()
     assert covered.tolist() == [[True] * 4] * 2 + [[True, True, False, False]] * 2
     torch.testing.assert_close(layout.to_pixels(torch.ones(3)), covered.float(), **FLOAT32)
-    assert layout.to_tokens(torch.where(covered, 1.0, 9.0)).tolist() == [1, 1, 1]
     assert layout.cells()[2].tolist() == [0, 2, 2, 4]
 
 
@@ -289,25 +287,7 @@ def test_cells_in_the_padding_lie_outside_the_picture_and_are_0():
     processor, model_config, _ = FAMILIES["padded"]
     layout = locate(processor, model_config, Image.new("RGB", (100, 50)), 16)
     assert layout.tiles[0].box == (0, -25, 100, 75)
-    means = layout.to_tokens(torch.ones(50, 100))
-    assert means.tolist() == [0] * 4 + [1] * 8 + [0] * 4
     assert layout.covered().all()
-
-
-def test_cells_smaller_than_a_pixel_take_its_value():
-    layout = whole_picture((2, 1), 1, 6)
-    assert layout.to_tokens(torch.tensor([[3.0, 5.0]])).tolist() == [3, 3, 3, 5, 5, 5]
-
-
-@pytest.mark.parametrize("size", [(64, 64), (150, 50), (333, 211)])
-def test_smooth_values_come_back(size):
-    layout = whole_picture(size, 8, 8)
-    y, x = torch.meshgrid(torch.linspace(0, 3, 8), torch.linspace(0, 3, 8), indexing="ij")
-    values = (x.sin() + y.cos()).flatten()
-    back = layout.to_tokens(layout.to_pixels(values))
-    # A cell's mean of the broken line between centres: an eighth of the second difference (0.18)
-    # per axis inside, and of the slope (0.43) at the edge, which is held constant.
-    torch.testing.assert_close(back, values, atol=0.125 * (0.43 + 0.43), rtol=0)
 
 
 def test_the_middle_of_640_x_480_goes_through_a_crop_of_336():
@@ -349,7 +329,6 @@ def test_one_pixel_has_all_tokens():
         processor, model_config, _ = FAMILIES[family]
         layout = locate(processor, model_config, Image.new("RGB", (1, 1)), 16)
         assert layout.tiles[0].box == (0, 0, 1, 1)
-        assert layout.to_tokens(torch.tensor([[3.0]])).tolist() == [3] * 16
         torch.testing.assert_close(layout.to_pixels(torch.ones(16)), torch.ones(1, 1), **FLOAT32)
 
 
@@ -449,8 +428,6 @@ def test_frames_of_a_video_are_refused():
 
 def test_maps_of_another_size_are_refused():
     layout = whole_picture((8, 6), 3, 4)
-    with pytest.raises(ValueError, match=r"\[6, 8\], got \[8, 6\]"):
-        layout.to_tokens(torch.zeros(8, 6))
     with pytest.raises(ValueError, match="12 tokens, got values for 11"):
         layout.to_pixels(torch.zeros(11))
 

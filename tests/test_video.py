@@ -12,7 +12,7 @@ from neutral_parts import with_all_branches
 from noises import own_noise
 from oracles import Seen, image_gain, oracle_attention, sparse
 from packaging.version import Version
-from tiny_families import Tiny, families
+from tiny_families import Tiny, by_family, families
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_MAPPING,
@@ -39,7 +39,7 @@ TOLERANCE = dict(atol=1e-3, rtol=1e-3)  # float32, N x B rows and padding agains
 method = pytest.mark.parametrize("method", STRONG.values(), ids=STRONG)
 
 
-@pytest.fixture(scope="module", params=RECORDS)
+@pytest.fixture(scope="module", params=by_family(RECORDS))
 def watcher(request):
     name = request.param
     reason = RECORDS[name].reason or unavailable(name)

@@ -9,9 +9,9 @@ import torch
 from torch import tensor
 
 from sightline.decoders.mvp.votes import (
-    Answer,
     FirstToken,
     Path,
+    SaidLabel,
     affirmative,
     certainty,
     check_surfaces,
@@ -196,13 +196,13 @@ def test_more_paths_than_tokens():
     ],
 )
 def test_the_first_whole_word_answers(text, found):
-    assert find_answer(text, YES_NO) == (found and Answer(*found))
+    assert find_answer(text, YES_NO) == (found and SaidLabel(*found))
 
 
 def test_the_longest_of_labels_that_begin_together():
     labels = {"light": ("traffic light", "lights"), "jam": ("traffic",)}
-    assert find_answer("A traffic\nlight.", labels) == Answer("light", 2, 15)
-    assert find_answer("A traffic jam", labels) == Answer("jam", 2, 9)
+    assert find_answer("A traffic\nlight.", labels) == SaidLabel("light", 2, 15)
+    assert find_answer("A traffic jam", labels) == SaidLabel("jam", 2, 9)
 
 
 @pytest.mark.parametrize(
@@ -257,26 +257,26 @@ def test_the_token_that_says_the_answer():
 def test_certainty_of_an_answer():
     prefixes = ["A", "A traf", "A traffic", "A traffic light", "A traffic light."]
     gaps = [0.9, 0.6, 0.8, 0.1, 0.2]
-    assert certainty(Answer("light", 2, 15), prefixes, gaps) == pytest.approx(0.5)
-    assert certainty(Answer("light", 10, 15), prefixes, gaps) == 0.1
-    assert certainty(Answer("a", 0, 1), prefixes, gaps) is None
-    assert certainty(Answer("Yes"), prefixes, gaps) == 1
+    assert certainty(SaidLabel("light", 2, 15), prefixes, gaps) == pytest.approx(0.5)
+    assert certainty(SaidLabel("light", 10, 15), prefixes, gaps) == 0.1
+    assert certainty(SaidLabel("a", 0, 1), prefixes, gaps) is None
+    assert certainty(SaidLabel("Yes"), prefixes, gaps) == 1
 
 
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("There is a dog", Answer("Yes")),
-        ("There isn't a dog", Answer("No", 8, 11)),
-        ("İt ISN\u2019T there", Answer("No", 5, 8)),
-        ("It is NOT there", Answer("No", 6, 9)),
-        ("I cannot see one", Answer("No", 2, 8)),
-        ("A street without dogs", Answer("No", 9, 16)),
-        ("None.", Answer("No", 0, 4)),
-        ("No, a cat", Answer("No", 0, 2)),
-        ("A knot, a note, nothing", Answer("Yes")),
-        ("is n't", Answer("No", 3, 6)),
-        ("", Answer("Yes")),
+        ("There is a dog", SaidLabel("Yes")),
+        ("There isn't a dog", SaidLabel("No", 8, 11)),
+        ("İt ISN\u2019T there", SaidLabel("No", 5, 8)),
+        ("It is NOT there", SaidLabel("No", 6, 9)),
+        ("I cannot see one", SaidLabel("No", 2, 8)),
+        ("A street without dogs", SaidLabel("No", 9, 16)),
+        ("None.", SaidLabel("No", 0, 4)),
+        ("No, a cat", SaidLabel("No", 0, 2)),
+        ("A knot, a note, nothing", SaidLabel("Yes")),
+        ("is n't", SaidLabel("No", 3, 6)),
+        ("", SaidLabel("Yes")),
     ],
 )
 def test_a_text_without_yes_or_no_affirms_unless_it_negates(text, answer):

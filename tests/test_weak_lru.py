@@ -137,7 +137,7 @@ def test_a_copy_is_empty(copied):
     memory, owner = Memory(2), small()
     asked(memory, owner, 1)
     other = copied(memory)
-    assert other.most == 2
+    assert other.capacity == 2
     assert asked(other, owner, 1) == [1] and asked(memory, owner, 1) == []
 
 
@@ -172,7 +172,7 @@ def lab():
 
 def calibrated(lab):
     build, make_inputs = FAMILIES["llava"]
-    model, debias = build(), PostHocDebias(Words())
+    model, debias = build(), PostHocDebias(processor=Words())
     return (
         model,
         debias,
@@ -183,17 +183,19 @@ def calibrated(lab):
 
 def reused(lab):
     build, make_inputs = FAMILIES["llava"]
-    model, reusing = build(), PromptCached(VDD(1.5, 0.05), most=1)
+    model, reusing = build(), PromptCached(VDD(1.5, 0.05), capacity=1)
 
     def run(n):
         return model.generate(**make_inputs([ROWS[n]]), custom_generate=reusing, max_new_tokens=2)
 
-    return model, reusing, reusing.recipe().texts, run
+    return model, reusing, reusing.recipe().prompt_cache, run
 
 
 def captioned(lab):
     picture = lab.pictures[0]
-    mvp = MVP(lab.processor, k=1, tokens=2, caption_tokens=2, requests=("Say.",), weights=(1.0,))
+    mvp = MVP(
+        processor=lab.processor, k=1, tokens=2, caption_tokens=2, requests=("Say.",), weights=(1.0,)
+    )
 
     def run(n):
         shown = picture.rotate(n)
@@ -214,7 +216,7 @@ def test_decoders_between_threads(lab, make, hasty):
     for n in range(8):
         decoder.clear()
         alone.append(run(n))
-    memory.most = 1
+    memory.capacity = 1
     with ThreadPoolExecutor(8) as pool:
         places = [n % 8 for n in range(32)]
         for place, out in zip(places, pool.map(run, places), strict=True):
@@ -225,7 +227,7 @@ def test_what_was_known_may_be_forgotten_before_it_is_read(lab, monkeypatch):
     """As by another thread, while the batch's other text is asked."""
     model, debias, memory, _ = calibrated(lab)
     _, make_inputs = FAMILIES["llava"]
-    memory.most = 1
+    memory.capacity = 1
     expected = debias.probabilities(model, **make_inputs(ROWS[:2]))
     own, between = type(debias)._masses, []
     debias.probabilities(model, **make_inputs(ROWS[:1]))
@@ -251,7 +253,7 @@ def test_decoders_forget_when_told_to_and_when_weights_change(lab, make):
     assert kept > 0
     decoder.clear()
     assert model not in memory.by_owner
-    memory.most = 8
+    memory.capacity = 8
     run(0)
     run(0)
     assert len(memory.by_owner[model]) == kept
@@ -262,7 +264,7 @@ def test_decoders_forget_when_told_to_and_when_weights_change(lab, make):
 
 
 def test_layouts_between_threads(lab, hasty, monkeypatch):
-    monkeypatch.setattr(token_layout.LAYOUTS, "most", 1)
+    monkeypatch.setattr(token_layout.LAYOUTS, "capacity", 1)
     sizes = [(100, 60), (60, 100), (80, 80)]
 
     def locate(n):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from methods import METHODS
+from methods import TOKEN_METHODS
 from models import PROMPTS, TEXT, llava, llava_inputs
 from transformers import LlamaConfig, MistralConfig
 
@@ -23,13 +23,13 @@ def generate(window, decoder, **asked):
 
 
 def strong(method):
-    return VASparse(keep=0.5, every=2) if method == "keys leave" else METHODS[method].strong
+    return VASparse(keep=0.5, every=2) if method == "keys leave" else TOKEN_METHODS[method].strong
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("method", [*METHODS, "keys leave"])
+@pytest.mark.parametrize("method", [*TOKEN_METHODS, "keys leave"])
 def test_a_window_that_holds_everything_changes_nothing(method, mode):
-    if mode == "static" and (method == "keys leave" or METHODS[method].cuts_cache):
+    if mode == "static" and (method == "keys leave" or TOKEN_METHODS[method].cuts_cache):
         pytest.skip("keys leave no static cache, whatever the window")
     decoder = strong(method)
     whole = generate(None, decoder, **MODES[mode])

@@ -201,7 +201,7 @@ def check_steps(family, loaded, make_inputs, method, rows=PROMPTS, steps=STEPS):
     out = generate(loaded.model, inputs, method.strong, **asked)
     answers = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
     for row, prompt in enumerate(rows):
-        prompts = [method.expert(prompt), *method.amateurs(family, prompt)]
+        prompts = [method.expert(family, prompt), *method.amateurs(family, prompt)]
         for step, (scores, branches) in enumerate(zip(out.scores, out.branch_logits, strict=True)):
             so_far = answers[row][:step]
             if EOS in so_far:

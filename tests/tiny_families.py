@@ -6,12 +6,13 @@ an untested row. Each is made from its default config, every size in it replaced
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from models import BOS, EOS, IMAGE, PAD, UNK, VIDEO, VISION_END, VISION_START
@@ -769,11 +770,44 @@ RECORDS: dict[str, Family] = {
 
 def families() -> dict[str, Family]:
     """A record for every model type of transformers' mapping."""
-    untested = Family(reason="untested: no record of it in tests/tiny.py")
+    untested = Family(reason="untested: no record of it in tests/tiny_families.py")
     return {
         config.model_type: RECORDS.get(config.model_type, untested)
         for config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     }
+
+
+TELLING = {  # of each kind of tower, of prompt, of cache and of text model, one or two
+    "fuyu",
+    "gemma3",
+    "gemma4",
+    "glm4v",
+    "idefics3",
+    "instructblip",
+    "internvl",
+    "kosmos-2",
+    "lfm2_vl",
+    "llama4",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "minicpmv4_6",
+    "mllama",
+    "molmo2",
+    "paligemma",
+    "qwen2_5_vl",
+    "qwen3_5",
+    "qwen3_vl",
+    "smolvlm",
+    "video_llama_3",
+}
+
+
+def by_family(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test of families: of those that tell least, it is slow."""
+    return [
+        name if name in TELLING else pytest.param(name, marks=pytest.mark.slow) for name in names
+    ]
 
 
 def configure(name: str, changes: Mapping[str, Any]) -> Any:

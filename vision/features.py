@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.model_protocol import UnsupportedModelError
+
 PLACEHOLDERS = ("image_token_id", "video_token_id")
 
 Features = Mapping[str, Any]
@@ -66,7 +68,7 @@ def holder(encoded: Any) -> str:
     for name in HOLDERS:
         if getattr(encoded, name, None) is not None:
             return name
-    raise ValueError(
+    raise UnsupportedModelError(
         f"found no pictures in {type(encoded).__name__}, the output of this model's encoder: "
         f"wanted one of {', '.join(HOLDERS)}"
     )
@@ -115,7 +117,7 @@ def check_fields(encoded: Any) -> None:
     known = {*HOLDERS, *SHARED, *UNREAD}
     unknown = [n for n, value in vars(encoded).items() if value is not None and n not in known]
     if unknown:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"the output of this model's encoder holds {', '.join(unknown)}, of which is not known "
             "what belongs to which picture: ask about one prompt at a time, greedily or by sampling"
         )

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.model_protocol import UnsupportedModelError
+
 # By the kind of pixels: grids of patches, of each picture, whose patches are entries of a tensor;
 # or side by side in one strip; or padded to the most of any picture, with the place of each.
 GRIDS = {"image": ("image_grid_thw", "image_grid_hw"), "video": ("video_grid_thw",)}
@@ -93,7 +95,7 @@ def of_still(patches: Tensor, vision: Any, seed: int) -> Tensor:
     if word is None or frames == 1:
         return drawn(patches.shape, seed, patches)
     if size % (channels * frames):
-        raise ValueError(
+        raise UnsupportedModelError(
             f"a patch of {size} numbers is not {channels} colours x {frames} frames, as the vision "
             "config says, so copies of a still picture cannot be told: use a contrast without noise"
         )

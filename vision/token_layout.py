@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from sightline.compat import (
-    get_anyres_image_grid_shape,
-    unpad_image,
+    tile_grid,
+    without_padding,
 )
+from sightline.model_protocol import UnsupportedModelError
 from sightline.vision.processor_call import processed
 from sightline.weak_lru import Memory
 
@@ -108,27 +109,6 @@ class Layout:
             reached |= self._covers(tile)
         return reached
 
-    def to_tokens(self, pixels: Tensor) -> Tensor:
-        """`[height, width]` -> `[N]` float32: mean over each token's cell, by area.
-
-        0 for tokens without a place, and for cells with no part in the picture.
-        """
-        if pixels.shape != self.size[::-1]:
-            raise ValueError(
-                f"pixels of a {self.size[0]} x {self.size[1]} picture are [{self.size[1]}, "
-                f"{self.size[0]}], got {list(pixels.shape)}: pass the map of the picture itself"
-            )
-        pixels = pixels.float()
-        means = pixels.new_zeros(self.count)
-        for tile in self.tiles:
-            rows, columns = (part.to(pixels) for part in _overlaps(tile, self.size))
-            area = rows.sum(dim=-1)[:, None] * columns.sum(dim=-1)
-            sums = rows @ pixels @ columns.mT
-            tokens = tile.tokens.to(pixels.device)
-            has_token = tokens >= 0
-            means[tokens[has_token]] = (sums / area.where(area > 0, 1))[has_token]
-        return means
-
     def cells(self) -> Tensor:
         """`[N, 4]` float32: left, top, right, bottom of each token; NaN for those without place."""
         boxes = torch.full((self.count, 4), math.nan, device="cpu")
@@ -185,7 +165,7 @@ def locate(
     """
     for name in RESAMPLERS:
         if getattr(config, name, None) is not None:
-            raise ValueError(
+            raise UnsupportedModelError(
                 f"tokens were to be placed in the picture, but this model mixes all of it into "
                 f"each of its {tokens} (its config has {name}): use a model that keeps patches"
             )
@@ -286,17 +266,6 @@ def _members(tile: Tile, size: tuple[int, int]) -> list[Tensor]:
     ]
 
 
-def _overlaps(tile: Tile, size: tuple[int, int]) -> list[Tensor]:
-    """How much of each pixel is in each cell, `[gh, height]` and `[gw, width]`, 0 to 1."""
-    parts = []
-    for edges, length in zip(_edges(tile), size[::-1], strict=True):
-        pixel = torch.arange(length, dtype=torch.float64, device="cpu")
-        start = torch.maximum(edges[:-1, None], pixel)
-        end = torch.minimum(edges[1:, None], pixel + 1)
-        parts.append((end - start).clamp(min=0).float())
-    return parts
-
-
 @dataclass(frozen=True)
 class _Grid:
     """Tokens `[gh, gw]` in cells of (height, width) on a canvas, from its pixel (left, top) on."""
@@ -341,7 +310,7 @@ def _kept_grids(
     patches = torch.arange(mosaic[0] * mosaic[1] * side**2, device="cpu").view(
         1, mosaic[0] * side, -1
     )
-    kept = unpad_image(patches, size[::-1])[0]
+    kept = without_padding(patches, size[::-1])[0]
     height, width = kept.shape
     first = int(kept[0, 0]) if kept.numel() else 0
     top, left = divmod(first, patches.shape[-1])
@@ -365,9 +334,7 @@ def _kept_grids(
 
 def _mosaic_shape(config: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of tiles."""
-    return get_anyres_image_grid_shape(
-        size[::-1], config.image_grid_pinpoints, config.vision_config.image_size
-    )
+    return tile_grid(size[::-1], config.image_grid_pinpoints, config.vision_config.image_size)
 
 
 def _patch_size(config: Any) -> int:
@@ -376,7 +343,7 @@ def _patch_size(config: Any) -> int:
     if isinstance(patch, list | tuple) and len(set(patch)) == 1:
         patch = patch[0]
     if not isinstance(patch, int):
-        raise ValueError(
+        raise UnsupportedModelError(
             "the vision tower's patches were wanted, as vision_config.patch_size of the model's "
             f"config, and that is {patch}: where its tokens lie is not known here"
         )
@@ -384,7 +351,7 @@ def _patch_size(config: Any) -> int:
 
 
 def _unplaced(tokens: int, reason: str) -> NoReturn:
-    raise ValueError(
+    raise UnsupportedModelError(
         f"the picture's {tokens} tokens do not fit what the processor makes of its size: {reason}. "
         "Pass the processor with the settings that the picture was sent with, alone in its prompt; "
         "a model that resamples its patches has no place for its tokens"
@@ -422,7 +389,7 @@ def _processing(
             return canvases
         whole, *tiles = canvases
         if len(tiles) != mosaic[0] * mosaic[1]:
-            raise ValueError(
+            raise UnsupportedModelError(
                 f"the model's config has {mosaic[0]} x {mosaic[1]} tiles for this picture, and its "
                 f"processor makes {len(tiles)}: give both the same image_grid_pinpoints"
             )
@@ -438,7 +405,7 @@ def _canvases(values: Any) -> list[np.ndarray]:
         return [canvas for value in values for canvas in _canvases(value)]
     array = np.asarray(values.float() if isinstance(values, Tensor) else values)
     if array.ndim < 3 or array.shape[-3] != 3:
-        raise ValueError(
+        raise UnsupportedModelError(
             "pictures [.., 3, H, W] were wanted of the processor, or patches with their "
             f"image_grid_thw, got {list(array.shape)}: where its tokens lie is not known here"
         )
@@ -458,7 +425,7 @@ def _shown(dark: list[np.ndarray], light: list[np.ndarray]) -> list[np.ndarray]:
     """Of each canvas `[C, H, W]`, where `[H, W]` the picture is and not padding."""
     gaps = [np.abs(b - a).max(axis=0) for a, b in zip(dark, light, strict=True)]
     if not all(gap.any() for gap in gaps):
-        raise ValueError(
+        raise UnsupportedModelError(
             "a part of what the processor makes does not depend on the picture at all (padding "
             "only, or normalised by the picture itself): where its tokens lie cannot be asked"
         )
@@ -521,7 +488,7 @@ def _fit(places: np.ndarray, inside: np.ndarray, bounds: tuple[float, float], le
     scale, origin = np.polyfit(along[used] + 0.5, profile[used], 1)
     error = np.abs(places[:, used] - origin - scale * (along[used] + 0.5)).mean()
     if scale <= 0 or error > 1 + abs(scale) + (bounds[1] - bounds[0]) / 128:
-        raise ValueError(
+        raise UnsupportedModelError(
             "a processor that crops, resizes, pads or tiles was wanted, and this one turns, "
             f"mirrors or bends the picture (its pixels lie {error:.1f} off a rising line): "
             "where its tokens lie is not known here"

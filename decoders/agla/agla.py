@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated
 
 from PIL import Image
 
@@ -22,6 +22,7 @@ from sightline.engine.reprocessing import check_reproduced, picture_inputs
 from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Additive
+from sightline.model_protocol import Model
 from sightline.settings import Checked, Layers, Processor, Share, Strength, UnitInterval
 
 
@@ -78,26 +79,18 @@ class MaskedImage(Checked):
     needs_images = True
     needs_pixels = True
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.processor is None:
-            raise ValueError(
-                "a masked picture needs processor=, the model's own, to read the question and to "
-                "prepare the picture again"
-            )
-
     @property
     def shares_picture(self) -> bool:
         """Whether the expert's prompt is read in parts, to watch it."""
         return self.matcher.needs_attention
 
-    def check(self, expert: Branch, model: Any) -> None:
+    def check(self, expert: Branch, model: Model) -> None:
         PromptEditor(
             self.processor, model, expert.call.chat_template_kwargs
         )  # raises for another model's
         check_reproduced(self.processor, expert, model)
 
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def __call__(self, expert: Branch, model: Model) -> Branch:
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         asked = editor.asked(expert)
         pairs = [
@@ -145,7 +138,7 @@ class AGLA(Decoder):
     alone (`released`); both pictures are cut alike; long questions work.
     """
 
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor = field(repr=False, kw_only=True)
     matcher: Matcher | None = field(default=None, repr=False)
     alpha: Annotated[Strength, SearchRange(0, 4)] = 2.0
     beta: Annotated[UnitInterval, SearchRange(0, 1)] = 0.5
@@ -154,9 +147,9 @@ class AGLA(Decoder):
     first_only: bool = False
 
     @classmethod
-    def released(cls, processor: Processor = None, matcher: Matcher | None = None) -> "AGLA":
+    def released(cls, *, processor: Processor, matcher: Matcher | None = None) -> "AGLA":
         """The released code's mistake, to repeat its numbers: the masked picture counts once."""
-        return cls(processor, matcher, first_only=True)
+        return cls(matcher, first_only=True, processor=processor)
 
     def recipe(self) -> Recipe:
         matcher = SelfMatcher() if self.matcher is None else self.matcher

@@ -208,18 +208,14 @@ def token_relevance(attention: Tensor, gradient: Tensor) -> Tensor:
     return gain[:, 1:-1, 1:].mean(dim=(0, 1))
 
 
-def spread(grid: Tensor, size: int = 384, legacy_border: bool = False) -> Tensor:
+def spread(grid: Tensor, size: int = 384) -> Tensor:
     """A map of patches, `[gh, gw]`, as a smooth map of pixels, `[size, size]` in [0, 1].
 
     Scaled to [0, 1], enlarged by cubic splines, blurred (sigma 0.02 * size), scaled again. A map
     that is the same everywhere gives zeros.
-
-    Args:
-        legacy_border: Zeros beyond the grid, as the authors have it, instead of its own border:
-            what lies at the border then seems half as relevant and is masked first.
     """
     scaled = stretched(grid.double())
-    return stretched(blurred(enlarged(scaled, size, legacy_border))).to(
+    return stretched(blurred(enlarged(scaled, size))).to(
         torch.promote_types(grid.dtype, torch.float32)
     )
 
@@ -231,23 +227,21 @@ def stretched(values: Tensor) -> Tensor:
     return values / top if top > 0 else values
 
 
-def enlarged(grid: Tensor, size: int, legacy_border: bool = False) -> Tensor:
+def enlarged(grid: Tensor, size: int) -> Tensor:
     """`[gh, gw]` in [0, 1] -> `[size, size]` by cubic splines; what overshoots is cut off."""
-    rows, columns = (spline(cells, size, legacy_border).to(grid) for cells in grid.shape)
+    rows, columns = (spline(cells, size).to(grid) for cells in grid.shape)
     return (rows @ grid @ columns.T).clamp(0, 1)
 
 
-def spline(cells: int, size: int, legacy_border: bool = False) -> Tensor:
+def spline(cells: int, size: int) -> Tensor:
     """The cubic spline through `cells` values, at `size` places: `[size, cells]` float64.
 
     Values stand in the middle of cells and places in the middle of pixels. Beyond the border the
-    values are continued by the outermost, or by zeros (`legacy_border`).
+    values are continued by the outermost.
     """
     index = torch.arange(-MARGIN, cells + MARGIN, device="cpu")
     inside = index.clamp(0, cells - 1)[:, None] == torch.arange(cells, device="cpu")
     values = inside.double()
-    if legacy_border:
-        values = values * ((index >= 0) & (index < cells))[:, None]
     places = (torch.arange(size, dtype=torch.float64, device="cpu") + 0.5) * cells / size - 0.5
     weights = torch.linalg.solve(basis(index[:, None] - index), values)
     return basis(places[:, None] - index) @ weights

@@ -22,6 +22,7 @@ from sightline.engine.reprocessing import check_reproduced, picture_inputs, repa
 from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.engine.subgeneration import eos_token_ids, generate_text
+from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.settings import Checked, Count, Layers, Positive, Processor, Share, Words
 from sightline.vision.features import alternating, picture_lengths
 
@@ -107,21 +108,13 @@ class RefinedPicture(Checked):
     needs_images = True
     needs_pixels = True
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.processor is None:
-            raise ValueError(
-                "a refined picture needs processor=, the model's own, to ask about the picture and "
-                "to prepare it again"
-            )
-
-    def check(self, expert: Branch, model: Any) -> None:
+    def check(self, expert: Branch, model: Model) -> None:
         check_one_picture(expert)
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         check_reproduced(self.processor, expert, model)
         self._asking(editor, expert)  # raises where no layer sees all that is asked
 
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def __call__(self, expert: Branch, model: Model) -> Branch:
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         expert = read_pictures(expert, model)
         layouts = [layout for (layout,) in layouts_by_row(expert, model, self.processor)]
@@ -152,12 +145,14 @@ class RefinedPicture(Checked):
         whole = layers_with_every_key(config, longest)
         compared = tuple(layer for layer in whole if layer in asked)
         if not compared:
+            if not whole:
+                raise UnsupportedModelError(
+                    "CARVE compares attention to the whole picture, and no layer of this model "
+                    "sees it: use a method without attention (VCD, VDD)"
+                )
             raise ValueError(
                 f"none of the layers {asked.start} to {asked.stop - 1}, whose attention CARVE "
                 f"compares, sees the whole picture: choose layers= among {whole}"
-                if whole
-                else "CARVE compares attention to the whole picture, and no layer of this model "
-                "sees it: use a method without attention (VCD, VDD)"
             )
         return compared
 
@@ -270,7 +265,7 @@ class CARVE(Decoder):
     picture are read once; two answers end with the shorter.
     """
 
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor = field(repr=False, kw_only=True)
     layers: Layers | None = None
     steps: Steps = "full"
     share: Annotated[Share, SearchRange(0.05, 1)] = 0.2
@@ -284,10 +279,15 @@ class CARVE(Decoder):
     answer_suffix: bool = False
 
     @classmethod
-    def paper_best(cls, processor: Processor = None) -> "CARVE":
+    def paper_best(cls, *, processor: Processor) -> "CARVE":
         """The paper's best: layers 20 to 25, its suffix throughout, 0.4, two regions, last step."""
         return cls(
-            processor, layers=(20, 26), share=0.4, regions=2, steps="end", answer_suffix=True
+            processor=processor,
+            layers=(20, 26),
+            share=0.4,
+            regions=2,
+            steps="end",
+            answer_suffix=True,
         )
 
     def recipe(self) -> Recipe:

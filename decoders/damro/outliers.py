@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from sightline.compat import get_vision_window_index
 from sightline.engine.branch import Branch
+from sightline.engine.prompt_edits import with_fewer_image_tokens
+from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.settings import Checked, Count
 from sightline.vision.features import edited, pictures_of
 
@@ -67,7 +69,7 @@ class OutlierImage(Checked):
         """Whether the tower runs again: all scores but the features' own norm ask it."""
         return self.score != "norm"
 
-    def __call__(self, expert: Branch, model: Any) -> Branch:
+    def __call__(self, expert: Branch, model: Model) -> Branch:
         features = expert.features or {}
         if set(features) != {"image"}:
             raise ValueError(
@@ -77,19 +79,19 @@ class OutlierImage(Checked):
         try:
             return self._cut_down(expert, model)
         except Unreadable as error:
-            raise ValueError(f"{error}: use {self._instead(expert, model)}") from None
+            raise UnsupportedModelError(f"{error}: use {self._instead(expert, model)}") from None
 
-    def _cut_down(self, expert: Branch, model: Any) -> Branch:
+    def _cut_down(self, expert: Branch, model: Model) -> Branch:
         encoded = (expert.features or {})["image"]
         scores = self.scores(expert, model)
         if self.score == "norm":
             chosen = [outliers(picture, self.k) for picture in scores]
-            return expert.with_fewer_image_tokens(model, only(encoded, chosen))
+            return with_fewer_image_tokens(expert, model, only(encoded, chosen))
         first = class_features(expert, model)
         chosen = [first + outliers(picture, self.k) for picture in scores]
-        return expert.with_fewer_image_tokens(model, only(encoded, chosen, newline(model)))
+        return with_fewer_image_tokens(expert, model, only(encoded, chosen, newline(model)))
 
-    def _instead(self, expert: Branch, model: Any) -> str:
+    def _instead(self, expert: Branch, model: Model) -> str:
         """What does work for this prompt, in words; each is tried."""
         settings: list[dict[str, Any]] = [{"layer": "last"}]
         # Without pixels the tower cannot be asked.
@@ -105,7 +107,7 @@ class OutlierImage(Checked):
             working.append(f'{name}="{value}"')
         return " or ".join(working) or "another contrast (VDD)"
 
-    def scores(self, expert: Branch, model: Any) -> list[Tensor]:
+    def scores(self, expert: Branch, model: Model) -> list[Tensor]:
         """Scores `[N]` of each picture's tokens; of a picture in tiles, of the whole's tokens."""
         pictures = pictures_of((expert.features or {})["image"])
         if self.score == "norm":
@@ -145,7 +147,7 @@ class OutlierImage(Checked):
         groups = [picture.view(-1, merged).sum(dim=-1) for picture in patches]
         return in_spatial_order(groups, tower, expert)
 
-    def _layer_index(self, count: int, tower: Any, expert: Branch, model: Any) -> int:
+    def _layer_index(self, count: int, tower: Any, expert: Branch, model: Model) -> int:
         """Of the layer to read, from 0."""
         latest = count - 1
         state = setting("vision_feature_layer", expert, model)
@@ -246,7 +248,7 @@ def only(encoded: Any, chosen: list[Tensor], closing: Tensor | None = None) -> A
     return edited(lambda pictures: choose(pictures, *after), encoded)
 
 
-def vision_tower(model: Any) -> Any:
+def vision_tower(model: Model) -> Any:
     """The module that encodes pictures."""
     tower = model.get_encoder(modality="image")
     if tower is model or tower is model.base_model:
@@ -283,25 +285,25 @@ def has_class_token(tower: nn.Module) -> bool:
     return any(name in ("class_embedding", "cls_token") for name in names)
 
 
-def class_features(expert: Branch, model: Any) -> int:
+def class_features(expert: Branch, model: Model) -> int:
     """Features that stand before a picture's patches: 1 where the class token is kept, else 0."""
     strategy = setting("vision_feature_select_strategy", expert, model)
     return int(strategy == "full" and has_class_token(vision_tower(model)))
 
 
-def newline(model: Any) -> Tensor | None:
+def newline(model: Model) -> Tensor | None:
     """What closes a picture, `[D]`, in models that put the whole picture before its tiles."""
     return getattr(model.base_model, "image_newline", None)
 
 
-def setting(name: str, expert: Branch, model: Any) -> Any:
+def setting(name: str, expert: Branch, model: Model) -> Any:
     """How features are selected: by the caller, else by the config; None if by neither."""
     given = expert.pixels.get(name)
     return getattr(model.config, name, None) if given is None else given
 
 
 def layer_input(
-    attention: nn.Module, expert: Branch, model: Any, tower: Any
+    attention: nn.Module, expert: Branch, model: Model, tower: Any
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """What the pictures are when they enter a layer's attention: `[.., S, C]`, with its rotary.
 
@@ -391,7 +393,7 @@ def in_spatial_order(scores: list[Tensor], tower: Any, expert: Branch) -> list[T
     return list(flat[order.argsort().to(flat.device)].split(lengths))
 
 
-class Unreadable(ValueError):
+class Unreadable(UnsupportedModelError):
     """Outliers cannot be chosen in the way that was asked for."""
 
 

@@ -14,9 +14,9 @@ from transformers import LogitsProcessor, StoppingCriteria, TopPLogitsWarper
 from sightline.compat import pad_token
 from sightline.decoders.closed_set import ClosedSet, as_generated, check_one_answer
 from sightline.decoders.mvp.votes import (
-    Answer,
     FirstToken,
     Path,
+    SaidLabel,
     affirmative,
     certainty,
     check_surfaces,
@@ -37,6 +37,7 @@ from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Recipe
 from sightline.engine.subgeneration import eos_token_ids, generate_text
 from sightline.engine.validation import is_text_only
+from sightline.model_protocol import Model
 from sightline.settings import (
     Count,
     Processor,
@@ -103,7 +104,7 @@ class MVP(ClosedSet):
     that was scored, and captions are made once for each picture.
     """
 
-    processor: Processor = field(default=None, repr=False)
+    processor: Processor = field(repr=False, kw_only=True)
     k: Annotated[Count, SearchRange(1, 10)] = 3
     labels: Sequence[Words] = ("Yes", "No")
     requests: Sequence[Words] = (BOTTOM_UP, TOP_DOWN, REGULAR)
@@ -126,8 +127,6 @@ class MVP(ClosedSet):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.processor is None:
-            raise ValueError("views need processor=, the model's own, to ask for captions")
         try:
             check_surfaces(self.surfaces)
         except ValueError as error:
@@ -149,7 +148,7 @@ class MVP(ClosedSet):
         """The ways to say each label."""
         return {label: (label,) for label in self.labels}
 
-    def label_probabilities(self, model: Any, call: GenerateCall) -> Tensor:
+    def label_probabilities(self, model: Model, call: GenerateCall) -> Tensor:
         """The share of each label in the votes.
 
         A row in which no path reached a label has zeros. One without an image is refused.
@@ -166,7 +165,7 @@ class MVP(ClosedSet):
         totals = torch.tensor([list(vote.totals.values()) for vote in votes], device="cpu")
         return totals / totals.sum(dim=1, keepdim=True).clamp_min(1e-30)
 
-    def run(self, model: Any, call: GenerateCall) -> Any:
+    def run(self, model: Model, call: GenerateCall) -> Any:
         """The prompt and the path that adds most to the winning label."""
         check_one_answer(self, call)
         input_ids = call.input_ids
@@ -185,7 +184,7 @@ class MVP(ClosedSet):
         ordered = [answers[row] for row in range(len(input_ids))]
         return as_generated(call, ordered, 0 if fill is None else int(fill))
 
-    def _votes(self, model: Any, expert: Branch) -> list["Votes"]:
+    def _votes(self, model: Model, expert: Branch) -> list["Votes"]:
         """Of each row; every one has an image."""
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         asked = editor.asked(expert)
@@ -408,7 +407,7 @@ class Paths(LogitsProcessor):
         text = self._text(tokens)
         if slot.label is not None:
             return Path(view, slot.probability, slot.label, None, text)
-        answer: Answer | None = find_answer(text, self.settings.surfaces)
+        answer: SaidLabel | None = find_answer(text, self.settings.surfaces)
         if answer is None and self.settings.unresolved == "affirmative":
             yes, no = self.settings.labels
             answer = affirmative(text, yes, no)

@@ -39,7 +39,7 @@ class FirstToken:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SaidLabel:
     """A label and where the text says it: characters `start` to `end`, or nowhere (None)."""
 
     label: str
@@ -134,7 +134,7 @@ def gaps(logits: Tensor) -> Tensor:
     return best[..., 0] - best[..., 1]
 
 
-def find_answer(text: str, surfaces: Surfaces, ended: bool = True) -> Answer | None:
+def find_answer(text: str, surfaces: Surfaces, ended: bool = True) -> SaidLabel | None:
     """The first label that the text says in whole words; of several that begin there, the longest.
 
     Case and punctuation do not count. `ended=False` is for a text that is still being written:
@@ -152,7 +152,7 @@ def find_answer(text: str, surfaces: Surfaces, ended: bool = True) -> Answer | N
             if form and said[first : first + len(form)] == form:
                 if not ended and first + len(forms[0][0]) > closed:
                     return None
-                return Answer(label, words[first].start(), words[first + len(form) - 1].end())
+                return SaidLabel(label, words[first].start(), words[first + len(form) - 1].end())
     return None
 
 
@@ -161,7 +161,7 @@ def words_of(text: str) -> tuple[str, ...]:
     return tuple(word.lower() for word in WORD.findall(text))
 
 
-def affirmative(text: str, yes: str = "Yes", no: str = "No") -> Answer:
+def affirmative(text: str, yes: str = "Yes", no: str = "No") -> SaidLabel:
     """What an ended text answers that says neither yes nor no: yes unless it has a negation.
 
     The authors' policy for unresolved paths, made robust: theirs finds "There isn't a dog"
@@ -170,10 +170,10 @@ def affirmative(text: str, yes: str = "Yes", no: str = "No") -> Answer:
     for word in WORD.finditer(text):
         contracted = CONTRACTED.search(word.group())
         if contracted:
-            return Answer(no, word.start() + contracted.start(), word.end())
+            return SaidLabel(no, word.start() + contracted.start(), word.end())
         if word.group().lower() in NEGATIONS:
-            return Answer(no, word.start(), word.end())
-    return Answer(yes)
+            return SaidLabel(no, word.start(), word.end())
+    return SaidLabel(yes)
 
 
 def covering_token(prefixes: Sequence[str], place: int) -> int:
@@ -189,7 +189,7 @@ def covering_token(prefixes: Sequence[str], place: int) -> int:
     )
 
 
-def certainty(answer: Answer, prefixes: Sequence[str], gaps: Sequence[float]) -> float | None:
+def certainty(answer: SaidLabel, prefixes: Sequence[str], gaps: Sequence[float]) -> float | None:
     """Delta of an answer: the mean gap over the tokens that say it.
 
     Args:

@@ -6,14 +6,14 @@ token in any text. As a processor for a plain `generate`, and as a rule for a de
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from sightline.engine.early_exit import Head, embedding_scale, one_token
 from sightline.logits.layers import stacked
-from sightline.logits.rules import Rule, State
+from sightline.logits.rules import Needs, Rule, State
+from sightline.model_protocol import Model
 from sightline.settings import Strength, UnitInterval, wrong
 
 RELEASED = 1.1  # alpha of the authors' code as it would run
@@ -50,16 +50,8 @@ class EmbeddingContrastive(Rule):
         return cls(alpha=RELEASED, sum_to_one=False)
 
     @property
-    def uses_others(self) -> bool:
-        return False
-
-    @property
-    def is_identity(self) -> bool:
-        return self.alpha == 0 and self.beta == 0
-
-    def early_layers(self, blocks: int, tied: bool) -> tuple[int, ...]:
-        """The embeddings; nothing at `alpha = 0`."""
-        return (0,) if self.alpha else ()
+    def needs(self) -> Needs:
+        return Needs(cut=self.beta > 0, early=embeddings if self.alpha else None)
 
     def combine(self, logits: Sequence[Tensor], state: State) -> Tensor:
         expert = logits[0]
@@ -67,6 +59,10 @@ class EmbeddingContrastive(Rule):
             return expert
         weight = 1 + self.alpha if self.sum_to_one else 1
         return weight * expert - self.alpha * stacked(state)[0]
+
+
+def embeddings(blocks: int, tied: bool) -> tuple[int, ...]:
+    return (0,)
 
 
 class EmbeddingContrast(LogitsProcessor):
@@ -90,7 +86,7 @@ class EmbeddingContrast(LogitsProcessor):
     """
 
     def __init__(
-        self, model: Any, alpha: float = 0.1, beta: float = 0.1, *, sum_to_one: bool = True
+        self, model: Model, alpha: float = 0.1, beta: float = 0.1, *, sum_to_one: bool = True
     ):
         self.rule = EmbeddingContrastive(alpha, beta, sum_to_one)
         if not hasattr(model, "get_output_embeddings"):
@@ -101,7 +97,7 @@ class EmbeddingContrast(LogitsProcessor):
         self.scale = embedding_scale(model, embedded, outputs.hidden_states[0])
 
     @classmethod
-    def released(cls, model: Any) -> "EmbeddingContrast":
+    def released(cls, model: Model) -> "EmbeddingContrast":
         """What the authors' code would compute if repaired: `EmbeddingContrastive.released`."""
         rule = EmbeddingContrastive.released()
         return cls(model, rule.alpha, rule.beta, sum_to_one=rule.sum_to_one)
@@ -112,7 +108,7 @@ class EmbeddingContrast(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` `[B, V]`, logits or log-probabilities -> log-probabilities `[B, V]`."""
-        if self.rule.is_identity:
+        if self.rule.needs == Needs():
             return scores
         if not self.rule.alpha:
             return self.rule([scores]).log_softmax(dim=-1)

@@ -50,6 +50,6 @@ def answers(name: str) -> Mapping[str, str]:
             )
             found[method] = ""
         except Exception as error:
-            kind = "refused" if is_refusal(error) else f"FAILS: {type(error).__name__}"
+            kind = "refused" if is_refusal(error, "greedy") else f"FAILS: {type(error).__name__}"
             found[method] = f"{kind}: {clause(error)}"
     return found
