@@ -22,6 +22,7 @@ _NAMES = {
     "decoders.agla.matching": ("BlipMatcher", "Matcher"),
     "decoders.carve.carve": ("CARVE", "RefinedPicture"),
     "decoders.contrasts": ("NoImage", "NoisyImage", "UnknownImage"),
+    "decoders.controls": ("FullTwice", "PlausibilityOnly"),
     "decoders.damro.damro": ("DAMRO",),
     "decoders.deco": ("DeCo",),
     "decoders.dola": ("DoLa",),

@@ -18,6 +18,8 @@ from sightline.decoders.carve.carve import RefinedPicture as RefinedPicture
 from sightline.decoders.contrasts import NoImage as NoImage
 from sightline.decoders.contrasts import NoisyImage as NoisyImage
 from sightline.decoders.contrasts import UnknownImage as UnknownImage
+from sightline.decoders.controls import FullTwice as FullTwice
+from sightline.decoders.controls import PlausibilityOnly as PlausibilityOnly
 from sightline.decoders.damro.damro import DAMRO as DAMRO
 from sightline.decoders.deco import DeCo as DeCo
 from sightline.decoders.dola import DoLa as DoLa

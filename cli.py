@@ -5,6 +5,7 @@ so a new decoder appears here by its name in `sightline.decoders.DECODERS` alone
 """
 
 import inspect
+import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from threading import Event
 from time import perf_counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,11 +22,13 @@ from rich.text import Text
 
 import sightline
 from sightline.checkpoints import Dtype, check_device, load_model, load_processor, quiet
-from sightline.choices import PLAIN, Choice, Sampling, parse_choice, parse_choices, plain_name
 from sightline.evaluation.command import TemplateOption
 from sightline.evaluation.command import app as evaluation
 from sightline.highlights import cut, known_truth, listed, named_words, new_words, remarks
 from sightline.model_protocol import Model
+
+if TYPE_CHECKING:
+    from sightline.specs import Spec
 
 LONGEST = 16  # a default that is shown in the column of defaults
 INVENTED, NEW = "bold red", "underline"
@@ -108,16 +111,16 @@ def describe(
     """Answer a question about a picture, with a decoder or without."""
     with refusing():
         image = open_checked(picture, question)
-        name = plain_name(sample) if decoder is None else decoder.strip().lower()
-        choice = parse_choice(name, settings or [])
-        sampling = Sampling(max_new_tokens, seed, sample, temperature)
-        sampling.check([choice])
-        arguments = template_arguments(template)
+        from sightline.specs import parse_spec
+
+        spec = parse_spec(usual_way(sample) if decoder is None else decoder, settings or [])
+        asked = keywords([spec], sample, temperature, max_new_tokens, template)
+        stream = stream and asked[0]["num_beams"] == 1
         with quiet():
-            [way], processor = prepare(
-                model, device, dtype, image, question, [choice], sampling, arguments
+            [answer], processor = prepare(
+                model, device, dtype, image, question, [spec], asked, seed
             )
-            text = way.answer(word_streamer(processor) if stream else None)
+            text = answer(word_streamer(processor) if stream else None)
     if not stream:
         typer.echo(text)
     if not text:
@@ -133,8 +136,8 @@ def compare(
         typer.Option(
             metavar="NAMES",
             help="Joined by commas, with settings or a preset where wanted: "
-            "greedy,vdd:alpha=0.5,beta=0.2,vcd.pope_paper. "
-            "The model's own decoding is greedy or sample. Default: greedy,vcd,vdd.",
+            "greedy,vdd:alpha=0.5,beta=0.2,vcd.pope_paper,vdd+vaf,vcd+sample. "
+            "The model's own decoding is greedy, sample or beam. Default: greedy,vcd,vdd.",
         ),
     ] = None,
     model: ModelOption = None,
@@ -149,13 +152,14 @@ def compare(
     """Put the answers of several decoders under one another."""
     with refusing():
         image = open_checked(picture, question)
-        choices = parse_choices(decoders or f"{plain_name(sample)},vcd,vdd")
-        sampling = Sampling(max_new_tokens, seed, sample, temperature)
-        sampling.check(choices)
-        arguments = template_arguments(template)
+        from sightline.specs import parse_specs
+
+        specs = parse_specs(decoders or f"{usual_way(sample)},vcd,vdd")
+        asked = keywords(specs, sample, temperature, max_new_tokens, template)
         with quiet():
-            ways, _ = prepare(model, device, dtype, image, question, choices, sampling, arguments)
-            show_comparison(ways, known_truth(image, question))
+            answers, _ = prepare(model, device, dtype, image, question, specs, asked, seed)
+            labelled = [(s.label, answer) for s, answer in zip(specs, answers, strict=True)]
+            show_comparison(labelled, known_truth(image, question))
 
 
 @app.command("demo")
@@ -248,16 +252,21 @@ def export_decoder(
 ) -> None:
     """Write a decoder as a folder that `generate` takes, and that the hub can hold."""
     with refusing():
-        from sightline.checkpoints import load_processor
         from sightline.lab import CHECKPOINT
+        from sightline.specs import parse_spec
 
-        choice = parse_choice(decoder.strip().lower(), settings or [])
-        if choice.request is None:
+        spec = parse_spec(decoder, settings or [])
+        if spec.is_plain:
             raise ValueError(
-                f"{choice.label} is the model's own decoding, which needs no folder: name a decoder"
+                f"{spec.label} is the model's own decoding, which needs no folder: name a decoder"
+            )
+        if spec.way is not None:
+            raise ValueError(
+                "a folder holds a decoder, and how tokens are taken is said in each call: leave "
+                f"{spec.way} out of {spec.label}, and pass do_sample= or num_beams= to generate"
             )
         with quiet():  # some decoders read their processor when they are made; any will do
-            made = choice.build(load_processor(str(CHECKPOINT)))
+            made = spec.build(load_processor(str(CHECKPOINT)))
             written = made.save_pretrained(folder, force=force)
     for path in written:
         typer.echo(path)
@@ -272,7 +281,7 @@ def list_decoders() -> None:
     """List the decoders with their settings, usual ranges, presets and papers."""
     from sightline.decoders import DECODERS
     from sightline.docstrings import paper, read_arguments
-    from sightline.specs import presets, settable
+    from sightline.specs import WAYS, presets, settable
 
     width = new_console().width
     for name, kind in DECODERS.items():
@@ -301,15 +310,14 @@ def list_decoders() -> None:
     typer.echo(
         fill("After a setting stand its default and the range that is usually tried.", width, 0)
     )
-    typer.echo(
-        fill(f"Without a decoder: {', '.join(PLAIN)}. With decoders and settings:", width, 0)
-    )
+    typer.echo(fill(f"Without a decoder: {', '.join(WAYS)}. With decoders and settings:", width, 0))
     typer.echo("  sightline describe PICTURE --decoder NAME --set SETTING=VALUE")
     typer.echo("  sightline compare PICTURE --decoders greedy,NAME:SETTING=VALUE,SETTING=VALUE")
     typer.echo(
         fill(
             "Several values are joined by +: layers=1+3. NAME.PRESET begins with other settings "
-            "than the defaults, and SETTING=VALUE changes them: vcd.pope_paper:alpha=0.5.",
+            "than the defaults, and SETTING=VALUE changes them: vcd.pope_paper:alpha=0.5. "
+            "NAME+NAME adds decoders and NAME+WAY says how tokens are taken: vdd+vaf, vcd+sample.",
             width,
             0,
         )
@@ -351,12 +359,38 @@ def template_arguments(assignments: Sequence[str] | None) -> dict[str, Any]:
     return parse_arguments(assignments or ())
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way to answer the question: `answer(streamer, longest=...) -> text`."""
+def usual_way(sample: bool) -> str:
+    """How tokens are taken where a decoder's name does not say it."""
+    return "sample" if sample else "greedy"
 
-    label: str
-    answer: Callable[..., str]
+
+def keywords(
+    specs: "Sequence[Spec]",
+    sample: bool,
+    temperature: float | None,
+    max_new_tokens: int,
+    template: Sequence[str] | None,
+) -> list[dict[str, Any]]:
+    """For each spec, keywords of `reply`; `ValueError` for a temperature that nothing would use."""
+    told = template_arguments(template)
+    found = [
+        {
+            "max_new_tokens": max_new_tokens,
+            "chat_template_kwargs": told,
+            **spec.arguments(usual_way(sample), temperature),
+        }
+        for spec in specs
+    ]
+    if temperature is not None:
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"temperature must be a number > 0, got {temperature}")
+        if not any(each["do_sample"] for each in found):
+            raise ValueError("temperature has no effect where nothing is drawn: add --sample")
+    return found
+
+
+Answering = Callable[..., str]
+"""`answer(streamer, longest=None)`: the text, whose words go to the streamer too."""
 
 
 def prepare(
@@ -365,11 +399,11 @@ def prepare(
     dtype: Dtype,
     image: Any,
     question: str,
-    choices: Sequence[Choice],
-    sampling: Sampling,
-    chat_template_kwargs: Mapping[str, Any],
-) -> tuple[list[Way], Any]:
-    """A way to answer for each choice, and the processor.
+    specs: "Sequence[Spec]",
+    asked: Sequence[Mapping[str, Any]],
+    seed: int,
+) -> tuple[list[Answering], Any]:
+    """What answers for each spec, with its keywords, and the processor.
 
     What can be refused is refused before the weights are read.
     """
@@ -377,31 +411,18 @@ def prepare(
     from sightline.lab import CHECKPOINT
 
     checkpoint = checkpoint or str(CHECKPOINT)
+    told = asked[0]["chat_template_kwargs"]
     check_device(device)
     processor = load_processor(checkpoint)
-    check_arguments(processor, chat_template_kwargs)
-    decoders = [choice.build(processor) for choice in choices]
+    check_arguments(processor, told)
+    decoders = [spec.build(processor) for spec in specs]
     model = load_model(checkpoint, device, dtype)
-    inputs = prompt_inputs(
-        model, processor, image, question, chat_template_kwargs=chat_template_kwargs
-    )
-    ways = [
-        Way(
-            choice.label,
-            partial(
-                respond,
-                model,
-                processor,
-                inputs,
-                image,
-                decoder,
-                sampling.seed,
-                {**sampling.arguments(choice), "chat_template_kwargs": chat_template_kwargs},
-            ),
-        )
-        for choice, decoder in zip(choices, decoders, strict=True)
+    inputs = prompt_inputs(model, processor, image, question, chat_template_kwargs=told)
+    answers = [
+        partial(respond, model, processor, inputs, image, decoder, seed, arguments)
+        for decoder, arguments in zip(decoders, asked, strict=True)
     ]
-    return ways, processor
+    return answers, processor
 
 
 def respond(
@@ -423,6 +444,8 @@ def respond(
     torch.manual_seed(seed)
     if longest is not None:
         arguments = {**arguments, "max_new_tokens": longest}
+    if arguments["num_beams"] > 1:
+        streamer = None  # words of beams come when all have been said
     return reply(model, processor, dict(inputs), decoder, image, streamer=streamer, **arguments)
 
 
@@ -455,15 +478,26 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Timed:
-    """An answer with its times in seconds; `each` is None where only one token came."""
+    """An answer with its times in seconds.
+
+    Args:
+        label: Of the spec.
+        text: The answer.
+        total: For all of it.
+        first: Until the first token; None where tokens are not told one by one, as beams'.
+        each: Per token after it; None where only one came.
+    """
 
     label: str
     text: str
-    first: float
-    each: float | None
+    total: float
+    first: float | None = None
+    each: float | None = None
 
     @property
     def times(self) -> str:
+        if self.first is None:
+            return f"{milliseconds(self.total)} in all"
         first = f"first token after {milliseconds(self.first)}"
         return first if self.each is None else f"{milliseconds(self.each)} per token, {first}"
 
@@ -473,27 +507,29 @@ def milliseconds(seconds: float) -> str:
     return f"{value:.1f} ms" if value < 10 else f"{value:.0f} ms"
 
 
-def timed(way: Way) -> Timed:
-    """The answer of one way, and how long it took."""
+def timed(label: str, answer: Answering) -> Timed:
+    """An answer, and how long it took."""
     watch = Stopwatch()
     start = perf_counter()
-    text = way.answer(watch)
+    text = answer(watch)
+    total = perf_counter() - start
+    if not watch.times:
+        return Timed(label, text, total)
     _, first, *later = watch.times
-    return Timed(
-        way.label, text, first - start, (later[-1] - first) / len(later) if later else None
-    )
+    each = (later[-1] - first) / len(later) if later else None
+    return Timed(label, text, total, first - start, each)
 
 
-def show_comparison(ways: Sequence[Way], truth: frozenset[str] | None) -> None:
-    """Prints each answer as soon as it is there."""
+def show_comparison(answers: Sequence[tuple[str, Answering]], truth: frozenset[str] | None) -> None:
+    """Prints each answer, by its label, as soon as it is there."""
     console = new_console()
     signs = console.color_system is None or console.no_color
     if truth is not None:
         console.print(f"In the picture: {listed(truth)}\n")
-    ways[-1].answer(None, longest=2)  # so that start-up is not charged to the first answer
+    answers[-1][1](None, longest=2)  # so that start-up is not charged to the first answer
     first: str | None = None
-    for way in ways:
-        answer = timed(way)
+    for label, answering in answers:
+        answer = timed(label, answering)
         first = answer.text if first is None else first
         console.print(Text.assemble((answer.label, "bold"), "  ", (answer.times, "dim")))
         remarked = [Text(line, "dim") for line in remarks(answer.text, first, truth)]
@@ -503,7 +539,7 @@ def show_comparison(ways: Sequence[Way], truth: frozenset[str] | None) -> None:
                 line.rstrip()
                 console.print("  ", line, sep="", end="\n")
         console.print()
-    console.print(legend(signs, len(ways) > 1, truth))
+    console.print(legend(signs, len(answers) > 1, truth))
 
 
 def marked(text: str, first: str, truth: frozenset[str] | None, signs: bool) -> Text:

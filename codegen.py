@@ -81,6 +81,30 @@ class Group:
         return [" " * indent + lead + self.opening, *body, " " * indent + self.closing + tail]
 
 
+@dataclass(frozen=True)
+class Sum:
+    """Pieces that are added inside brackets: where it is long, each has a line."""
+
+    parts: tuple[Piece, ...]
+
+    @property
+    def flat(self) -> str:
+        return " + ".join(part.flat for part in self.parts)
+
+    def lines(self, indent: int = 0, lead: str = "", tail: str = "") -> list[str]:
+        whole = Code(self.flat).lines(indent, lead, tail)
+        if fits(whole[0]):
+            return whole
+        *others, last = self.parts
+        signs = ["", *["+ "] * len(others)]
+        lines = [
+            line
+            for part, sign in zip(others, signs, strict=False)
+            for line in part.lines(indent, sign)
+        ]
+        return [*lines, *last.lines(indent, signs[-1], tail)]
+
+
 def group(opening: str, items: Sequence[Piece], closing: str) -> Group:
     return Group(opening, tuple(("", item) for item in items), closing)
 

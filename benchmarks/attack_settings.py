@@ -30,7 +30,7 @@ import sightline
 from sightline.decoders import DECODERS
 from sightline.json_text import json_text
 from sightline.model_protocol import UnsupportedModelError
-from sightline.specs import choose, settable
+from sightline.specs import Method, settable
 
 TRIES, TRIES_SHORT = 2000, 200
 LONGEST = 250
@@ -188,7 +188,7 @@ def wrong_text() -> Iterator[Wrong]:
 
 
 def build(name: str, key: str, text: str) -> Any:
-    return choose(name, [f"{key}={text}"]).build(TOKENIZER)
+    return Method(name, ((key, text),)).build(TOKENIZER)
 
 
 def complaint(tried: Wrong) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 ONE_VIEW = "mvp:requests=Describe the image.,weights=1"
 NAMES = {
     "greedy": "greedy",
-    "sampling": "sampling",
+    "sample": "sampling",
     "plausibility": "plausibility only, sampled",
     "vcd": "VCD",
     "vdd": "VDD none",

@@ -2,6 +2,7 @@
 
 from sightline.decoders.agla.agla import AGLA
 from sightline.decoders.carve.carve import CARVE
+from sightline.decoders.controls import FullTwice, PlausibilityOnly
 from sightline.decoders.damro.damro import DAMRO
 from sightline.decoders.deco import DeCo
 from sightline.decoders.dola import DoLa
@@ -15,7 +16,7 @@ from sightline.decoders.vaf import VAF
 from sightline.decoders.vasparse.vasparse import VASparse
 from sightline.decoders.vcd import VCD
 from sightline.decoders.vdd import VDD
-from sightline.decoders.vdgd import VDGD
+from sightline.decoders.vdgd import VDGD, PrefixOnly
 
 DECODERS = {
     "vcd": VCD,
@@ -33,17 +34,25 @@ DECODERS = {
     "vdgd": VDGD,
     "mvp": MVP,
     "carve": CARVE,
+    "posthoc": PostHocDebias,
 }
-"""Lower-case name -> class, for the command line and the demo."""
+"""Lower-case name -> class, wherever decoders are named."""
+
+CONTROLS = {"plausibility": PlausibilityOnly, "vdgd-prefix": PrefixOnly, "agla-full": FullTwice}
+"""What decoders are held against, by name; they are named as decoders are."""
+
+NAMED = {**DECODERS, **CONTROLS}
 
 __all__ = [
     "AGLA",
     "CARVE",
+    "CONTROLS",
     "DAMRO",
     "DECODERS",
     "ICD",
     "M3ID",
     "MVP",
+    "NAMED",
     "PAI",
     "SID",
     "VAF",
@@ -52,6 +61,9 @@ __all__ = [
     "VDGD",
     "DeCo",
     "DoLa",
+    "FullTwice",
+    "PlausibilityOnly",
     "PostHocDebias",
+    "PrefixOnly",
     "VASparse",
 ]

@@ -1,4 +1,4 @@
-"""Post-Hoc Debias, Zhang et al. (arXiv:2403.05262): closed-set answers, calibrated."""
+"""Post-Hoc Debias, Zhang et al. (arXiv:2403.05262)."""
 
 import copy
 from collections.abc import Sequence

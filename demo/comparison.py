@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from sightline.choices import PLAIN
+from sightline.specs import GREEDY, SAMPLE, Spec
 
 ROW = 1_000  # bytes of a `Row`, about
 State = Literal["waiting", "answering", "done", "stopped", "failed"]
@@ -46,34 +46,12 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to answer: a decoder with its settings.
-
-    Args:
-        name: As the command line has it: "greedy", "sample", "vdd", "vcd.pope_paper".
-        settings: Texts by setting, as the command line reads them; the others keep their defaults.
-    """
-
-    name: str
-    settings: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def assignments(self) -> list[str]:
-        """`["alpha=0.5"]`, as `parse_choice` takes them."""
-        return [f"{key}={text}" for key, text in self.settings]
-
-    @property
-    def label(self) -> str:
-        return f"{self.name}:{','.join(self.assignments)}" if self.settings else self.name
-
-
-@dataclass(frozen=True)
 class SamplingSettings:
     """How tokens are taken, in all answers of a comparison.
 
     Args:
         max_new_tokens: Longest answer.
-        temperature: Of sampling; 0 takes the best token. A way called "sample" draws at 1 then.
+        temperature: Of sampling; 0 takes the best token. The way "sample" draws at 1 then.
         seed: Of sampling.
     """
 
@@ -81,18 +59,16 @@ class SamplingSettings:
     temperature: float = 0.0
     seed: int = 0
 
-    def draws(self, name: str) -> bool:
-        """Whether a way of this name draws tokens."""
-        return PLAIN.get(name, self.temperature > 0)
+    def draws(self, spec: Spec) -> bool:
+        """Whether a spec's tokens are drawn."""
+        return self.arguments(spec)["do_sample"]
 
-    def arguments(self, name: str) -> dict[str, Any]:
-        """For `generate`, whose `custom_generate` a way of this name is."""
-        heat = {"temperature": self.temperature or 1.0} if self.draws(name) else {}
+    def arguments(self, spec: Spec) -> dict[str, Any]:
+        """For `generate`, whose `custom_generate` a spec's decoder is."""
+        usual = SAMPLE if self.temperature > 0 else GREEDY
         return {
             "max_new_tokens": self.max_new_tokens,
-            "do_sample": self.draws(name),
-            "num_beams": 1,
-            **heat,
+            **spec.arguments(usual, self.temperature or 1.0),
         }
 
 
@@ -102,7 +78,7 @@ class Comparison:
 
     picture: Picture
     question: str
-    ways: tuple[Way, ...]
+    ways: tuple[Spec, ...]
     drawing: SamplingSettings = field(default_factory=SamplingSettings)
 
 
@@ -157,9 +133,9 @@ class Answer:
         return self.state in ("done", "stopped", "failed")
 
 
-def slow_down(ways: Sequence[Way], answers: Sequence[Answer], number: int) -> float | None:
+def slow_down(ways: Sequence[Spec], answers: Sequence[Answer], number: int) -> float | None:
     """Time per token against the first plain way; None where one of the two is not known."""
-    plain = next((i for i, way in enumerate(ways) if way.name in PLAIN), None)
+    plain = next((i for i, way in enumerate(ways) if way.is_plain), None)
     if plain is None or plain == number:
         return None
     mine, theirs = answers[number].each, answers[plain].each

@@ -9,28 +9,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sightline.choices import PLAIN
 from sightline.decoders import DECODERS
 from sightline.docstrings import read_arguments
 from sightline.engine.search_range import SearchRange
 from sightline.specs import (
+    GREEDY,
+    SAMPLE,
     STAND_IN,
     Preset,
     Setting,
+    Spec,
     find,
+    parse_spec,
     presets,
-    read_setting,
     settable,
     written,
 )
 
 Form = Literal["slider", "checkbox", "choice", "text"]
 FORMS: dict[Any, Form] = {bool: "checkbox", int: "slider", float: "slider"}
-PLAIN_MEANINGS = {
-    False: "The model's own decoding: the likeliest token each time.",
-    True: "The model's own decoding: each token is drawn.",
+PLAIN = {
+    GREEDY: "The model's own decoding: the likeliest token each time.",
+    SAMPLE: "The model's own decoding: each token is drawn.",
 }
-"""By whether tokens are drawn."""
+"""Ways that tell their tokens one by one, as a page shows them, with a line on each."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def choices_of_decoders() -> list[tuple[str, str]]:
 
     Such as `("greedy", "...")`, `("vcd", "...")`, `("vcd.pope_paper", "...")`.
     """
-    found = [(name, PLAIN_MEANINGS[draws]) for name, draws in PLAIN.items()]
+    found = [*PLAIN.items()]
     for name, kind in DECODERS.items():
         found.append((name, (inspect.getdoc(kind) or "").partition("\n")[0]))
         found += [(f"{name}.{made.name}", made.meaning) for made in presets(kind).values()]
@@ -99,7 +101,7 @@ def controls_of(name: str) -> list[Control]:
 
     Raises `ValueError` for an unknown name.
     """
-    return [] if name in PLAIN else controls(*find(name, others=PLAIN))
+    return [] if name in PLAIN else controls(*find(name))
 
 
 def control(setting: Setting, value: Any, meaning: str) -> Control:
@@ -129,29 +131,30 @@ def step(usual: SearchRange) -> float:
     return min(near, key=lambda size: abs(math.log(size / hundredth)))
 
 
-def settings_text(name: str, values: Mapping[str, Any]) -> list[str]:
-    """What controls are set to, as the assignments that `parse_choice` takes: `["alpha=0.5"]`.
+def spec_of_controls(name: str, values: Mapping[str, Any]) -> Spec:
+    """What a name and its controls stand for.
 
     Settings that are where they begin, at the default or the preset's value, are left out.
 
     Args:
-        name: As in `controls_of`.
+        name: Of what a page offers, or any other spec, which has no controls.
         values: By setting, as its control gives it: a number, a truth value or a text.
 
     Raises:
         ValueError: For an unknown name or setting, and for what is no value of its type.
     """
-    begin = {each.name: each.value for each in controls_of(name)}
-    known = {} if name in PLAIN else settable(find(name)[0])
-    texts = {key: value_written(value) for key, value in values.items()}
-    return [
-        f"{key}={text}"
-        for key, text in texts.items()
-        if read_setting(name, known, key, text) != begin[key]
-    ]
+    spec = parse_spec(name, [f"{key}={value_written(value)}" for key, value in values.items()])
+    if len(spec.methods) != 1:
+        return spec
+    [method] = spec.methods
+    begin = {each.name: each.value for each in controls(method.kind, method.preset)}
+    kept = tuple((k, text) for k, text in method.texts if method.settings[k] != begin[k])
+    return replace(spec, methods=(replace(method, texts=kept),))
 
 
 def value_written(value: Any) -> str:
     """What a control gives, as its setting's reader reads it; a page's whole numbers may be 3.0."""
+    if isinstance(value, str):
+        return value.strip()
     whole = isinstance(value, float) and value.is_integer()
-    return written(int(value) if whole else value).strip()
+    return written(int(value) if whole else value)

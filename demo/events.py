@@ -13,7 +13,6 @@ from sightline.demo.comparison import (
     FieldError,
     Picture,
     SamplingSettings,
-    Way,
 )
 from sightline.demo.comparison_run import ComparisonRun
 from sightline.demo.forms import (
@@ -39,6 +38,7 @@ from sightline.demo.saved import Saved, from_decoded, to_json
 from sightline.demo.script import is_seed, to_python
 from sightline.demo.turns import BUSY, Busy, Turns
 from sightline.demo.uploads import Uploads
+from sightline.specs import GREEDY, Spec
 
 IDLE: Parts = {"compare": True, "stop": False}
 """Which buttons can be pressed while no answer grows."""
@@ -350,7 +350,7 @@ class Events:
             return self.complain("load", str(refused))
         if round is not None:
             round.leave()
-        forms = {f"way-{place}": form_of_way(Way("greedy"), False) for place in self.places}
+        forms = {f"way-{place}": form_of_way(Spec(way=GREEDY), False) for place in self.places}
         for place, way in enumerate(comparison.ways):
             forms[f"way-{place}"] = form_of_way(way)
         return {

@@ -7,12 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sightline.choices import PLAIN
-from sightline.demo.comparison import SamplingSettings, Way, is_whole
-from sightline.demo.controls import Control, choices_of_decoders, controls_of, settings_text
+from sightline.demo.comparison import SamplingSettings, is_whole
+from sightline.demo.controls import (
+    PLAIN,
+    Control,
+    choices_of_decoders,
+    controls_of,
+    spec_of_controls,
+)
 from sightline.docstrings import paper
 from sightline.messages import short
-from sightline.specs import find
+from sightline.specs import Spec, find
 
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 LONGEST_TEXT = 10_000  # characters of one field of a form
@@ -20,7 +25,7 @@ MOST_TEXTS = 100
 SCENES = (4, 500, 40)  # least, most, and to begin with
 
 
-def offer(way: Callable[[str], Way]) -> dict[str, dict[str, Any]]:
+def offer(way: Callable[[str], Spec]) -> dict[str, dict[str, Any]]:
     """All that can be chosen, by name: what it does, its paper, a control for each setting.
 
     Args:
@@ -29,7 +34,7 @@ def offer(way: Callable[[str], Way]) -> dict[str, dict[str, Any]]:
     return {name: described(name, meaning, way(name)) for name, meaning in choices_of_decoders()}
 
 
-def described(name: str, meaning: str, begins: Way) -> dict[str, Any]:
+def described(name: str, meaning: str, begins: Spec) -> dict[str, Any]:
     title = url = ""
     if name not in PLAIN:
         kind, preset = find(name)
@@ -44,13 +49,14 @@ def described(name: str, meaning: str, begins: Way) -> dict[str, Any]:
         "paper": title,
         "url": url,
         "controls": [asdict(control) for control in controls_of(name)],
-        "begins": dict(begins.settings),
+        "begins": begins.named_settings[1],
     }
 
 
-def form_of_way(way: Way, is_shown: bool = True) -> dict[str, Any]:
+def form_of_way(way: Spec, is_shown: bool = True) -> dict[str, Any]:
     """The form's value that `read_way` reads back."""
-    return {"name": way.name, "settings": dict(way.settings), "is_shown": is_shown}
+    name, settings = way.named_settings
+    return {"name": name, "settings": settings, "is_shown": is_shown}
 
 
 def is_shown(value: Any) -> bool:
@@ -58,7 +64,7 @@ def is_shown(value: Any) -> bool:
     return isinstance(value, Mapping) and value.get("is_shown") is True
 
 
-def read_way(value: Any) -> Way:
+def read_way(value: Any) -> Spec:
     """What a column of the page asks for, without settings that are where they begin.
 
     Args:
@@ -72,8 +78,7 @@ def read_way(value: Any) -> Way:
     name = value["name"]
     if not is_whole(name):
         raise ValueError("a decoder's name holds half a character: choose one from the list")
-    assignments = settings_text(name, texts(value.get("settings")))
-    return Way(name, tuple((key, text) for key, _, text in (a.partition("=") for a in assignments)))
+    return spec_of_controls(name, texts(value.get("settings")))
 
 
 def texts(value: Any) -> dict[str, str]:

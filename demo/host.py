@@ -15,8 +15,7 @@ from transformers.generation import BaseStreamer
 from sightline import lab
 from sightline.chat import check_arguments, check_question, prompt_inputs, reply
 from sightline.checkpoints import Dtype, check_device, load_model, load_processor
-from sightline.choices import Choice, parse_choice
-from sightline.demo.comparison import Answer, Comparison, Explained, FieldError, Picture, Way
+from sightline.demo.comparison import Answer, Comparison, Explained, FieldError, Picture
 from sightline.demo.decoding import SECONDS, Bounds, Decoded
 from sightline.demo.explanation import explain
 from sightline.demo.running import Running, reason
@@ -24,7 +23,7 @@ from sightline.demo.scheduler import ForwardScheduler, Stopped, Work
 from sightline.evaluation.lab import WORDINGS
 from sightline.messages import short
 from sightline.model_protocol import Model
-from sightline.specs import settable, written
+from sightline.specs import BEAM, Spec, parse_spec, settable, written
 from sightline.vision.images import open_picture
 
 LAB = "sightline.lab"
@@ -148,10 +147,10 @@ class Host:
 
     # Answers
 
-    def way(self, name: str) -> Way:
+    def way(self, name: str) -> Spec:
         """A decoder with what it asks this model: the lab's own is asked in words that it knows."""
         wordings = WORDINGS.get(name.partition(".")[0], {}) if self.is_lab else {}
-        return Way(name, tuple((key, written(value)) for key, value in wordings.items()))
+        return parse_spec(name, [f"{key}={written(value)}" for key, value in wordings.items()])
 
     def check(self, comparison: Comparison) -> list[FieldError]:
         """What stands in the way of this comparison; empty if nothing does."""
@@ -165,9 +164,8 @@ class Host:
             )
         for number, way in enumerate(comparison.ways):
             try:
-                choice = self._choice(way)
-                choice.build(self.processor)
-                check_cost(choice, self.limits)
+                way.build(self.processor)
+                check_cost(way, self.limits)
             except ValueError as error:
                 found.append(FieldError("way", str(error), number))
         return found
@@ -211,7 +209,7 @@ class Host:
                     self.processor,
                     comparison.picture.image,
                     comparison.question,
-                    self._choice(way).build(self.processor),
+                    way.build(self.processor),
                     answer.ids,
                     self.template,
                 )
@@ -226,17 +224,17 @@ class Host:
         """One answer, told to the streamer. Raises `Stopped` when the work is over before it."""
         way, drawing = comparison.ways[number], comparison.drawing
         with self.scheduler.working(work):
-            decoder = self._choice(way).build(self.processor)
+            decoder = way.build(self.processor)
             image = comparison.picture.image
             given: dict[str, Any] = {"chat_template_kwargs": self.template}
             inputs = prompt_inputs(self.model, self.processor, image, comparison.question, **given)
-            given |= {"streamer": streamer, **drawing.arguments(way.name)}
+            given |= {"streamer": streamer, **drawing.arguments(way)}
             reply(self.model, self.processor, inputs, decoder, image, **given)
 
     def work(self, comparison: Comparison, number: int, client: str) -> Work:
         drawing = comparison.drawing
-        draws = drawing.draws(comparison.ways[number].name)
-        return self.scheduler.work(self.limits.seconds, drawing.seed if draws else None, client)
+        draws = drawing.draws(comparison.ways[number])
+        return self.scheduler.work(self.limits.seconds, drawing.seed if draws else None)
 
     def warm_up(self) -> None:
         """Answers once in every column, so that start-up is in no visitor's times.
@@ -254,9 +252,6 @@ class Host:
         said = running.answers[0]
         if said.state != "done":
             raise ValueError(f"{self.name} cannot answer: {said.note}")
-
-    def _choice(self, way: Way) -> Choice:
-        return parse_choice(way.name, way.assignments)
 
     def _complaints_of_question(self, comparison: Comparison) -> list[FieldError]:
         question, most = comparison.question, self.limits.question
@@ -290,25 +285,30 @@ class Host:
         return [FieldError("drawing", text) for text in found]
 
 
-def check_cost(choice: Choice, limits: Limits) -> None:
-    """Raises `ValueError` for settings that a page does not offer: they cost without a bound."""
-    if choice.request is None:
-        return
-    known = settable(choice.request.kind)
-    for name, value in choice.request.settings.items():
-        usual = known[name].usual
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if usual is not None and is_number and not usual.low <= value <= usual.high:
-            raise ValueError(
-                f"{name} of {choice.request.kind.__name__} is {usual.low:g} to {usual.high:g} on "
-                f"this page, got {value}: the command line and Python take others"
-            )
-        parts = value if isinstance(value, tuple) else (value,)
-        if len(parts) > MOST_PARTS or any(len(str(part)) > limits.question for part in parts):
-            raise ValueError(
-                f"{name} of {choice.request.kind.__name__} has at most {MOST_PARTS} parts of "
-                f"{limits.question} characters on this page"
-            )
+def check_cost(way: Spec, limits: Limits) -> None:
+    """Raises `ValueError` for what a page does not offer: it costs without a bound, or cannot be
+    told token by token."""
+    if way.way == BEAM:
+        raise ValueError(
+            "beams tell no token before their last one, and this page shows each as it comes: "
+            "leave beam out, or use the command line"
+        )
+    for method in way.methods:
+        known, kind = settable(method.kind), method.kind.__name__
+        for name, value in method.settings.items():
+            usual = known[name].usual
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if usual is not None and is_number and not usual.low <= value <= usual.high:
+                raise ValueError(
+                    f"{name} of {kind} is {usual.low:g} to {usual.high:g} on this page, got "
+                    f"{value}: the command line and Python take others"
+                )
+            parts = value if isinstance(value, tuple) else (value,)
+            if len(parts) > MOST_PARTS or any(len(str(part)) > limits.question for part in parts):
+                raise ValueError(
+                    f"{name} of {kind} has at most {MOST_PARTS} parts of {limits.question} "
+                    "characters on this page"
+                )
 
 
 def pixels_seen(model: Model, processor: Any, template: Mapping[str, Any] | None = None) -> int:

@@ -4,10 +4,11 @@ import threading
 import time
 from collections.abc import Sequence
 
-from sightline.demo.comparison import SamplingSettings, Way
+from sightline.demo.comparison import SamplingSettings
 from sightline.demo.host import Host
 from sightline.demo.lab_run import LabRun, run
 from sightline.demo.running import reason
+from sightline.specs import Spec
 
 SECONDS = 900.0  # the longest that is allowed
 
@@ -26,7 +27,7 @@ class LabJob:
     def __init__(
         self,
         host: Host,
-        ways: Sequence[Way],
+        ways: Sequence[Spec],
         scenes: int,
         drawing: SamplingSettings,
         client: str = "",

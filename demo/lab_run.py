@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -11,17 +11,14 @@ from typing import Any, Protocol
 from PIL import Image
 
 from sightline.chat import written_argument
-from sightline.choices import parse_choice
-from sightline.demo.comparison import SamplingSettings, Way
+from sightline.demo.comparison import SamplingSettings
 from sightline.evaluation import plots, report, runner
 from sightline.evaluation.asking import LAB, Source
 from sightline.evaluation.lab import LabBenchmark
-from sightline.messages import short
 from sightline.model_protocol import Model
+from sightline.specs import SAMPLE, Spec
 
 BATCH_SIZE = 16
-PLAIN = {"greedy": "greedy", "sample": "sampling"}
-"""The model's own decoding: names of a comparison -> names of an evaluation."""
 
 
 class Loaded(Protocol):
@@ -62,7 +59,7 @@ class LabRun:
 
 
 def run(
-    ways: Sequence[Way],
+    ways: Sequence[Spec],
     scenes: int,
     loaded: Loaded,
     drawing: SamplingSettings | None = None,
@@ -123,18 +120,9 @@ def run(
         return LabRun(*counts, table, *drawn_plots(summary, Path(folder)))
 
 
-def setup(way: Way, drawing: SamplingSettings) -> str:
+def setup(way: Spec, drawing: SamplingSettings) -> str:
     """What an evaluation calls a way: `vdd:alpha=0.5+sample`; `ValueError` where it cannot."""
-    choice = parse_choice(way.name, way.assignments)
-    if choice.request is None:
-        return PLAIN[way.name]
-    for name, text in way.settings:
-        if "," in text:
-            raise ValueError(
-                f"{name} of {way.name} holds a comma, which ends a setting in an evaluation: write "
-                f"it without, got {short(text)}"
-            )
-    return f"{choice.label}+sample" if drawing.draws(way.name) else choice.label
+    return (replace(way, way=SAMPLE) if drawing.draws(way) else way).label
 
 
 def command(

@@ -8,11 +8,11 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from sightline.choices import PLAIN
-from sightline.demo.comparison import Answer, Comparison, Explained, Picture, Row, Way, slow_down
+from sightline.demo.comparison import Answer, Comparison, Explained, Picture, Row, slow_down
 from sightline.demo.decoding import PREVIEW
 from sightline.highlights import Span, listed, missed, spans
 from sightline.lab import mentioned
+from sightline.specs import Spec
 
 SAYS = {
     "new": "not in the first answer",
@@ -54,7 +54,7 @@ def figures(
     """What was measured of an answer, by name: only what is known."""
     answer = answers[number]
     slower = slow_down(comparison.ways, answers, number)
-    plain = next((way.name for way in comparison.ways if way.name in PLAIN), "")
+    plain = next((way.label for way in comparison.ways if way.is_plain), "")
     known = {
         "first token": None if answer.first is None else duration(answer.first),
         "per token": None if answer.each is None else duration(answer.each),
@@ -106,16 +106,20 @@ def blank_card(place: int) -> str:
     )
 
 
-def heading(way: Way) -> str:
-    settings = "".join(f" <span>{escape(shortened(text))}</span>" for text in way.assignments)
-    return f"{escape(way.name)}{settings}"
+def heading(way: Spec) -> str:
+    terms = []
+    for method in way.methods:
+        texts = [shortened(f"{key}={text}") for key, text in method.texts]
+        settings = "".join(f" <span>{escape(text)}</span>" for text in texts)
+        terms.append(f"{escape(method.name)}{settings}")
+    return "+".join([*terms, way.way] if way.way else terms)
 
 
 def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def stop_button(way: Way, answer: Answer, place: int) -> str:
+def stop_button(way: Spec, answer: Answer, place: int) -> str:
     hidden = " hidden" if answer.is_over else ""
     return (
         f'<button type="button" class="minor" id="stop-{place}" data-halt{hidden} '

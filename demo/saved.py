@@ -17,11 +17,11 @@ from sightline.demo.comparison import (
     Picture,
     SamplingSettings,
     State,
-    Way,
     is_whole,
 )
 from sightline.demo.decoding import AS_SAVED, Bounds, Decoded, open_comparison
 from sightline.demo.script import find_origin
+from sightline.specs import Spec, parse_spec
 from sightline.vision.images import MAX_PIXELS
 
 FORMAT = "sightline comparison"
@@ -57,6 +57,7 @@ def to_json(comparison: Comparison, answers: Sequence[Answer], model: str) -> st
         model: The checkpoint that answered.
     """
     picture = comparison.picture
+    named = [way.named_settings for way in comparison.ways]
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -66,7 +67,7 @@ def to_json(comparison: Comparison, answers: Sequence[Answer], model: str) -> st
         },
         "model": model,
         "question": comparison.question,
-        "ways": [{"name": way.name, "settings": dict(way.settings)} for way in comparison.ways],
+        "ways": [{"name": n, "settings": s} for n, s in named],
         "drawing": asdict(comparison.drawing),
         "answers": [asdict(answer) for answer in answers],
         "picture": {
@@ -90,8 +91,8 @@ def png(image: Image.Image) -> bytes:
 def from_json(text: str | bytes, max_pixels: int = MAX_PIXELS) -> Saved:
     """What `to_json` wrote, each field checked; fields that it does not write are ignored.
 
-    An answer that was still coming when it was saved is a stopped one. Whether decoders, their
-    settings and limits of length are usable here is not looked at.
+    An answer that was still coming when it was saved is a stopped one. Whether limits of length
+    and of settings hold here is not looked at.
 
     Args:
         text: From anywhere.
@@ -111,7 +112,7 @@ def from_decoded(found: Decoded) -> Saved:
         content["picture"].setdefault("original", None)  # older ones have none
     document = DOCUMENT(content, "the file")
     picture, drawing = document["picture"], document["drawing"]
-    ways = tuple(Way(w["name"], tuple(w["settings"].items())) for w in document["ways"])
+    ways = tuple(map(read_way, document["ways"]))
     answers = tuple(map(finished, document["answers"]))
     if len(answers) != len(ways):
         raise refused("answers", f"as many as ways, which are {len(ways)}", document["answers"])
@@ -122,6 +123,10 @@ def from_decoded(found: Decoded) -> Saved:
     find_origin(shown)
     comparison = Comparison(shown, document["question"], ways, SamplingSettings(**drawing))
     return Saved(comparison, answers, document["model"], document["versions"])
+
+
+def read_way(entry: Mapping[str, Any]) -> Spec:
+    return parse_spec(entry["name"], [f"{key}={text}" for key, text in entry["settings"].items()])
 
 
 def check_version(content: Any) -> None:
@@ -242,7 +247,7 @@ DOCUMENT = record(
     versions=by_name(NAME, 20),
     model=NAME,
     question=TEXT,
-    ways=several(record(name=NAME, settings=by_name(TEXT, 100)), 1, 4),
+    ways=several(record(name=TEXT, settings=by_name(TEXT, 100)), 1, 4),
     drawing=record(
         max_new_tokens=whole(1, 10**6), temperature=number(1e6), seed=whole(0, 2**32 - 1)
     ),

@@ -2,16 +2,15 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-from sightline.choices import Choice, parse_choice
-from sightline.codegen import Code, Group, Piece, Text, assigned, call, group, literal, piece
+from sightline.codegen import Code, Group, Piece, Sum, Text, assigned, call, group, literal, piece
 from sightline.demo.comparison import Comparison, Picture, SamplingSettings
 from sightline.lab import CHECKPOINT, PICTURES
 from sightline.messages import short
-from sightline.specs import FILLED, STAND_IN, Request
+from sightline.specs import FILLED, STAND_IN, Method, Spec
 
 LAB = ("sightline.lab", str(CHECKPOINT))
 LONGEST_SEED = 20  # digits
@@ -78,10 +77,9 @@ def to_python(
     Raises:
         ValueError: For a decoder, a setting or a source of the picture that does not exist.
     """
-    choices = [parse_choice(way.name, way.assignments) for way in comparison.ways]
     labels = [Text(way.label) for way in comparison.ways]
-    decoders = [construction(choice.request) for choice in choices]
-    drawings = [drawn(way.name, comparison.drawing) for way in comparison.ways]
+    decoders = [construction(way) for way in comparison.ways]
+    drawings = [drawn(way, comparison.drawing) for way in comparison.ways]
     ways = [group("(", row, ")") for row in zip(labels, decoders, drawings, strict=True)]
     template = (
         assigned("TEMPLATE", piece(dict(chat_template_kwargs))) if chat_template_kwargs else []
@@ -92,7 +90,7 @@ def to_python(
     loaded = call("AutoModelForImageTextToText.from_pretrained", Code("CHECKPOINT"), dtype=dtype)
     moved = [] if device == "cpu" else call("model.to", Text(device)).lines()
     script = SCRIPT.format(
-        imports="\n".join(imports(choices, decoders, origin, model in LAB)),
+        imports="\n".join(imports(comparison.ways, origin, model in LAB)),
         constants="\n".join(
             [
                 *origin.head,
@@ -161,37 +159,45 @@ def is_seed(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) <= LONGEST_SEED
 
 
-def construction(request: Request | None) -> Piece:
+def construction(way: Spec) -> Piece:
     """The decoder, made with the settings that differ from what it has without them."""
-    if request is None:
+    if way.is_plain:
         return Code("None")
-    plain = replace(request, settings={}).build(STAND_IN)
-    settings = {k: value for k, value in request.settings.items() if value != getattr(plain, k)}
-    name, preset = request.kind.__name__, request.preset
-    filled = {FILLED: Code(FILLED)} if FILLED in {f.name for f in fields(request.kind)} else {}
+    made = tuple(map(made_with, way.methods))
+    return made[0] if len(made) == 1 else Sum(made)
+
+
+def made_with(method: Method) -> Group:
+    name, preset, changes = method.kind.__name__, method.preset, changed(method)
+    filled = {FILLED: Code(FILLED)} if method.takes_a_processor else {}
     if preset is None:
-        return call(name, **filled, **settings)
+        return call(name, **filled, **changes)
     taken = filled if FILLED in inspect.signature(preset.make).parameters else {}
-    changes = settings if taken else {**filled, **settings}
+    changes = changes if taken else {**filled, **changes}
     made = call(f"{name}.{preset.name}", **taken)
     return call("replace", made, **changes) if changes else made
 
 
-def drawn(name: str, drawing: SamplingSettings) -> Piece:
+def changed(method: Method) -> dict[str, Any]:
+    """The settings that differ from what the decoder has without them."""
+    plain = replace(method, texts=()).build(STAND_IN)
+    return {key: v for key, v in method.settings.items() if v != getattr(plain, key)}
+
+
+def drawn(way: Spec, drawing: SamplingSettings) -> Piece:
     """What differs between ways of how tokens are taken, for `generate`."""
-    given = drawing.arguments(name)
+    given = drawing.arguments(way)
     items = [(f'"{key}": ', piece(given[key])) for key in DRAWN if key in given]
     return Group("{", tuple(items), "}")
 
 
-def imports(
-    choices: Sequence[Choice], decoders: Sequence[Piece], origin: Origin, is_lab: bool
-) -> Iterator[str]:
+def imports(ways: Sequence[Spec], origin: Origin, is_lab: bool) -> Iterator[str]:
     """Lines in isort's order: the standard library, what others wrote, sightline."""
-    kinds = {choice.request.kind.__name__ for choice in choices if choice.request}
+    methods = [method for way in ways for method in way.methods]
+    kinds = {method.kind.__name__ for method in methods}
     lab = [*origin.lab, *["CHECKPOINT"] * is_lab]
     yield "import sys"
-    if any(made.flat.startswith("replace(") for made in decoders):
+    if any(made_with(method).opening == "replace(" for method in methods):
         yield "from dataclasses import replace"
     yield "from hashlib import sha256"
     yield ""

@@ -206,9 +206,10 @@ class RecipeStrategy(Strategy):
         return any(needs_images(part) for part in (*recipe.preparations, *recipe.contrasts))
 
 
+MADE_OF_PARTS = "made of parts, which one that chooses whole answers is not"
 MadeOfParts = Annotated[
     RecipeStrategy,
-    Wanted("a decoder that is made of parts, which one that chooses whole answers is not"),
+    Wanted(f"a decoder that is {MADE_OF_PARTS}"),
 ]
 
 
@@ -321,7 +322,8 @@ class Combined(RecipeStrategy):
     """
 
     decoders: Annotated[
-        tuple[MadeOfParts, ...], Wanted("two decoders or more", lambda given: len(given) > 1)
+        tuple[MadeOfParts, ...],
+        Wanted(f"two decoders or more, each {MADE_OF_PARTS}", lambda given: len(given) > 1),
     ]
 
     def __post_init__(self):

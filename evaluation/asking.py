@@ -21,11 +21,12 @@ from sightline.evaluation.batches import Batch
 from sightline.evaluation.benchmark import Benchmark, Item
 from sightline.evaluation.metrics import NO, YES
 from sightline.evaluation.processes import find_processes
-from sightline.evaluation.setups import GREEDY, Setup
+from sightline.evaluation.setups import Setup
 from sightline.lab import CHECKPOINT
 from sightline.logits.finite import FiniteRows
 from sightline.messages import LONGEST, clipped
 from sightline.model_protocol import Model
+from sightline.specs import GREEDY
 from sightline.vision.images import user_turn
 
 LAB = "sightline.lab"

@@ -1,17 +1,11 @@
-"""What decoders do to the lab's model, on scenes whose truth is known.
-
-    python -m sightline.evaluation.lab --decoders greedy sampling plausibility yes-shift vcd vdd
+"""What decoders do to the lab's model, on scenes whose truth is known: `sightline evaluate lab`.
 
 Presence questions as in POPE (arXiv:2305.10355) and captions as in CHAIR (arXiv:1809.02156), over
-decorrelated scenes; no file is needed. With the controls by default: `sightline evaluate lab`.
+decorrelated scenes; no file is needed.
 """
 
-import argparse
-import shlex
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -228,70 +222,3 @@ def caption_ratios(
         "tokens": Ratio(sums(entry.tokens for entry in said), ones),
         "named": Ratio(names, ones),
     }
-
-
-# The command
-
-
-def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m sightline.evaluation.lab", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument(
-        "--decoders",
-        nargs="+",
-        required=True,
-        metavar="NAME",
-        help="name[:key=value,...][+sample|+beam], or a control: greedy (always there), sampling, "
-        "plausibility, yes-shift, beam, vdgd-prefix, agla-full",
-    )
-    parser.add_argument("--scenes", type=int, default=1000)
-    parser.add_argument("--model", help="default: the lab's own")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0, help="of scenes, samples and bootstrap")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of all sampled rows")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        help="of torch on a CPU; default: one per core. Use 1 where other work runs: threads that "
-        "wait for one another then cost many times what they save",
-    )
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--out", type=Path, help="folder; default: runs/lab-<n>")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    options = parser.parse_args(argv)
-    if options.resume and options.out is None:
-        parser.error("--resume needs the --out of the run to continue")
-    if options.threads is not None and options.threads < 1:
-        parser.error(f"--threads must be at least 1, got {options.threads}")
-    return options
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    from sightline.evaluation.command import Common, perform
-
-    given = sys.argv[1:] if argv is None else list(argv)
-    options = arguments(given)
-    return perform(
-        lambda: LabBenchmark(options.scenes, options.seed),
-        Common(
-            decoder=options.decoders,
-            controls=False,
-            model=options.model,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            temperature=options.temperature,
-            device=options.device,
-            dtype=options.dtype,
-            threads=options.threads,
-            out=options.out,
-            resume=options.resume,
-        ),
-        shlex.join(["python", "-m", "sightline.evaluation.lab", *given]),
-        WORDINGS,
-    )
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

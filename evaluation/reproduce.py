@@ -41,8 +41,6 @@ from sightline.evaluation.processes import exit_status, find_processes, handled,
 from sightline.evaluation.report import Table
 from sightline.evaluation.runner import Run, evaluate
 from sightline.evaluation.setups import (
-    GREEDY,
-    NAMED,
     OWN,
     YES_SHIFT,
     Setup,
@@ -50,7 +48,7 @@ from sightline.evaluation.setups import (
     parse_setup,
 )
 from sightline.messages import short, unknown
-from sightline.specs import choose, split_decoders
+from sightline.specs import BEAM, GREEDY, SAMPLE, parse_specs
 
 OURS, BOTH = "ours", "ours, as published"
 POPE, CHAIR_64, CHAIR_512 = "pope", "chair-64", "chair-512"
@@ -86,7 +84,7 @@ def same(name: str) -> tuple[Row, ...]:
     return (Row(name, BOTH),)
 
 
-PLAIN = tuple(Row(name, CONTROL) for name in ("greedy", "sampling", "plausibility", "beam"))
+PLAIN = tuple(Row(name, CONTROL) for name in (GREEDY, SAMPLE, "plausibility", BEAM))
 DREW = "paper: drawn at temperature 1"
 SCRIPTS = "authors' scripts: drawn"
 UNCHANGED = {name: same(name) for name in ("pai", "vaf", "deco", "dola")}
@@ -138,11 +136,11 @@ ROWS: dict[str, Rows] = {
 ROWS[CHAIR_64] = ROWS[CHAIR_512]
 """By benchmark, the runs and their rows. Decoders of closed questions do not describe."""
 
-NEEDED = {"sample": ("sampling", "plausibility"), "beam": ("beam", "plausibility+beam")}
-"""Controls of rows in a mode, which a run of them has too."""
+NEEDED = {SAMPLE: (SAMPLE, "plausibility"), BEAM: (BEAM, "plausibility+beam")}
+"""Controls of rows in a way, which a run of them has too."""
 NOTES = (
     "Rows that end in `+sample` draw tokens, as the papers of contrasts do; what these call "
-    "regular decoding is `sampling` here. Read such a row beside `sampling` and `plausibility`, "
+    "regular decoding is `sample` here. Read such a row beside `sample` and `plausibility`, "
     "and a row of yes/no questions beside its `yes-shift`, greedy made to say yes as often.",
     "VASparse's paper takes 3 beams at 64 tokens and 2 at 512; here it is 3 in both. DAMRO's "
     "paper publishes no settings for LLaVA on these benchmarks; those of its scripts are used. "
@@ -432,8 +430,8 @@ class Plan:
 def texts(setups: Sequence[Setup], has_shift: bool) -> list[str]:
     """What the runner is asked for: the rows, and the controls that belong to them."""
     labels = [setup.label for setup in setups]
-    for mode, controls in NEEDED.items():
-        if any(setup.mode == mode for setup in setups):
+    for way, controls in NEEDED.items():
+        if any(setup.way == way for setup in setups):
             labels += controls
     labels += [own.label for own in map(own_control, setups) if own is not None]
     return [*dict.fromkeys(labels), *[YES_SHIFT] * has_shift]
@@ -602,8 +600,9 @@ def read_settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`["vdgd:tokens=96,layout=continue"]` -> settings by decoder."""
     found: dict[str, dict[str, Any]] = {}
     for text in assignments:
-        for name, settings in split_decoders(text):
-            found.setdefault(name, {}).update(choose(name, settings, NAMED).settings)
+        for spec in parse_specs(text):
+            for method in spec.methods:
+                found.setdefault(method.base, {}).update(method.settings)
     return found
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from sightline.evaluation.answers import Answer
 from sightline.evaluation.benchmark import Benchmark, Prediction, Task, asked
 from sightline.evaluation.metrics import NO, YES, Logits, fit_shift
-from sightline.evaluation.setups import GREEDY, YES_SHIFT, PlausibilityOnly, Setup
+from sightline.evaluation.setups import YES_SHIFT, PlausibilityOnly, Setup
 from sightline.evaluation.statistics import RESAMPLES, Estimate, Ratio, estimate, resample, verdict
+from sightline.specs import GREEDY
 
 TEXTS: dict[str | None, str] = {YES: "Yes", NO: "No", None: ""}
 """What an answer that the shift has turned reads as."""
@@ -115,13 +116,13 @@ def comparisons(setups: Sequence[Setup], made: Sequence[Shift]) -> list[tuple[st
         (c.label, control.label)
         for c in setups
         for control in plausible
-        if not c.is_control and c.mode == control.mode != "greedy"
+        if not c.is_control and c.way == control.way != GREEDY
     ]
     return pairs + [
         (c.label, control.label)
         for c in setups
         for control in setups
-        if not c.is_control and c.name == control.control_of and c.mode == control.mode
+        if not c.is_control and c.name == control.control_of and c.way == control.way
     ]
 
 

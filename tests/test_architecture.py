@@ -14,7 +14,7 @@ LAYERS = (
     ("evaluation",),
     ("highlights",),
     ("lab",),
-    ("choices", "specs"),
+    ("specs",),
     ("checkpoints",),
     ("decoders",),
     ("engine",),

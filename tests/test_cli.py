@@ -21,12 +21,11 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 import sightline
-from sightline import AGLA, CARVE, ICD, MVP, VCD, VDD, VDGD, VASparse, answer, cli, lab
-from sightline.choices import parse_choices
+from sightline import AGLA, CARVE, ICD, MVP, VAF, VCD, VDD, VDGD, VASparse, answer, cli, lab
 from sightline.decoders import DECODERS
 from sightline.demo import page
 from sightline.docstrings import paper
-from sightline.specs import presets, settable
+from sightline.specs import parse_specs, presets, settable
 
 SCRIPT = Path(sys.executable).with_name("sightline")
 TABLE = str(lab.PICTURES / "table.png")
@@ -83,6 +82,7 @@ def letters(text):
         (("--decoder", "vdd"), VDD()),
         (("--decoder", "VCD", "--set", "alpha=3", "--set", "noise_step=999"), VCD(3.0, 0.1, 999)),
         (("--decoder", "VASparse.paper", "--set", "alpha=3"), VASparse(3.0, sink=0.1)),
+        (("--decoder", "vdd:alpha=2+vaf:enhance=1"), VDD(2.0) + VAF(enhance=1.0)),
     ],
 )
 def test_describe_prints_the_answer(untrained, answers, arguments, decoder, stream):
@@ -212,6 +212,15 @@ def test_compare_shows_each_answer_with_its_times(untrained, answers):
     assert "not in the picture" in blocks[2] and "*word* not in the first answer" in blocks[2]
 
 
+def test_compare_takes_sums_and_beams(talker, answers):
+    result = run("compare", TABLE, "--model", talker, *SHORT, "--decoders", "vdd+vaf,vdd+beam")
+    assert result.exit_code == 0, result.output
+    first, beams = result.stdout.split("\nvdd+beam  ")
+    assert "\nvdd+vaf  " in first and letters(answers(VDD() + VAF())) in letters(first)
+    assert " in all" in beams.splitlines()[0]
+    assert letters(answers(VDD(), num_beams=3)) in letters(beams)
+
+
 def test_compare_by_default_is_greedy_vcd_vdd():
     result = run("compare", TABLE)
     assert result.exit_code == 0, result.output
@@ -296,13 +305,13 @@ def way(label, text):
             streamer.put(torch.tensor([0]))
         return text
 
-    return cli.Way(label, say)
+    return label, say
 
 
 def test_times_are_per_token_after_the_first(monkeypatch):
-    clock = iter([0.0, 1.0, 1.5, 1.6, 1.7])
+    clock = iter([0.0, 1.0, 1.5, 1.6, 1.7, 1.8])
     monkeypatch.setattr(cli, "perf_counter", lambda: next(clock))
-    timed = cli.timed(way("greedy", "text"))
+    timed = cli.timed(*way("greedy", "text"))
     assert timed.first == pytest.approx(1.5)
     assert timed.each == pytest.approx(0.1)
     assert timed.times == "100 ms per token, first token after 1500 ms"
@@ -344,15 +353,15 @@ def test_decoders_are_listed_with_all_they_say_of_themselves():
     assert max(map(len, narrow.splitlines())) <= 44
 
 
-def test_choices_are_plain_names_and_decoders():
-    choices = parse_choices("Greedy, VDD:alpha=0.5,variant=both,sample,Vcd.pope_paper:beta=0")
-    assert [(c.label, c.sample) for c in choices] == [
-        ("greedy", False),
+def test_names_are_plain_ways_and_decoders():
+    specs = parse_specs("Greedy, VDD:alpha=0.5,variant=both,sample,Vcd.pope_paper:beta=0")
+    assert [(spec.label, spec.way) for spec in specs] == [
+        ("greedy", "greedy"),
         ("vdd:alpha=0.5,variant=both", None),
-        ("sample", True),
+        ("sample", "sample"),
         ("vcd.pope_paper:beta=0", None),
     ]
-    plain, vdd, _, vcd = (choice.build(Words()) for choice in choices)
+    plain, vdd, _, vcd = (spec.build(Words()) for spec in specs)
     assert plain is None and (vdd.alpha, vdd.variant) == (0.5, "both")
     assert vcd == VCD(beta=0.0, noise_step=999)
 
@@ -371,7 +380,10 @@ class Words:
             ("--decoder", "vddd"),
             "no decoder is called 'vddd' (did you mean vdd?): there are greedy,",
         ),
-        (("--decoder", "nothing"), "no decoder is called 'nothing': there are greedy, sample, vcd"),
+        (
+            ("--decoder", "nothing"),
+            "no decoder is called 'nothing': there are greedy, sample,",
+        ),
         (
             ("--decoder", "vcd.pope"),
             "no preset of vcd is called 'pope': there are pope_paper",

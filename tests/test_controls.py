@@ -6,22 +6,28 @@ from typing import Annotated, Literal
 
 import pytest
 
-from sightline import VCD, PostHocDebias
-from sightline.choices import PLAIN, parse_choice
+from sightline import VCD
 from sightline.decoders import DECODERS
 from sightline.demo.controls import (
+    PLAIN,
     choices_of_decoders,
     controls,
     controls_of,
-    settings_text,
+    spec_of_controls,
     step,
 )
 from sightline.engine.search_range import SearchRange
-from sightline.specs import STAND_IN, find, presets, settable
+from sightline.specs import STAND_IN, find, parse_spec, presets, settable
 
 NAMES = [name for name, _ in choices_of_decoders()]
 DECODER_NAMES = [name for name in NAMES if name not in PLAIN]
-KINDS = [*DECODERS.values(), PostHocDebias]
+KINDS = [*DECODERS.values()]
+
+
+def settings_text(name, values):
+    return [
+        f"{key}={text}" for key, text in spec_of_controls(name, values).named_settings[1].items()
+    ]
 
 
 @dataclass
@@ -141,13 +147,13 @@ def test_names_to_choose_from():
     )
     assert meanings["pai.without_guidance"] == "The attention part alone: one branch."
     assert all(meanings.values())
-    assert [parse_choice(name, []).label for name in NAMES] == NAMES
+    assert [parse_spec(name).label for name in NAMES] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_left_alone_is_not_written(name):
     shown = {control.name: control.shown(control.value) for control in controls_of(name)}
-    assert settings_text(name, shown) == []
+    assert spec_of_controls(name, shown) == parse_spec(name)
 
 
 @pytest.mark.parametrize("name", DECODER_NAMES)
@@ -162,7 +168,8 @@ def test_what_is_changed_is_written_and_shown_again(name):
             changed[control.name] = not control.value
     assignments = settings_text(name, changed)
     assert [text.partition("=")[0] for text in assignments] == list(changed)
-    settings = parse_choice(name, assignments).request.settings
+    [method] = parse_spec(name, assignments).methods
+    settings = method.settings
     assert settings == changed
     known = settable(find(name)[0])
     assert all(type(settings[key]) is known[key].kind or known[key].choices for key in changed)
@@ -175,7 +182,7 @@ def test_values_of_a_preset_are_where_its_controls_begin():
     assert settings_text("vcd.pope_paper", {"noise_step": 500}) == ["noise_step=500"]
     assert settings_text("vcd", {"noise_step": 999}) == ["noise_step=999"]
     written = settings_text("vcd.pope_paper", {"alpha": 0.5, "beta": 0.1, "noise_step": 999})
-    assert parse_choice("vcd.pope_paper", written).build(STAND_IN) == VCD(0.5, 0.1, 999)
+    assert parse_spec("vcd.pope_paper", written).build(STAND_IN) == VCD(0.5, 0.1, 999)
 
 
 def test_pages_give_numbers_of_either_type():
@@ -188,14 +195,14 @@ def test_pages_give_numbers_of_either_type():
 
 def test_commas_in_a_text_stay_in_it():
     said = settings_text("vdgd", {"request": "What is here, and where?"})
-    assert parse_choice("vdgd", said).request.settings == {"request": "What is here, and where?"}
+    assert parse_spec("vdgd", said).methods[0].settings == {"request": "What is here, and where?"}
 
 
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
         ("vcd", {"alfa": 1}, r"no setting of vcd is called 'alfa' \(did you mean alpha\?\)"),
-        ("greedy", {"alpha": 1}, "no setting of greedy is called 'alpha': there is none"),
+        ("greedy", {"alpha": 1}, "greedy has no settings, got alpha=1"),
         ("vcdx", {}, r"no decoder is called 'vcdx' \(did you mean vcd\?\): there are greedy"),
         ("vcd.pope", {}, "no preset of vcd is called 'pope': there are pope_paper"),
         ("vcd", {"alpha": None}, "alpha of vcd must be a number, got 'none'"),

@@ -19,7 +19,7 @@ from sightline import (
 )
 from sightline.decoders import DECODERS
 from sightline.engine.strategy import Combined, Strategy
-from sightline.specs import choose
+from sightline.specs import parse_spec
 
 
 class Processor:
@@ -32,7 +32,7 @@ PROCESSOR = Processor()
 
 
 def made(name):
-    return choose(name, []).build(PROCESSOR)
+    return parse_spec(name).build(PROCESSOR)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -82,11 +82,9 @@ def test_what_chooses_whole_answers_is_a_strategy_without_parts(kind):
     closed = kind(processor=PROCESSOR)
     assert isinstance(closed, Strategy) and "__call__" not in vars(kind)
     assert inspect.signature(closed) == inspect.signature(VDD())
-    for wrapper in (Gated, PromptCached):
+    for wrapper in (Gated, PromptCached, lambda decoder: Combined((VDD(), decoder))):
         with pytest.raises(ValueError, match="made of parts, which one that chooses whole answers"):
             wrapper(closed)
-    with pytest.raises(ValueError, match="decoders must be two decoders or more"):
-        Combined((VDD(), closed))
     with pytest.raises(TypeError):
         VDD() + closed
 

@@ -17,7 +17,7 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 from sightline import VCD, VDD, Contrastive, answer
 from sightline.chat import prompt_inputs
 from sightline.demo import host as hosts
-from sightline.demo.comparison import Answer, Comparison, SamplingSettings, Way, slow_down
+from sightline.demo.comparison import Answer, Comparison, SamplingSettings, slow_down
 from sightline.demo.decoding import Bounds, Decoded
 from sightline.demo.events import Events
 from sightline.demo.host import Host, Limits, pixels_seen
@@ -26,6 +26,7 @@ from sightline.demo.running import Listener
 from sightline.demo.scheduler import ForwardScheduler, Stopped, Work
 from sightline.demo.turns import Turns
 from sightline.lab import CHECKPOINT, PICTURES
+from sightline.specs import Spec, parse_spec
 
 DESCRIBE = "Describe the image."
 
@@ -36,7 +37,7 @@ def host():
 
 
 def compared(host, *names, picture="corner.png", question=DESCRIBE, **drawing):
-    ways = tuple(name if isinstance(name, Way) else host.way(name) for name in names)
+    ways = tuple(name if isinstance(name, Spec) else host.way(name) for name in names)
     drawn = SamplingSettings(**{"max_new_tokens": 48, **drawing})
     return Comparison(host.open_shipped(picture), question, ways, drawn)
 
@@ -173,7 +174,7 @@ def test_threads_without_work_are_left_alone():
 
 
 def test_answers_side_by_side_are_those_of_generate(host):
-    comparison = compared(host, "greedy", "vcd", Way("vdd", (("alpha", "0.5"),)))
+    comparison = compared(host, "greedy", "vcd", parse_spec("vdd:alpha=0.5"))
     answers = finished(host.start(comparison))
     expected = [
         answer(host.model, host.processor, PICTURES / "corner.png", DESCRIBE, decoder, **length)
@@ -207,7 +208,7 @@ def test_arguments_of_the_template_are_in_answers_explanations_and_scripts(host,
     """The template writes another question, so all of them are answers to that one."""
     question = "Is there a cup in the image?"
     other = Host(with_argument(tmp_path / "told"), chat_template_kwargs={"asks": question})
-    ways = ("greedy", Way("vdd"))
+    ways = ("greedy", parse_spec("vdd"))
     expected = [
         said.text for said in finished(host.start(compared(host, *ways, question=question)))
     ]
@@ -222,7 +223,7 @@ def test_arguments_of_the_template_are_in_answers_explanations_and_scripts(host,
     script.write_text(script.read_text().replace('"told"', repr(other.checkpoint)))
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [f"greedy: {expected[0]}", f"vdd: {expected[1]}"]
-    job = LabJob(other, (Way("greedy"),), 1, SamplingSettings())
+    job = LabJob(other, (parse_spec("greedy"),), 1, SamplingSettings())
     job.start()
     job.wait(60)
     assert f"--template 'asks={question}'" in job.result.table
@@ -264,13 +265,13 @@ def test_an_answer_ends_at_the_time_that_is_allowed():
 
 def test_the_lab_is_asked_in_its_own_words(host):
     way = host.way("carve")
-    assert dict(way.settings) == {"general": "Describe this picture.", "suffix": ""}
-    assert host.way("vdd") == Way("vdd")
+    assert way == parse_spec("carve:general=Describe this picture.,suffix=")
+    assert host.way("vdd") == parse_spec("vdd")
     assert host.check(compared(host, "mvp", "vdgd", "carve")) == []
 
 
 def test_slow_down_is_taken_to_the_first_plain_answer():
-    ways = (Way("vdd"), Way("greedy"), Way("vcd"))
+    ways = (parse_spec("vdd"), parse_spec("greedy"), parse_spec("vcd"))
     said = [Answer(ids=(1, 2, 3), later=later) for later in (3.0, 2.0, 5.0)]
     assert [slow_down(ways, said, i) for i in range(3)] == [1.5, None, 2.5]
     assert slow_down(ways[:1], said[:1], 0) is None
@@ -306,13 +307,18 @@ def test_what_cannot_be_asked_is_said_beside_its_control(host, name):
 
 
 def test_wrong_settings_are_said_beside_their_decoder(host):
-    ways = (Way("greedy"), Way("vdd", (("beta", "7"),)), Way("vcd", (("noise", "1"),)), Way("vdx"))
+    ways = (
+        parse_spec("greedy"),
+        parse_spec("vdd:beta=7"),
+        parse_spec("vcd:noise_step=1000"),
+        parse_spec("vdd+beam"),
+    )
     found = host.check(compared(host, *ways))
     assert [(complaint.where, complaint.way) for complaint in found] == [
         ("way", i) for i in (1, 2, 3)
     ]
     assert "beta must be in [0, 1], got 7" in found[0].text
-    assert "noise_step" in found[1].text and "did you mean vdd?" in found[2].text
+    assert "noise_step" in found[1].text and "leave beam out" in found[2].text
 
 
 def test_too_many_answers_are_refused(host):
@@ -378,7 +384,7 @@ def test_a_decoder_that_the_model_cannot_serve_says_so_and_the_others_answer(tmp
         num_additional_image_tokens=0,
     ).save_pretrained(tmp_path)
     host = Host(str(tmp_path))
-    asks_for_class = Way("damro", (("score", "concat"),))
+    asks_for_class = parse_spec("damro:score=concat")
     assert host.name == tmp_path.name and not host.is_lab
     damro, vdd = finished(host.start(compared(host, asks_for_class, "vdd", max_new_tokens=4)))
     assert damro.state == "failed" and "this vision tower has none: use score" in damro.note
@@ -429,7 +435,7 @@ def test_half_a_character_waits_for_its_other_half():
 
 
 def test_tables_are_of_the_answers_own_steps(host):
-    comparison = compared(host, Way("vdd", (("alpha", "1.5"), ("beta", "0.2"))))
+    comparison = compared(host, parse_spec("vdd:alpha=1.5,beta=0.2"))
     [said] = finished(host.start(comparison))
     why = host.explain(comparison, 0, said)
     assert why.names == ("as asked", "no image")
@@ -459,13 +465,13 @@ def test_tables_are_of_the_answers_own_steps(host):
 
 
 OWN_CUTS = [
-    Way("deco"),
-    Way("vdgd", (("tokens", "4"),)),
-    Way("vdgd", (("truncation", "knee"), ("tokens", "4"))),
+    parse_spec("deco"),
+    parse_spec("vdgd:tokens=4"),
+    parse_spec("vdgd:truncation=knee,tokens=4"),
 ]
 
 
-@pytest.mark.parametrize("way", OWN_CUTS, ids=lambda way: "-".join([way.name, *way.assignments]))
+@pytest.mark.parametrize("way", OWN_CUTS, ids=lambda way: way.label)
 def test_what_rules_of_other_cuts_leave_out_is_shown(host, way):
     comparison = compared(host, way)
     [said] = finished(host.start(comparison))
@@ -525,10 +531,10 @@ def test_votes_have_no_tables(host):
 
 def test_what_a_page_does_not_offer_is_refused(host):
     ways = (
-        Way("mvp", (("k", "1000"),)),
-        Way("vcd", (("alpha", "1e9"),)),
-        Way("mvp", (("requests", "+".join(["Describe."] * 9)), ("weights", "+".join("1" * 9)))),
-        Way("icd", (("instruction", "x" * 5000),)),
+        parse_spec("mvp:k=1000"),
+        parse_spec("vcd:alpha=1e9"),
+        parse_spec(f"mvp:requests={'+'.join(['Describe.'] * 9)},weights={'+'.join('1' * 9)}"),
+        parse_spec(f"icd:instruction={'x' * 5000}"),
     )
     found = host.check(compared(host, *ways))
     assert [complaint.way for complaint in found] == [0, 1, 2, 3]
@@ -544,7 +550,7 @@ def test_tokens_of_another_model_are_not_explained(host):
 
 
 def test_a_token_that_does_not_exist_stands_for_no_picture(host):
-    unknown = Way("vdd", (("variant", "unk"), ("unk_token_id", "1000000000")))
+    unknown = parse_spec("vdd:variant=unk,unk_token_id=1000000000")
     [said] = finished(host.start(compared(host, unknown)))
     assert said.state == "failed" and "tokens must be below 426" in said.note
 
@@ -599,7 +605,7 @@ def test_every_column_has_answered_before_the_first_visitor(host, monkeypatch):
 
 def test_samples_of_an_evaluation_are_its_own(host):
     def table():
-        job = LabJob(host, [Way("sample")], 12, SamplingSettings(seed=3))
+        job = LabJob(host, [parse_spec("sample")], 12, SamplingSettings(seed=3))
         job.start()
         return job
 
@@ -607,7 +613,7 @@ def test_samples_of_an_evaluation_are_its_own(host):
         job.wait(60)
         assert job.is_over and job.result is not None, job.refused
         rows = [line.split(" | ") for line in job.result.table.splitlines()]
-        return [row[:6] for row in rows if row[0] == "| sampling"]
+        return [row[:6] for row in rows if row[0] == "| sample"]
 
     alone = figures(table())
     job = table()

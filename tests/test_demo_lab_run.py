@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import MVP
 from sightline.demo import lab_run
-from sightline.demo.comparison import SamplingSettings, Way
+from sightline.demo.comparison import SamplingSettings
 from sightline.demo.lab_run import run
 from sightline.evaluation import answers, asking, plots, runner
 from sightline.evaluation import lab as command
@@ -27,12 +27,13 @@ from sightline.evaluation.asking import Source
 from sightline.evaluation.lab import LabBenchmark
 from sightline.evaluation.runner import Run, Watch
 from sightline.lab import CHECKPOINT
+from sightline.specs import parse_spec
 
 pytestmark = pytest.mark.skipif(
     not (CHECKPOINT / "model.safetensors").exists(), reason="the lab's weights are not there"
 )
 SCENES, BATCH = 4, 8
-WAYS = (Way("greedy"), Way("vdd", (("alpha", "0.5"),)))
+WAYS = (parse_spec("greedy"), parse_spec("vdd:alpha=0.5"))
 
 
 @dataclass
@@ -107,8 +108,8 @@ HOSTILE = "a|b <img src=x onerror=y> ![c](http://x/y) `d` *e* _f_ $g$ &lt; [h](i
 
 
 def test_settings_in_tables_are_shown_and_never_rendered(host):
-    way = Way("icd", (("instruction", HOSTILE),))
-    found = run((Way("greedy"), way), 1, host, batch_size=BATCH)
+    way = parse_spec("icd", [f"instruction={HOSTILE}"])
+    found = run((parse_spec("greedy"), way), 1, host, batch_size=BATCH)
     html = MarkdownIt("commonmark").enable("table").render(found.table)
     assert not re.search("<(img|a|em|strong)\\b", html)
     label = f"icd:instruction={HOSTILE}"
@@ -134,12 +135,12 @@ def test_answers_are_those_of_the_command(host, kept, tmp_path):
 
 
 def test_decoders_are_sampled_where_there_is_a_temperature(host, kept):
-    ways = (Way("sample"), Way("vdd"), Way("greedy"))
+    ways = (parse_spec("sample"), parse_spec("vdd"), parse_spec("greedy"))
     found = run(ways, 2, host, SamplingSettings(temperature=0.7), batch_size=BATCH)
     head = json.loads((kept / "run.json").read_text())["fixed"]
     assert {name: row["mode"] for name, row in head["decoders"].items()} == {
         "greedy": "greedy",
-        "sampling": "sample",
+        "sample": "sample",
         "vdd+sample": "sample",
     }
     assert head["temperature"] == 0.7
@@ -147,11 +148,11 @@ def test_decoders_are_sampled_where_there_is_a_temperature(host, kept):
 
 
 def test_without_a_temperature_only_sampling_samples(host, kept):
-    run((Way("sample"), Way("vdd"), Way("vdd")), 1, host)
+    run((parse_spec("sample"), parse_spec("vdd"), parse_spec("vdd")), 1, host)
     head = json.loads((kept / "run.json").read_text())["fixed"]
     assert {name: row["mode"] for name, row in head["decoders"].items()} == {
         "greedy": "greedy",
-        "sampling": "sample",
+        "sample": "sample",
         "vdd": "greedy",
     }
     assert head["temperature"] == 1.0
@@ -159,8 +160,8 @@ def test_without_a_temperature_only_sampling_samples(host, kept):
 
 def test_decoders_ask_in_the_words_of_their_ways(host, kept):
     three = "Describe the image.+Describe this picture.+What is in the image?"
-    mvp = Way("mvp", (("requests", three), ("caption_tokens", "8"), ("tokens", "2")))
-    asks = Way("carve", (("general", "Describe this picture."), ("suffix", "")))
+    mvp = parse_spec(f"mvp:requests={three},caption_tokens=8,tokens=2")
+    asks = parse_spec("carve:general=Describe this picture.,suffix=")
     run((asks, mvp), 1, host)
     decoders = json.loads((kept / "run.json").read_text())["fixed"]["decoders"]
     carve, mvp_settings = decoders[asks.label], decoders[mvp.label]
@@ -170,10 +171,8 @@ def test_decoders_ask_in_the_words_of_their_ways(host, kept):
 
 
 def test_controls_are_added_where_they_are_wanted(host):
-    found = run((Way("vdd"),), 1, host, controls=True)
-    assert {"greedy", "sampling", "plausibility", "vdd"} <= table_rows(
-        found.table, "Presence"
-    ).keys()
+    found = run((parse_spec("vdd"),), 1, host, controls=True)
+    assert {"greedy", "sample", "plausibility", "vdd"} <= table_rows(found.table, "Presence").keys()
 
 
 def test_a_stop_leaves_the_batches_that_are_there(host, temporary):
@@ -217,7 +216,9 @@ def test_the_model_answers_in_turns_alone(host):
 
     hook = host.model.register_forward_pre_hook(watch)
     try:
-        found = run((Way("greedy"), Way("sample")), 2, host, batch_size=100, turn=turn)
+        found = run(
+            (parse_spec("greedy"), parse_spec("sample")), 2, host, batch_size=100, turn=turn
+        )
     finally:
         hook.remove()
     assert found.is_whole
@@ -237,7 +238,7 @@ def test_a_run_starts_no_process_and_changes_nothing_of_the_host(host, monkeypat
     tokenizer = host.processor.tokenizer
     pads, tokenizer.pad_token = tokenizer.pad_token, None
     try:
-        assert run((Way("sample"),), 1, host).is_whole
+        assert run((parse_spec("sample"),), 1, host).is_whole
         assert tokenizer.pad_token is None
     finally:
         tokenizer.pad_token = pads
@@ -264,16 +265,13 @@ def test_tables_come_without_plots_where_matplotlib_is_missing(host, monkeypatch
 @pytest.mark.parametrize(
     ("way", "message"),
     [
-        (Way("vcf"), "no decoder is called 'vcf'"),
-        (Way("vcd.paper"), "no preset of vcd is called 'paper'"),
-        (Way("vcd", (("alpha", "much"),)), "alpha of vcd must be a number, got 'much'"),
-        (Way("vcd", (("beta", "2"),)), "vcd:beta=2: beta must be in"),
-        (Way("vdgd", (("request", "Look, and tell"),)), "request of vdgd holds a comma"),
+        (parse_spec("vcd:beta=2"), "vcd:beta=2: beta must be in"),
+        (parse_spec("vdd+vasparse"), "two rules cannot both score"),
     ],
 )
 def test_ways_that_cannot_be_run_are_named(host, temporary, way, message):
     with pytest.raises(ValueError, match=message):
-        run((Way("greedy"), way), 1, host)
+        run((parse_spec("greedy"), way), 1, host)
     assert list(temporary.iterdir()) == []
 
 

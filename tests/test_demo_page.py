@@ -23,7 +23,6 @@ from sightline.demo.comparison import (
     Picture,
     Row,
     SamplingSettings,
-    Way,
 )
 from sightline.demo.comparison_run import ComparisonRun
 from sightline.demo.decoding import Bounds, Decoded, open_comparison
@@ -57,6 +56,7 @@ from sightline.demo.rendering import (
 from sightline.demo.scheduler import ForwardScheduler
 from sightline.demo.sessions import Sessions
 from sightline.demo.uploads import Upload, bare
+from sightline.specs import parse_spec
 
 STYLE = layout.STYLE.read_text(encoding="utf-8")
 TRUTH = frozenset({"cup", "chair"})
@@ -67,7 +67,7 @@ def picture(size=(8, 6), source="shipped:corner.png", truth=TRUTH):
 
 
 def asked(*ways, question="Describe the image.", **given):
-    return Comparison(picture(**given), question, ways or (Way("greedy"), Way("vdd")))
+    return Comparison(picture(**given), question, ways or (parse_spec("greedy"), parse_spec("vdd")))
 
 
 def said(*pieces, state="done", **given):
@@ -96,14 +96,14 @@ def tokens_of(html):
 
 def test_a_way_is_read_from_its_form_without_what_is_unchanged():
     form = {"name": "vcd", "settings": {"alpha": "0.5", "beta": "0.10"}, "is_shown": True}
-    assert read_way(form) == Way("vcd", (("alpha", "0.5"),))
-    assert read_way({"name": "greedy", "settings": {}}) == Way("greedy")
+    assert read_way(form) == parse_spec("vcd:alpha=0.5")
+    assert read_way({"name": "greedy", "settings": {}}) == parse_spec("greedy")
     preset = {"name": "vcd.pope_paper", "settings": {"noise_step": "999", "beta": "0.3"}}
-    assert read_way(preset) == Way("vcd.pope_paper", (("beta", "0.3"),))
+    assert read_way(preset) == parse_spec("vcd.pope_paper:beta=0.3")
 
 
 def test_a_way_comes_back_from_the_form_that_it_fills():
-    way = Way("vdgd", (("layout", "continue"), ("tokens", "96")))
+    way = parse_spec("vdgd:layout=continue,tokens=96")
     assert read_way(form_of_way(way)) == way
     assert is_shown(form_of_way(way)) and not is_shown(form_of_way(way, False))
 
@@ -127,8 +127,18 @@ def test_a_form_that_cannot_be_read_says_what_is_wanted(form, message):
         read_way(form)
 
 
+def test_a_sum_comes_back_from_its_form():
+    way = parse_spec("vdd:alpha=0.5+vaf:enhance=0.2+sample")
+    form = form_of_way(way)
+    assert form["settings"] == {} and read_way(form) == way
+    heading = re.search("<h3>(.*?)</h3>", card(asked(way), (Answer(),), 0, 0))[1]
+    assert heading == "vdd <span>alpha=0.5</span>+vaf <span>enhance=0.2</span>+sample"
+    with pytest.raises(ValueError, match="several decoders, whose settings"):
+        read_way({**form, "settings": {"alpha": "1"}})
+
+
 def test_every_decoder_is_offered_with_its_paper_and_controls():
-    offered = offer(lambda name: Way(name, (("beta", "0.5"),) if name == "vcd" else ()))
+    offered = offer(lambda name: parse_spec(name, ["beta=0.5"] if name == "vcd" else []))
     assert list(offered)[:4] == ["greedy", "sample", "vcd", "vcd.pope_paper"]
     vcd, preset = offered["vcd"], offered["vcd.pope_paper"]
     assert vcd["url"] == "https://arxiv.org/abs/2311.16922"
@@ -288,7 +298,7 @@ def test_a_card_tells_its_state_and_why_it_ended():
 
 
 def test_long_settings_are_cut_in_a_heading():
-    way = Way("icd", (("instruction", "a" * 40), ("alpha", "0.5")))
+    way = parse_spec(f"icd:instruction={'a' * 40},alpha=0.5")
     html = card(asked(way), (Answer(),), 0, 0)
     heading = re.search("<h3>(.*?)</h3>", html)[1]
     assert text_of(heading) == f"icd instruction={'a' * 15}\N{HORIZONTAL ELLIPSIS} alpha=0.5"
@@ -310,7 +320,7 @@ def test_figures_are_those_that_are_known():
 
 def test_whatever_comes_from_outside_is_escaped():
     evil = '<img src=x onerror="alert(1)">'
-    comparison = asked(Way("icd", (("instruction", evil),)), source=f"file:{evil}")
+    comparison = asked(parse_spec("icd", [f"instruction={evil}"]), source=f"file:{evil}")
     answers = (said(evil, state="stopped", note=evil),)
     explained = Explained((evil,), ((Row(evil, (1.0,), 1.0, True),),), (None,), note=evil)
     for html in (
@@ -335,7 +345,7 @@ def test_signs_around_a_mark_are_escaped():
 def test_the_legend_explains_the_marks_that_can_occur():
     assert text_of(legend(asked())).count("word") == 3
     assert "chair, cup" in legend(asked())
-    one = legend(asked(Way("greedy"), truth=None))
+    one = legend(asked(parse_spec("greedy"), truth=None))
     assert "<mark" not in one and "In the picture" not in one
 
 
@@ -502,9 +512,9 @@ def begin(events, *forms, question="Describe the image.", chosen=None, round=Non
 
 
 GREEDY, VDD, GONE = (
-    form_of_way(Way("greedy")),
-    form_of_way(Way("vdd")),
-    form_of_way(Way("vcd"), False),
+    form_of_way(parse_spec("greedy")),
+    form_of_way(parse_spec("vdd")),
+    form_of_way(parse_spec("vcd"), False),
 )
 
 
@@ -822,9 +832,14 @@ def jobs(monkeypatch):
     return made
 
 
-def test_an_evaluation_asks_the_shown_columns_and_is_watched(lab, host, jobs):
-    shown = list(lab.run({}, "ada", {"scenes": "5"}, {"seed": "3"}, GREEDY, GONE, VDD))
-    assert jobs[0].given == (host, [Way("greedy"), Way("vdd")], 5, SamplingSettings(seed=3), "ada")
+def test_an_evaluation_asks_the_shown_columns_and_is_watched(events, host, jobs):
+    shown = list(events.run_lab({}, {"scenes": "5"}, {"seed": "3"}, GREEDY, GONE, VDD))
+    assert jobs[0].given == (
+        host,
+        [parse_spec("greedy"), parse_spec("vdd")],
+        5,
+        SamplingSettings(seed=3),
+    )
     assert shown[0]["lab-run"] is False and shown[0]["lab-stop"] is True
     assert ["0 of 2" in shown[1]["lab-progress"], "1 of 2" in shown[2]["lab-progress"]] == [
         True
@@ -853,13 +868,13 @@ def test_a_job_runs_in_the_background_and_tells_what_came(host, monkeypatch):
         progress(3, 4)
         with turn():
             assert 0 <= clock() < 1
-        assert (ways, scenes, loaded) == ((Way("vdd"),), 4, host)
+        assert (ways, scenes, loaded) == ((parse_spec("vdd"),), 4, host)
         while not stopped():
             pass
         return LabRun(3, 4, "table", ())
 
     monkeypatch.setattr("sightline.demo.lab_job.run", run)
-    job = LabJob(host, [Way("vdd")], 4, SamplingSettings())
+    job = LabJob(host, [parse_spec("vdd")], 4, SamplingSettings())
     job.start()
     job.wait(0.1)
     assert not job.is_over
@@ -889,10 +904,10 @@ def test_a_job_that_fails_says_what_a_client_may_know(host, monkeypatch, error, 
 
 
 def test_a_job_that_cannot_be_done_says_why(host):
-    job = LabJob(host, [Way("vdx")], 4, SamplingSettings())
+    job = LabJob(host, [parse_spec("vdd:beta=7")], 4, SamplingSettings())
     job.start()
     job.wait(10)
-    assert "did you mean vdd?" in job.refused
+    assert "beta must be in [0, 1], got 7" in job.refused
 
 
 # The page
@@ -901,9 +916,9 @@ def test_a_job_that_cannot_be_done_says_why(host):
 @pytest.fixture
 def built(host):
     host.is_lab = True
-    host.way = Way
-    host.limits = FakeHost.limits
-    return demo_page.build(Events(host), Sessions())
+    host.way = parse_spec
+    host.limits = SimpleNamespace(ways=4, pixels=1000, max_new_tokens=256)
+    return demo_page.build(Events(host))
 
 
 def test_nothing_can_be_called_by_name(built):

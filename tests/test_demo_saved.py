@@ -14,14 +14,16 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sightline.demo.comparison import Answer, Comparison, Picture, SamplingSettings, Way
+from sightline.demo.comparison import Answer, Comparison, Picture, SamplingSettings
 from sightline.demo.saved import from_json, to_json
+from sightline.specs import parse_spec
 
 PIXELS = np.random.default_rng(5).integers(0, 256, size=(7, 5, 3), dtype=np.uint8)
 ANSWERS = (
     Answer("done", (5, 900, 2), ("A", " dög", ""), 0.25, 0.5, 2**31, ""),
     Answer("stopped", (5,), ("A",), 0.125, 0.0, None, 'stopped by "you"\n'),
     Answer("waiting"),
+    Answer("done", (5, 2), ("A", ""), 0.5),
 )
 
 
@@ -30,9 +32,10 @@ def a_comparison(**changes) -> Comparison:
         picture=Picture(Image.fromarray(PIXELS), "file:мой снимок.png", frozenset({"dog", "cat"})),
         question='Was ist "das"?\n\\ 图片',
         ways=(
-            Way("greedy"),
-            Way("vcd.pope_paper", (("beta", "0.2"), ("alpha", "0.5"))),
-            Way("vdgd", (("request", "a, b = c"),)),
+            parse_spec("greedy"),
+            parse_spec("vcd.pope_paper:beta=0.2,alpha=0.5"),
+            parse_spec("vdgd", ["request=a, b = c"]),
+            parse_spec("vdd:alpha=0.5+vaf+sample"),
         ),
         drawing=SamplingSettings(64, 0.7, 2**32 - 1),
     )

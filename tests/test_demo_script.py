@@ -17,10 +17,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import CARVE, MVP, VCD, VDD, answer
 from sightline.decoders import DECODERS
-from sightline.demo.comparison import Comparison, Picture, SamplingSettings, Way
+from sightline.demo.comparison import Comparison, Picture, SamplingSettings
 from sightline.demo.script import to_python
 from sightline.lab import CHECKPOINT, PICTURES, decorrelated, draw
-from sightline.specs import presets
+from sightline.specs import escaped, parse_spec, presets
 from sightline.vision.images import open_picture
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def shipped(name: str) -> Picture:
     return Picture(open_picture(PICTURES / name), f"shipped:{name}")
 
 
-def scripted(*ways: Way, picture=SQUARE, question="Describe the image.", drawing=None, **further):
+def scripted(*ways, picture=SQUARE, question="Describe the image.", drawing=None, **further):
     comparison = Comparison(picture, question, ways, drawing or SamplingSettings())
     return to_python(comparison, further.pop("model", LAB), **further)
 
@@ -73,7 +73,7 @@ def line(script: str, start: str) -> str:
 
 @needs_weights
 def test_decoders_on_a_shipped_picture_answer_as_called_directly(lab, tmp_path):
-    ways = (Way("greedy"), Way("vcd"), Way("vdd", (("alpha", "0.5"),)))
+    ways = (parse_spec("greedy"), parse_spec("vcd"), parse_spec("vdd:alpha=0.5"))
     script = scripted(*ways, picture=shipped("corner.png"), drawing=SamplingSettings(64))
     done = run(script, tmp_path)
     ask = (*lab, PICTURES / "corner.png", "Describe the image.")
@@ -90,7 +90,7 @@ def test_decoders_on_a_shipped_picture_answer_as_called_directly(lab, tmp_path):
 @needs_weights
 def test_samples_of_a_scene_are_drawn_from_the_seed_each_time(lab, tmp_path):
     seed, scene = 11, draw(decorrelated(np.random.default_rng(17)))
-    ways = (Way("sample"), Way("greedy"), Way("vdd"), Way("sample"))
+    ways = (parse_spec("sample"), parse_spec("greedy"), parse_spec("vdd"), parse_spec("sample"))
     picture = Picture(scene, "scene:17")
     done = run(scripted(*ways, picture=picture, drawing=SamplingSettings(32, 1.3, seed)), tmp_path)
 
@@ -113,17 +113,11 @@ def test_samples_of_a_scene_are_drawn_from_the_seed_each_time(lab, tmp_path):
 def test_a_preset_and_decoders_that_look_again(lab, tmp_path):
     question = "Is there a bus in the image?"
     ways = (
-        Way("vcd.pope_paper"),
-        Way("carve", (("general", "Describe this picture."), ("suffix", ""))),
-        Way(
-            "mvp",
-            (
-                ("requests", "Describe the image.+What is in the image?"),
-                ("weights", "0.5+0.5"),
-                ("template", "{caption} {question}"),
-                ("caption_tokens", "16"),
-                ("tokens", "8"),
-            ),
+        parse_spec("vcd.pope_paper"),
+        parse_spec("carve:general=Describe this picture.,suffix="),
+        parse_spec(
+            "mvp:requests=Describe the image.+What is in the image?,weights=0.5+0.5,"
+            "template={caption} {question},caption_tokens=16,tokens=8"
         ),
     )
     script = scripted(
@@ -158,7 +152,7 @@ def test_a_file_of_ones_own_is_read_from_its_path_and_checked(lab, tmp_path):
     question = 'Say "what\'s" in\nthe image: \\n {label} – ok?'
     picture = Picture(Image.fromarray(pixels), f"file:{name}")
     script = scripted(
-        Way("greedy"), picture=picture, question=question, drawing=SamplingSettings(12)
+        parse_spec("greedy"), picture=picture, question=question, drawing=SamplingSettings(12)
     )
     done = run(script, tmp_path)
     said = answer(*lab, tmp_path / name, question, max_new_tokens=12, **GREEDY)
@@ -176,19 +170,20 @@ def test_a_file_of_ones_own_is_read_from_its_path_and_checked(lab, tmp_path):
 @pytest.mark.parametrize(
     ("way", "written"),
     [
-        (Way("vdd"), "VDD(processor=processor)"),
-        (Way("vcd"), "VCD()"),
-        (Way("vcd", (("alpha", "1"), ("beta", "0.10"))), "VCD()"),
-        (Way("vcd", (("alpha", "0.5"),)), "VCD(alpha=0.5)"),
-        (Way("vcd.pope_paper"), "VCD.pope_paper()"),
-        (Way("vcd.pope_paper", (("noise_step", "999"),)), "VCD.pope_paper()"),
+        (parse_spec("vdd"), "VDD(processor=processor)"),
+        (parse_spec("vcd"), "VCD()"),
+        (parse_spec("vcd:alpha=1,beta=0.10"), "VCD()"),
+        (parse_spec("vcd:alpha=0.5"), "VCD(alpha=0.5)"),
+        (parse_spec("vcd.pope_paper"), "VCD.pope_paper()"),
+        (parse_spec("vcd.pope_paper:noise_step=999"), "VCD.pope_paper()"),
         (
-            Way("vcd.pope_paper", (("noise_step", "500"),)),
+            parse_spec("vcd.pope_paper:noise_step=500"),
             "replace(VCD.pope_paper(), noise_step=500)",
         ),
-        (Way("vdd", (("markers", "7"),)), "VDD(processor=processor, markers=(7,))"),
-        (Way("vdd", (("variant", "unk"),)), 'VDD(processor=processor, variant="unk")'),
-        (Way("vdd", (("alpha", "inf"),)), 'VDD(processor=processor, alpha=float("inf"))'),
+        (parse_spec("vdd:alpha=0.5+vaf"), "VDD(processor=processor, alpha=0.5) + VAF()"),
+        (parse_spec("vdd:markers=7"), "VDD(processor=processor, markers=(7,))"),
+        (parse_spec("vdd:variant=unk"), 'VDD(processor=processor, variant="unk")'),
+        (parse_spec("vdd:alpha=inf"), 'VDD(processor=processor, alpha=float("inf"))'),
     ],
 )
 def test_only_settings_that_differ_are_written(way, written):
@@ -198,7 +193,7 @@ def test_only_settings_that_differ_are_written(way, written):
 
 
 def test_how_tokens_are_drawn():
-    ways = (Way("greedy"), Way("sample"), Way("vcd"))
+    ways = (parse_spec("greedy"), parse_spec("sample"), parse_spec("vcd"))
     cold = scripted(*ways, drawing=SamplingSettings(5, 0.0, 6))
     assert '("greedy", None, {"do_sample": False})' in cold
     assert '("sample", None, {"do_sample": True, "temperature": 1.0})' in cold
@@ -213,14 +208,14 @@ def test_how_tokens_are_drawn():
 
 def test_the_picture_is_found_by_its_source():
     red = sha256(bytes([255, 0, 0] * 16)).hexdigest()
-    own = scripted(Way("greedy"))
+    own = scripted(parse_spec("greedy"))
     assert line(own, "PICTURE =") == 'PICTURE = "red.png"'
     assert line(own, "picture =") == "picture = open_picture(PICTURE)"
     assert line(own, "SHA256") == f'SHA256 = "{red}"'
-    lab = scripted(Way("greedy"), picture=shipped("yard.png"))
+    lab = scripted(parse_spec("greedy"), picture=shipped("yard.png"))
     assert line(lab, "picture =") == 'picture = open_picture(PICTURES / "yard.png")'
     assert "numpy" not in lab
-    scene = scripted(Way("greedy"), picture=Picture(SQUARE.image, "scene:0042"))
+    scene = scripted(parse_spec("greedy"), picture=Picture(SQUARE.image, "scene:0042"))
     assert line(scene, "picture =") == "picture = draw(decorrelated(np.random.default_rng(42)))"
 
 
@@ -231,34 +226,20 @@ def test_the_picture_is_found_by_its_source():
 )  # fmt: skip
 def test_other_sources_are_refused(source):
     with pytest.raises(ValueError, match="source is shipped:NAME"):
-        scripted(Way("greedy"), picture=Picture(SQUARE.image, source))
+        scripted(parse_spec("greedy"), picture=Picture(SQUARE.image, source))
 
 
 def test_model_device_and_dtype():
-    lab = scripted(Way("greedy"), picture=shipped("yard.png"))
+    lab = scripted(parse_spec("greedy"), picture=shipped("yard.png"))
     assert "from sightline.lab import CHECKPOINT, PICTURES" in lab
     assert line(lab, "model =").endswith('(CHECKPOINT, dtype="float32")')
     assert "model.to" not in lab
-    assert scripted(Way("greedy"), picture=shipped("yard.png"), model=str(CHECKPOINT)) == lab
-    hub = scripted(Way("greedy"), model="org/it's", device="cuda:1", dtype="bfloat16")
+    assert scripted(parse_spec("greedy"), picture=shipped("yard.png"), model=str(CHECKPOINT)) == lab
+    hub = scripted(parse_spec("greedy"), model="org/it's", device="cuda:1", dtype="bfloat16")
     assert line(hub, "CHECKPOINT") == 'CHECKPOINT = "org/it\'s"'
     assert "sightline.lab" not in hub
     assert line(hub, "model =").endswith('(CHECKPOINT, dtype="bfloat16")')
     assert line(hub, "model.to") == 'model.to("cuda:1")'
-
-
-@pytest.mark.parametrize(
-    ("way", "message"),
-    [
-        (Way("vcf"), "no decoder is called 'vcf'"),
-        (Way("vcd.paper"), "no preset of vcd is called 'paper'"),
-        (Way("vcd", (("alpha", "much"),)), "alpha of vcd must be a number, got 'much'"),
-        (Way("greedy", (("alpha", "1"),)), "greedy has no settings"),
-    ],
-)
-def test_ways_that_do_not_exist_are_refused(way, message):
-    with pytest.raises(ValueError, match=message):
-        scripted(Way("vdd"), way)
 
 
 # How they are written
@@ -315,12 +296,17 @@ def check_with_ruff(scripts: dict[str, str], folder: Path) -> None:
 @needs_ruff
 def test_every_decoder_and_preset_is_written_as_ruff_does(tmp_path):
     names = [*DECODERS, *(f"{d}.{p}" for d, kind in DECODERS.items() for p in presets(kind))]
-    scripts = {name: scripted(Way("greedy"), Way(name), Way("sample")) for name in names}
-    scripts["scene"] = scripted(Way("vdd"), picture=Picture(SQUARE.image, "scene:1"), device="cuda")
-    scripts["shipped"] = scripted(
-        *map(Way, ("vcd", "deco", "dola", "m3id")), picture=shipped("yard.png")
+    scripts = {name: scripted(*map(parse_spec, ("greedy", name, "sample"))) for name in names}
+    scripts["scene"] = scripted(
+        parse_spec("vdd"), picture=Picture(SQUARE.image, "scene:1"), device="cuda"
     )
-    scripts["changed"] = scripted(Way("vcd.pope_paper", (("alpha", "0.5"),)), model="org/name")
+    scripts["shipped"] = scripted(
+        *map(parse_spec, ("vcd", "deco", "dola", "m3id")), picture=shipped("yard.png")
+    )
+    long = "markers=3+4+5+6+7+8+9+10+11+12+vaf:enhance=0.4,suppress=0.3,mode=abs,layers=3+4"
+    for name, text in {"sum": "vdd+vaf+sample", "sums": f"vdd:alpha=0.5,{long}"}.items():
+        scripts[name] = scripted(parse_spec(text), parse_spec("vcd.pope_paper:alpha=0.5+vaf"))
+    scripts["changed"] = scripted(parse_spec("vcd.pope_paper:alpha=0.5"), model="org/name")
     check_with_ruff(scripts, tmp_path)
 
 
@@ -328,7 +314,7 @@ def test_every_decoder_and_preset_is_written_as_ruff_does(tmp_path):
 def test_any_text_is_written_as_ruff_does_and_read_back(tmp_path):
     scripts = {}
     for i, text in enumerate(ODD):
-        way = Way("mvp", (("requests", text.replace("+", "-") or "x"), ("weights", "1")))
+        way = parse_spec("mvp", [f"requests={escaped(text) or 'x'}", "weights=1"])
         picture = Picture(SQUARE.image, f"file:{text or 'x'}")
         scripts[f"text_{i}"] = script = scripted(
             way, picture=picture, question=text, model=text or "x"
@@ -350,7 +336,7 @@ def top_assignments(script: str) -> list[str]:
 
 def test_a_setting_is_read_back():
     text = 'it\'s "very" long, \\ and ünusual ' * 8
-    script = scripted(Way("vdgd", (("request", text),)))
+    script = scripted(parse_spec("vdgd", [f"request={text}"]))
     calls = [node for node in ast.walk(ast.parse(script)) if isinstance(node, ast.keyword)]
     [request] = [node.value for node in calls if node.arg == "request"]
     assert ast.literal_eval(request) == text.strip()
@@ -359,16 +345,18 @@ def test_a_setting_is_read_back():
 def test_text_cannot_leave_its_quotes():
     text = '"""); import os; (\'\'\' + "\\" + """'
     script = scripted(
-        Way("vdgd", (("request", text),)),
+        parse_spec("vdgd", [f"request={text}"]),
         picture=Picture(SQUARE.image, f"file:{text}"),
         question=text,
         model=text,
     )
-    plain = scripted(Way("vdgd", (("request", "r"),)), question="q", model="m")
+    plain = scripted(parse_spec("vdgd:request=r"), question="q", model="m")
     kinds = [[type(node) for node in ast.parse(s).body] for s in (script, plain)]
     assert kinds[0] == kinds[1]
 
 
 def test_plain_scripts_carry_no_note_for_ruff():
-    assert scripted(Way("greedy")).startswith('"""One question')
-    assert scripted(Way("greedy"), question="é?").startswith("# ruff: noqa: RUF001, RUF100\n")
+    assert scripted(parse_spec("greedy")).startswith('"""One question')
+    assert scripted(parse_spec("greedy"), question="é?").startswith(
+        "# ruff: noqa: RUF001, RUF100\n"
+    )

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from sightline.demo import decoding, uploads
-from sightline.demo.comparison import Answer, Comparison, Picture, Way
+from sightline.demo.comparison import Answer, Comparison, Picture
 from sightline.demo.decoding import Bounds, Decoded, decode, kept_size, open_image
 from sightline.demo.saved import from_decoded, to_json
 from sightline.demo.script import to_python
 from sightline.demo.uploads import Uploads
 from sightline.lab import PICTURES, truth
+from sightline.specs import parse_spec
 from sightline.vision.images import open_picture
 
 BOUNDS = Bounds(50_000_000, 128)
@@ -138,7 +139,7 @@ def test_a_process_that_dies_is_a_sentence(monkeypatch, caplog):
 
 
 def a_comparison(image):
-    return Comparison(Picture(image, "file:a.png"), "why", (Way("greedy"),))
+    return Comparison(Picture(image, "file:a.png"), "why", (parse_spec("greedy"),))
 
 
 def test_a_comparison_comes_back_without_its_image_in_the_text():
@@ -173,7 +174,7 @@ def test_a_script_scales_its_picture_as_the_page_did():
     data = encoded(Image.fromarray(noise))
     found = open_image(data, BOUNDS)
     picture = Picture(found.image, "file:a.png", None, found.original)
-    script = to_python(Comparison(picture, "why", (Way("greedy"),)), "m")
+    script = to_python(Comparison(picture, "why", (parse_spec("greedy"),)), "m")
     assert "open_picture(PICTURE).resize((640, 640))" in script
     assert open_picture(data).resize((640, 640)).tobytes() == picture.image.tobytes()
 

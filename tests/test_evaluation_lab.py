@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 from sightline import AGLA, CARVE, VDD, VDGD, PrefixOnly
+from sightline.decoders import NAMED
 from sightline.evaluation import answers as files
 from sightline.evaluation import asking, lab, metrics, record, report, runner, statistics, summary
 from sightline.evaluation.asking import ModelRunner, Preparation, Source
 from sightline.evaluation.batches import cut
 from sightline.evaluation.benchmark import Item, Prediction
+from sightline.evaluation.command import app as evaluation
 from sightline.evaluation.lab import LabBenchmark
 from sightline.evaluation.metrics import Logits
 from sightline.evaluation.runner import Run
 from sightline.evaluation.setups import (
-    NAMED,
-    PLAIN,
-    YES_SHIFT,
     FullTwice,
     own_control,
     parse_contenders,
@@ -30,12 +30,12 @@ from sightline.evaluation.setups import (
 from sightline.evaluation.statistics import Estimate, Ratio
 from sightline.lab import CHECKPOINT, CONTEXTS, OBJECTS, Placed, Scene, biased, context_of, draw
 from sightline.lab.measure import chat
-from sightline.specs import STAND_IN
+from sightline.specs import STAND_IN, WAYS
 
 ONE_VIEW = "mvp:requests=What is in the image?,weights=1"
 LISTED = (
     "greedy",
-    "sampling",
+    "sample",
     "plausibility",
     "yes-shift",
     "vdd",
@@ -306,7 +306,7 @@ def test_the_lab_is_the_same_for_a_seed():
 
 def test_contenders_have_their_modes():
     found, yes_shift = parse_contenders(["vdd+sample", "plausibility", "beam", "yes-shift"], None)
-    assert [(c.label, c.mode) for c in found] == [
+    assert [(c.label, c.way) for c in found] == [
         ("greedy", "greedy"),
         ("vdd+sample", "sample"),
         ("plausibility", "sample"),
@@ -331,22 +331,22 @@ def test_contenders_have_their_modes():
 )
 def test_a_mode_stands_behind_the_settings(text, label, mode, made):
     setup = parse_setup(text, None)
-    assert (setup.label, setup.mode, setup.strategy) == (label, mode, made)
+    assert (setup.label, setup.way, setup.strategy) == (label, mode, made)
 
 
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
         (["vdx"], "did you mean v[cd]d"),
-        (["vdd+samples"], r"no mode is called 'samples' \(did you mean sample\?\)"),
+        (["vdd+samples"], r"no decoder or way is called 'samples' \(did you mean sample\?\)"),
         (["vdd:alpha=1+samples"], r"alpha of vdd must be a number, got '1\+samples'"),
         (["vdd,vcd"], "names 2 decoders: separate them by blanks"),
-        (["greedy+sample"], "takes no settings and no mode"),
-        (["sampling:temperature=1"], "takes no settings and no mode"),
-        (["yes-shift:x=1"], "yes-shift takes no settings and no mode"),
+        (["greedy+sample"], "tokens are taken in one way, got greedy and sample"),
+        (["sample:temperature=1"], "sample has no settings, got temperature=1"),
+        (["yes-shift:x=1"], "takes no settings and no way"),
         (["vdd", "VDD"], "names vdd more than once"),
-        (["posthoc+sample"], "takes no mode"),
-        (["mvp+sample"], "mvp answers with its best label and takes no mode"),
+        (["posthoc+sample"], "takes no way to decode"),
+        (["mvp+sample"], "mvp answers with its best label and takes no way"),
         (["mvp:requests=What?"], "got 1 requests and 3 weights"),
         (["agla-fool"], r"did you mean agla-full\?"),
     ],
@@ -393,7 +393,7 @@ def test_controls_that_decoders_need():
     setups, _ = parse_contenders(texts, STAND_IN, lab.WORDINGS)
     labels = [c.label for c in with_controls(setups)]
     assert labels == [
-        *("greedy", "sampling", "plausibility", "beam", "plausibility+beam", "vdd"),
+        *("greedy", "sample", "plausibility", "beam", "plausibility+beam", "vdd"),
         *("carve:tokens=4", "carve:tokens=4,share=1", "vdgd+sample", "vdgd-prefix+sample"),
         *("agla:alpha=1,suffix=x", "agla-full:alpha=1"),
         *("mvp", "mvp:requests=What is in the image?,weights=1", "vdd+beam"),
@@ -401,16 +401,16 @@ def test_controls_that_decoders_need():
     # Each of them is what its label makes.
     for setup in with_controls(setups):
         again = parse_setup(setup.label, STAND_IN, lab.WORDINGS)
-        assert (again.strategy, again.mode) == (setup.strategy, setup.mode)
+        assert (again.strategy, again.way) == (setup.strategy, setup.way)
     plain, _ = parse_contenders(["vdd"], STAND_IN)
-    assert [c.label for c in with_controls(plain)] == ["greedy", "sampling", "plausibility", "vdd"]
+    assert [c.label for c in with_controls(plain)] == ["greedy", "sample", "plausibility", "vdd"]
 
 
 def test_controls_that_are_there_are_not_added_again():
     texts = ["plausibility", "carve", "carve:share=1", "vdgd-prefix", "vdgd", "greedy"]
     setups, _ = parse_contenders(texts, STAND_IN)
     labels = [c.label for c in with_controls(setups)]
-    assert sorted(labels) == sorted([*texts, "sampling"])
+    assert sorted(labels) == sorted([*texts, "sample"])
     same, _ = parse_contenders(["carve", "carve:share=1.0"], STAND_IN)
     assert [c.label for c in with_controls(same)][3:] == ["carve", "carve:share=1.0"]
     assert own_control(parse_setup("carve:share=1", STAND_IN)) is None
@@ -440,7 +440,7 @@ def test_wordings_are_settings_unless_a_user_sets_them():
 def test_every_name_is_listed_where_one_is_wrong():
     with pytest.raises(ValueError) as caught:
         parse_setup("nothing-like-it", None)
-    assert all(name in str(caught.value) for name in (*NAMED, *PLAIN, YES_SHIFT))
+    assert all(name in str(caught.value) for name in (*NAMED, *WAYS))
 
 
 # Costs
@@ -564,7 +564,7 @@ def test_every_question_is_answered_once(whole, small):
     answers = files.read(whole[0] / "answers.jsonl").values()
     asked = {(i.task, i.id): i.question for i in small.benchmark.items}
     closed = {label for label in LISTED if label in CLOSED}
-    others = set(LISTED) - {YES_SHIFT} - closed
+    others = set(LISTED) - {"yes-shift"} - closed
     for label in (*others, *closed):
         mine = {(a.task, a.id): a.question for a in answers if a.decoder == label}
         tasks = {"presence"} if label in closed else {"presence", "caption"}
@@ -721,7 +721,7 @@ def test_plausibility_is_greedy_under_greedy_and_a_contrast_of_no_strength(small
     says = speaker(small, "caption")
     assert says("plausibility+greedy") == says("greedy")
     assert says("plausibility") == says("vdd:alpha=0+sample")
-    assert says("sampling") == says("plausibility:beta=0")
+    assert says("sample") == says("plausibility:beta=0")
 
 
 @needs_weights
@@ -795,7 +795,7 @@ def test_the_summary_is_as_it_is_promised(whole):
                 *("ms_per_answer", "ms_per_token", "first_token_ms", "peak_mb", "tokens"),
             }
     assert found["controls"] == [
-        *("greedy", "sampling", "plausibility", "vdgd-prefix", "carve:share=1", ONE_VIEW),
+        *("greedy", "sample", "plausibility", "vdgd-prefix", "carve:share=1", ONE_VIEW),
     ]
 
 
@@ -822,14 +822,17 @@ def test_tables_show_every_contender(whole, capsys):
 
 
 @needs_weights
-def test_the_command_refuses_what_it_does_not_know(tmp_path, capsys):
+def command(*options):
+    return CliRunner().invoke(evaluation, ["lab", *options])
+
+
+def test_the_command_refuses_what_it_does_not_know(tmp_path):
     out = ["--out", str(tmp_path / "run")]
-    assert lab.main(["--decoders", "vdx", *out]) == 2
-    assert "did you mean" in capsys.readouterr().err
-    assert lab.main(["--decoders", "vdd", "--scenes", "0", *out]) == 2
-    assert lab.main(["--decoders", "vdd", "--model", str(tmp_path / "none"), *out]) == 2
-    with pytest.raises(SystemExit):
-        lab.main(["--decoders", "vdd", "--resume"])
+    found = command("--decoder", "vdx", *out)
+    assert found.exit_code == 2 and "did you mean" in found.stderr
+    assert command("--decoder", "vdd", "--scenes", "0", *out).exit_code == 2
+    assert command("--decoder", "vdd", "--model", str(tmp_path / "none"), *out).exit_code == 2
+    assert command("--decoder", "vdd", "--resume").exit_code == 2
     assert not (tmp_path / "run").exists()
 
 
@@ -844,18 +847,20 @@ def test_a_yes_shift_needs_one_token_to_shift(tmp_path, monkeypatch):
 
 
 @needs_weights
-def test_the_command_prints_its_tables_and_adds_no_controls(tmp_path, capsys):
+def test_the_command_prints_its_tables_and_adds_no_controls(tmp_path):
     out = tmp_path / "run"
-    options = ["--decoders", "vdd", "--scenes", "2", "--out", str(out)]
-    assert lab.main(options) == 0
-    shown = capsys.readouterr().out
-    assert "Presence" in shown and "answers.jsonl" in shown
+    options = ("--decoder", "vdd+vaf", "--no-controls", "--scenes", "2", "--out", str(out))
+    done = command(*options)
+    assert done.exit_code == 0, done.output
+    assert "Presence" in done.stdout and "answers.jsonl" in done.stdout
     written = json.loads((out / "run.json").read_text())
-    assert list(written["fixed"]["decoders"]) == ["greedy", "vdd"]
-    assert written["fixed"]["batch_size"] == 64
-    assert written["command"].startswith("python -m sightline.evaluation.lab --decoders vdd")
-    assert lab.main(options) == 2
-    assert "pass --resume" in capsys.readouterr().err
+    decoders = written["fixed"]["decoders"]
+    assert list(decoders) == ["greedy", "vdd+vaf"]
+    added = decoders["vdd+vaf"]["decoder"]["decoders"]
+    assert [each["class"] for each in added] == ["VDD", "VAF"]
+    again = command(*options)
+    assert again.exit_code == 2 and "pass --resume" in again.stderr
+    assert command(*options, "--resume").exit_code == 0
 
 
 def test_a_batch_draws_each_scene_once():

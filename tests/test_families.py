@@ -77,7 +77,7 @@ def test_telling_families_are_built():
 
 
 def test_every_decoder_has_a_column():
-    assert set(DECODERS) <= set(COLUMNS)
+    assert set(DECODERS) - {"posthoc"} <= set(COLUMNS)  # the page says why it has none
 
 
 def test_the_page_promises_twenty_families():

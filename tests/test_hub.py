@@ -43,10 +43,9 @@ from sightline import (
     lab,
 )
 from sightline.checkpoints import load_processor
-from sightline.choices import parse_choice
 from sightline.decoders import DECODERS
 from sightline.hub import quoted
-from sightline.specs import presets
+from sightline.specs import parse_spec, presets
 
 ROOT = Path(__file__).parents[1]
 NAMES = [*DECODERS, *(f"{d}.{p}" for d, kind in DECODERS.items() for p in presets(kind))]
@@ -84,7 +83,7 @@ def exported(tmp_path):
 
     def write(name, *settings):
         folder = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
-        parse_choice(name, list(settings)).build(PROCESSOR).save_pretrained(folder)
+        parse_spec(name, list(settings)).build(PROCESSOR).save_pretrained(folder)
         return str(folder)
 
     return write
@@ -337,7 +336,7 @@ def test_every_decoder_and_preset_is_the_one_that_was_asked_for(lab_vlm, exporte
     generate = namespace(exported(name))["generate"]
     passed = generate(Taker(), processor=lab_vlm.processor, max_new_tokens=3)
     made = passed["custom_generate"]
-    expected = parse_choice(name, []).build(lab_vlm.processor)
+    expected = parse_spec(name, []).build(lab_vlm.processor)
     assert type(made) is type(expected)
     assert passed["max_new_tokens"] == 3
     assert made == expected
@@ -487,7 +486,7 @@ def test_the_card_shows_code_that_runs(lab_vlm, exported, name, tmp_path, capsys
 @pytest.mark.skipif(find_spec("ruff") is None, reason="ruff is not installed")
 def test_code_stands_as_ruff_writes_it(tmp_path):
     for name in NAMES:
-        parse_choice(name, []).build(PROCESSOR).save_pretrained(tmp_path / name)
+        parse_spec(name, []).build(PROCESSOR).save_pretrained(tmp_path / name)
     VDGD(processor=PROCESSOR, request=ODD.replace("é", "e") * 9).save_pretrained(tmp_path / "odd")
     for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
         done = subprocess.run(

@@ -93,7 +93,7 @@ def test_a_decoder_by_name(plugin, text, made):
     [
         ("vdx", "did you mean v[cd]d"),
         ("vdd:alfa=1", r"did you mean alpha\?"),
-        ("vdd,vcd", "names vdd and vcd"),
+        ("vdd,vcd", "names 2 decoders"),
     ],
 )
 def test_a_decoder_that_does_not_exist(plugin, text, message):

@@ -13,11 +13,10 @@ import sightline
 from sightline import lab
 from sightline.chat import check_arguments, check_question, parse_arguments, prompt_inputs
 from sightline.checkpoints import check_device, load_processor
-from sightline.choices import parse_choices
 from sightline.evaluation import amber, chair, files, hallusionbench, mme, pope
 from sightline.evaluation.setups import parse_contenders
 from sightline.messages import clipped, enumerated, short
-from sightline.specs import STAND_IN, choose, split_decoders
+from sightline.specs import STAND_IN, parse_spec, parse_specs
 
 LONGEST = 500
 MEGABYTE = "xy z," * 200_000
@@ -111,14 +110,15 @@ def processor():
 CALLS = {
     "open_picture": sightline.open_picture,
     "check_question": check_question,
-    "choose": lambda value: choose(value, []),
-    "setting": lambda value: choose("vdd", [value]),
-    "value": lambda value: choose("vdd", [f"alpha={value}"]),
-    "word": lambda value: choose("vdd", [f"variant={value}"]).build(None),
-    "name": lambda value: choose("vdd", [f"{value}=1"]),
-    "preset": lambda value: choose(f"vcd.{value}", []),
-    "split": lambda value: split_decoders(f"{value}=1"),
-    "choices": parse_choices,
+    "setting": lambda value: parse_spec("vdd", [value]),
+    "value": lambda value: parse_spec("vdd", [f"alpha={value}"]),
+    "word": lambda value: parse_spec("vdd", [f"variant={value}"]).build(None),
+    "name": lambda value: parse_spec("vdd", [f"{value}=1"]),
+    "preset": lambda value: parse_spec(f"vcd.{value}"),
+    "no decoder": lambda value: parse_specs(f"{value}=1"),
+    "way's setting": lambda value: parse_specs(f"sample:{value}"),
+    "word or term": lambda value: parse_specs(f"vdgd:request={value}+vaf:{value}"),
+    "specs": parse_specs,
     "setups": lambda value: parse_contenders([value], None),
     "contenders_settings": lambda value: parse_contenders([f"vdd:alpha={value}"], None),
     "contenders_mode": lambda value: parse_contenders([f"vdd+{value}"], None),

@@ -115,7 +115,7 @@ def crowd(labels, spread=0.02, seed=0):
     )
 
 
-SHORT = ["greedy", "sampling", "plausibility", "vcd", "vdd", "damro", "sid", "agla", "pai", "vaf"]
+SHORT = ["greedy", "sample", "plausibility", "vcd", "vdd", "damro", "sid", "agla", "pai", "vaf"]
 SHORT += ["deco", "dola", "icd", "m3id", "vdgd", "mvp", "carve", "vasparse", "posthoc", "beam"]
 LONG = [
     f"{name}.paper:requests=What is in the image?+Describe it.,steps=end,alpha={i}.25+sample"

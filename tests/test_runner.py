@@ -260,13 +260,13 @@ def test_a_turn_leaves_closed_sets_out_of_descriptions():
 
 
 def test_who_answers_first_changes_with_the_batch():
-    setups, _ = parse_contenders(["vdd", "sampling"], None)
+    setups, _ = parse_contenders(["vdd", "sample"], None)
     plan = runner.turns(cut(Asked([1] * 2), Words(), 1, 0), setups)
     assert [[c.label for c in turn.rotated] for turn in plan] == [
-        ["greedy", "vdd", "sampling"],
-        ["vdd", "sampling", "greedy"],
-        ["sampling", "greedy", "vdd"],
-        ["greedy", "vdd", "sampling"],
+        ["greedy", "vdd", "sample"],
+        ["vdd", "sample", "greedy"],
+        ["sample", "greedy", "vdd"],
+        ["greedy", "vdd", "sample"],
     ]
 
 
@@ -493,7 +493,7 @@ def test_a_closed_set_is_refused_where_nothing_is_closed(tmp_path):
 def test_controls_are_added_on_request(tmp_path):
     found = evaluate(tmp_path / "run", LabBenchmark(2, 0), ["vdd+beam"], controls=True)
     assert list(found["run"]["fixed"]["decoders"]) == [
-        *("greedy", "sampling", "plausibility", "beam", "plausibility+beam", "vdd+beam"),
+        *("greedy", "sample", "plausibility", "beam", "plausibility+beam", "vdd+beam"),
     ]
     pairs = {(d["decoder"], d["against"]) for d in found["differences"]}
     assert ("vdd+beam", "plausibility+beam") in pairs
@@ -849,7 +849,7 @@ def test_the_command_saves_and_prints(tmp_path, monkeypatch):
     out = tmp_path / "runs" / "lab-1"
     written = json.loads((out / "summary.json").read_text())
     assert list(written["run"]["fixed"]["decoders"]) == [
-        *("greedy", "sampling", "plausibility", "vdd:alpha=2"),
+        *("greedy", "sample", "plausibility", "vdd:alpha=2"),
     ]
     assert "Paired differences: Presence" in result.stdout
     assert "runs/lab-1: answers.jsonl" in result.stdout

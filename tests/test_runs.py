@@ -342,7 +342,7 @@ def test_the_same_model_is_the_same(tmp_path):
 
 
 @needs_weights
-@pytest.mark.parametrize("decoders", [(), ("vdd",), ("sampling", "beam"), ("posthoc",)])
+@pytest.mark.parametrize("decoders", [(), ("vdd",), ("sample", "beam"), ("posthoc",)])
 def test_broken_weights_end_a_run_without_an_answer(tmp_path, decoders):
     source = loaded()
     source.model.get_output_embeddings().weight.data.fill_(math.nan)

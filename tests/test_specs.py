@@ -28,11 +28,22 @@ from sightline import (
     PostHocDebias,
     VASparse,
 )
-from sightline.decoders import DECODERS
+from sightline.decoders import DECODERS, NAMED
 from sightline.docstrings import paper, read_arguments
 from sightline.engine.search_range import SearchRange
+from sightline.engine.strategy import RecipeStrategy
 from sightline.messages import unknown
-from sightline.specs import choose, presets, settable, split_decoders
+from sightline.specs import (
+    STAND_IN,
+    WAYS,
+    Spec,
+    find,
+    parse_spec,
+    parse_specs,
+    presets,
+    settable,
+    written,
+)
 
 
 @dataclass
@@ -115,39 +126,129 @@ WORDS = SimpleNamespace(unk_token_id=3)
 """Stands in for a processor."""
 
 
-def asked(text, decoders=DECODERS):
-    """The request of a text with one decoder."""
-    [(name, assignments)] = split_decoders(text)
-    return choose(name, assignments, decoders)
+@pytest.fixture(autouse=True)
+def odd_ones(monkeypatch):
+    for name, kind in ODD.items():
+        monkeypatch.setitem(NAMED, name, kind)
+
+
+def asked(text):
+    """The only decoder of a text."""
+    [method] = parse_spec(text).methods
+    return method
+
+
+# Text -> spec -> text
+
+NAMES = [*NAMED, *(f"{n}.{p}" for n, kind in NAMED.items() for p in presets(kind))]
+ADDED = [name for name in NAMES if issubclass(find(name)[0], RecipeStrategy)]
+
+
+def other_value(setting):
+    """A value of a setting that is not its default, and a text that is hard to write."""
+    hard = r"a, b\ + vdd+sample\,c=d"
+    if setting.choices:
+        return next(value for value in setting.choices if value != setting.value)
+    for value in (7, 0.25, not setting.value, hard, (hard, "yes"), (1, 3), (5,), (0.5,)):
+        try:
+            read = setting.reader.read(written(value))
+        except ValueError:
+            continue
+        if read == value != setting.value and type(read) is type(value):
+            return value
+    raise AssertionError(setting)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_comes_back_from_its_text(name):
+    known = settable(find(name)[0])
+    values = {key: other_value(setting) for key, setting in known.items()}
+    spec = parse_spec(name, [f"{key}={written(value)}" for key, value in values.items()])
+    assert spec.methods[0].settings == values
+    assert parse_specs(f"greedy,{spec.label},vcd")[1].methods[0].settings == values
+    assert parse_spec(spec.label).label == spec.label
+    for key, value in values.items():
+        one = parse_spec(name, [f"{key}={written(value)}"])
+        further = [one]
+        if name in ADDED:
+            both = (*one.methods, *parse_spec("vaf:mode=abs").methods)
+            further += [replace(one, way="sample"), Spec(both, way="beam")]
+        for spec in further:
+            again = parse_spec(spec.label)
+            assert (again.way, again.label) == (spec.way, spec.label)
+            assert [m.settings for m in again.methods] == [m.settings for m in spec.methods]
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_every_decoder_is_added_to_another_and_drawn(name):
+    assert parse_spec(f"{name}+VAF").label == f"{name}+vaf"
+    for way in WAYS:
+        spec = parse_spec(f"{name}+{way}")
+        assert (spec.label, spec.way, spec.name) == (f"{name}+{way}", way, name.split(".")[0])
+        assert parse_spec(f"{way}+{name}") == spec
+        assert parse_spec(way).is_plain and parse_spec(way).build(None) is None
+
+
+def test_sums_are_made_of_their_decoders():
+    spec = parse_spec("vdd:alpha=0.5,markers=3+4+Vaf:enhance=0.2+sample")
+    assert spec.build(WORDS) == VDD(0.5, processor=WORDS, markers=(3, 4)) + VAF(enhance=0.2)
+    assert spec.label == "vdd:alpha=0.5,markers=3+4+vaf:enhance=0.2+sample"
+    wordings = {"vdd": dict(alpha=2.0), "vaf": dict(enhance=0.9)}
+    made = spec.build(WORDS, wordings)
+    assert [made.decoders[0].alpha, made.decoders[1].enhance] == [0.5, 0.2]
+    assert parse_spec("vdd+vaf").build(None, wordings) == VDD(alpha=2.0) + VAF(enhance=0.9)
 
 
 @pytest.mark.parametrize(
-    ("text", "decoders"),
+    ("text", "labels"),
     [
-        (" VDD ", [("vdd", [])]),
-        ("vdd:markers=5+6,alpha=1", [("vdd", ["markers=5+6", "alpha=1"])]),
-        (
-            "greedy, VDD:alpha=0.5,variant=both,vcd,vdd:beta=0",
-            [
-                ("greedy", []),
-                ("vdd", ["alpha=0.5", "variant=both"]),
-                ("vcd", []),
-                ("vdd", ["beta=0"]),
-            ],
-        ),
-        ("a:x=b:c,y=d:e", [("a", ["x=b:c", "y=d:e"])]),
-        ("vdd:markers=5,6", [("vdd", ["markers=5"]), ("6", [])]),
-        ("vdd:", [("vdd", [""])]),
-        ("", [("", [])]),
+        (" VDD ", ["vdd"]),
+        ("greedy, VDD:alpha=0.5,variant=both,vcd", ["greedy", "vdd:alpha=0.5,variant=both", "vcd"]),
+        ("pai:layers=1+3+beam,vaf", ["pai:layers=1+3+beam", "vaf"]),
+        ("vdgd:request=a\\, b:c,+sample,vcd", ["vdgd:request=a\\, b:c,+sample", "vcd"]),
+        (r"mvp:labels=yes+\vdd", [r"mvp:labels=yes+\vdd"]),
+        ("vdgd:request=1+1,tokens=4+vaf", ["vdgd:request=1+1,tokens=4+vaf"]),
     ],
 )
-def test_commas_separate_settings_and_decoders(text, decoders):
-    assert split_decoders(text) == decoders
+def test_commas_separate_and_pluses_join(text, labels):
+    assert [spec.label for spec in parse_specs(text)] == labels
 
 
-def test_a_setting_belongs_to_a_decoder():
-    with pytest.raises(ValueError, match="'alpha=1' stands before any decoder"):
-        split_decoders("alpha=1,vdd")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vdd+vaff", "no decoder or way is called 'vaff' (did you mean vaf?)"),
+        ("vdd:alpha=1+vaff", "no decoder or way is called 'vaff' (did you mean vaf?)"),
+        ("mvp:labels=yes+vdd", r"write ,+vdd for the decoder or way, +\vdd for the word"),
+        ("vdgd:request=Say.+sample", r"write ,+sample for the decoder or way, +\sample for the"),
+        ("mvp+vaf", "mvp chooses a whole answer and cannot be added to another decoder"),
+        ("vdd+posthoc", "posthoc chooses a whole answer and cannot be added"),
+        ("posthoc+sample", "posthoc answers with its best label and takes no way to decode"),
+        ("vdd+sample+beam", "tokens are taken in one way, got sample and beam"),
+        ("greedy+sample", "tokens are taken in one way"),
+        ("sample:temperature=1", "sample has no settings, got temperature=1"),
+        ("vdd+sid:alpha=2", "vdd+sid:alpha=2: two rules cannot both score"),
+        ("vdd+vasparse", "vdd+vasparse: two rules cannot both score"),
+        ("vaf+vdd:alpha=-1", "vdd:alpha=-1: alpha must be a finite number >= 0"),
+        ("alpha=1,vdd", "the setting 'alpha=1' stands before any decoder"),
+        ("vdd,vcd", "names 2 decoders, and one is wanted here: vdd+vaf adds two"),
+    ],
+)
+def test_what_cannot_be_read_or_added_says_what_can(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_spec(text).build(STAND_IN)
+
+
+def test_further_settings_are_those_of_one_decoder():
+    assert parse_spec("vdd:beta=0", ["alpha=2"]).label == "vdd:beta=0,alpha=2"
+    assert parse_spec("vdgd", ["request=a, b"]).methods[0].settings == {"request": "a, b"}
+    for text, message in [
+        ("vdd+vaf", "settings are written behind their names: vdd:alpha=2+vaf"),
+        ("greedy", "greedy has no settings, got alpha=2"),
+        ("vdd:alpha=1", "alpha of vdd is set twice"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            parse_spec(text, ["alpha=2"])
 
 
 def test_what_can_be_set_is_listed_with_its_default_and_type():
@@ -206,13 +307,12 @@ CLOSED = {
     ("posthoc", "reference"): ("none", "unk", "none_unk"),
     ("posthoc", "aggregate"): ("max", "sum"),
 }
-ALL = {**DECODERS, "posthoc": PostHocDebias}
 
 
 def test_closed_sets_are_listed():
     listed = {
         (name, setting.name): setting.choices
-        for name, kind in ALL.items()
+        for name, kind in DECODERS.items()
         for setting in settable(kind).values()
         if setting.choices
     }
@@ -225,25 +325,25 @@ def test_closed_sets_are_listed():
 def test_every_value_of_a_closed_set_is_taken(place, names):
     decoder, setting = place
     for name in names:
-        made = asked(f"{decoder}:{setting}={name}", ALL).build(WORDS)
+        made = asked(f"{decoder}:{setting}={name}").build(WORDS)
         assert getattr(made, setting) == name
 
 
 NUMBERS = (int, float, int | None, float | None)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", DECODERS)
 def test_every_number_has_a_range_whose_ends_are_taken(name):
     # An unknown token is an id: there is no range to try.
     numbers = {
         key: setting
-        for key, setting in settable(ALL[name]).items()
+        for key, setting in settable(DECODERS[name]).items()
         if setting.kind in NUMBERS and key != "unk_token_id"
     }
     for key, setting in numbers.items():
         assert setting.usual, f"{key} of {name} has no range"
         for end in (setting.usual.low, setting.usual.high):
-            asked(f"{name}:{key}={end}", ALL).build(WORDS)
+            asked(f"{name}:{key}={end}").build(WORDS)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -264,13 +364,13 @@ def test_only_what_is_no_text_cannot_be_set():
 
 def test_settings_take_the_type_of_their_field():
     text = "odd:needed=-2,flag=off,ids=4+5,share=none,words=a+b,made=,some=1e-3+2,name=none"
-    request = asked(text, ODD)
+    request = asked(text)
     assert request.label == text
     assert request.build("a processor") == Odd(
         -2, False, (4, 5), None, ("a", "b"), (), (1e-3, 2.0), "none", "a processor"
     )
-    assert asked("ODD: share = 0.5 ,ids = 7", ODD).label == "odd:share=0.5,ids=7"
-    assert asked("odd:share=inf", ODD).settings == {"share": math.inf}
+    assert asked("ODD: share = 0.5 ,ids = 7").label == "odd:share=0.5,ids=7"
+    assert asked("odd:share=inf").settings == {"share": math.inf}
     assert asked("vdd:alpha=2").build(None) == VDD(alpha=2.0)
 
 
@@ -304,7 +404,7 @@ def test_settings_take_the_type_of_their_field():
     ],
 )
 def test_of_several_types_the_narrowest_that_fits_is_taken(text, value):
-    [setting] = asked(f"odd:{text}", ODD).settings.values()
+    [setting] = asked(f"odd:{text}").settings.values()
     assert setting == value and type(setting) is type(value)
     if isinstance(value, tuple):
         assert list(map(type, setting)) == list(map(type, value))
@@ -346,7 +446,7 @@ def test_of_several_types_the_narrowest_that_fits_is_taken(text, value):
     ],
 )
 def test_the_methods_settings_are_read(text, decoder):
-    assert asked(text, {**DECODERS, "posthoc": PostHocDebias}).build(WORDS) == decoder
+    assert asked(text).build(WORDS) == decoder
 
 
 def test_presets_are_class_methods_that_make_one():
@@ -355,7 +455,7 @@ def test_presets_are_class_methods_that_make_one():
     small = presets(Odd)["small"]
     assert small.meaning == "A needed 1." and presets(Odd)["optional"].meaning == ""
     assert small.changes() == {"needed": "1", "ids": "4+5", "share": "0.5"}
-    assert type(asked("odder.small", ODD).build("")) is Odder
+    assert type(asked("odder.small").build("")) is Odder
 
 
 @pytest.mark.parametrize(
@@ -381,14 +481,14 @@ def test_settings_override_presets(text, decoder):
 
 
 def test_presets_get_the_processor_and_their_settings_are_checked():
-    assert asked("odd.small:needed=3", ODD).build("a processor") == Odd(
+    assert asked("odd.small:needed=3").build("a processor") == Odd(
         3, ids=(4, 5), share=0.5, processor="a processor"
     )
     words = SimpleNamespace(unk_token_id=7)
     assert asked("vdd.paper").build(words) == VDD(variant="both", processor=words)
     with pytest.raises(ValueError, match=r"vdd\.paper: .*pass processor="):
         asked("vdd.paper").build(None)
-    filled = asked("odd.filled", ODD).build("a processor")
+    filled = asked("odd.filled").build("a processor")
     assert (filled.name, filled.processor) == ("made with a processor", "a processor")
     with pytest.raises(ValueError, match=r"carve\.paper_best: processor must be .*, as processor="):
         asked("carve.paper_best").build(None)
@@ -401,14 +501,17 @@ def test_presets_get_the_processor_and_their_settings_are_checked():
     [(("true", "Yes", "on", "1"), True), (("false", "No", "off", "0"), False)],
 )
 def test_words_for_truth(texts, value):
-    assert all(asked(f"odd:flag={text}", ODD).settings["flag"] is value for text in texts)
+    assert all(asked(f"odd:flag={text}").settings["flag"] is value for text in texts)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("vddd", "no decoder is called 'vddd' (did you mean vdd?): there are vcd, vdd"),
-        ("", "no decoder is called '': there are vcd"),
+        (
+            "vddd",
+            "no decoder is called 'vddd' (did you mean vdd?): there are greedy",
+        ),
+        ("", "no decoder is called '': there are greedy"),
         (
             "vdd:alfa=1",
             "no setting of vdd is called 'alfa' (did you mean alpha?): there are alpha, beta, v",
@@ -434,7 +537,10 @@ def test_words_for_truth(texts, value):
         ("vcd.", "no preset of vcd is called ''"),
         ("dola.paper", "no preset of dola is called 'paper': there is none"),
         ("odd.sized", "no preset of odd is called 'sized'"),
-        ("vcdx.pope_paper", "no decoder is called 'vcdx.pope_paper': there are vcd, vdd"),
+        (
+            "vcdx.pope_paper",
+            "no decoder is called 'vcdx.pope_paper': there are greedy",
+        ),
         ("vcd.pope_paper:alpha=-1", "vcd.pope_paper:alpha=-1: alpha must be a finite number >= 0"),
         ("vcd.pope_paper:alfa=1", "no setting of vcd.pope_paper is called 'alfa'"),
         (
@@ -460,12 +566,10 @@ def test_words_for_truth(texts, value):
 )
 def test_what_cannot_be_made_says_what_can(text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        asked(text, {**DECODERS, **ODD}).build(None)
+        asked(text).build(None)
 
 
-def test_other_names_are_listed_too():
-    with pytest.raises(ValueError, match=r"did you mean greedy\?\): there are greedy, vcd, vdd"):
-        choose("gredy", [], others=["greedy"])
+def test_an_unknown_name_in_a_list_of_none():
     assert str(unknown("setting of it", "x", [])) == "no setting of it is called 'x': there is none"
 
 
@@ -475,7 +579,7 @@ def test_docstrings_are_read_to_the_end_of_their_arguments():
     assert read_arguments("Head.") == {}
 
 
-@pytest.mark.parametrize("kind", ALL.values())
+@pytest.mark.parametrize("kind", DECODERS.values())
 def test_every_setting_is_documented(kind):
     documented = read_arguments(inspect.getdoc(kind))
     assert all(documented[setting] for setting in settable(kind))

@@ -5,7 +5,7 @@
         --model_args 'pretrained=llava-hf/llava-1.5-7b-hf,decoder="vcd:alpha=0.5,beta=0.2"'
 
 Without `decoder` the checkpoint answers as it is. Names, settings and presets are those of
-`sightline decoders`, and the controls of `sightline.evaluation.setups`; quotes keep the commas
+`sightline decoders`, sums such as "vdd+vaf" and controls included; quotes keep the commas
 between settings from the harness. How an answer is drawn and how long it may be is the task's.
 
 What was not run: lmms-eval itself. What it asks of a model follows its model guide and release 0.7
@@ -20,8 +20,7 @@ from lmms_eval.api.model import lmms
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import answer
-from sightline.evaluation.setups import NAMED
-from sightline.specs import choose, split_decoders
+from sightline.specs import parse_spec
 
 PLACEHOLDER = "<image>"
 
@@ -37,15 +36,15 @@ def decoder_named(text: str, processor: Any) -> Any:
     """The decoder that a text names, or None where it is empty.
 
     Raises:
-        ValueError: For what does not exist, listing what does, and for two decoders in one text.
+        ValueError: For what does not exist, listing what does, for two decoders in one text, and
+            for a way to take tokens, which a task says.
     """
-    chosen = split_decoders(text.strip("'\" ")) if text else []
-    if len(chosen) > 1:
-        names = " and ".join(name for name, _ in chosen)
-        raise ValueError(f"decoder names {names}: one decoder is chosen at a time")
-    for name, settings in chosen:
-        return choose(name, settings, NAMED).build(processor)
-    return None
+    if not text:
+        return None
+    spec = parse_spec(text.strip("'\" "))
+    if spec.way is not None:
+        raise ValueError(f"a task says how tokens are taken: leave {spec.way} out of {spec.label}")
+    return spec.build(processor)
 
 
 def generate_keywords(task: Mapping[str, Any]) -> dict[str, Any]:
