@@ -24,11 +24,11 @@ from sightline import (
     SelfMatcher,
 )
 from sightline.decoders import DECODERS
-from sightline.specs import choose, presets
+from sightline.specs import parse_spec, presets
 
 NAMES = [*DECODERS, *(f"{d}.{p}" for d, kind in DECODERS.items() for p in presets(kind))]
 MADE = {
-    **{name: lambda words, name=name: choose(name, []).build(words) for name in NAMES},
+    **{name: lambda words, name=name: parse_spec(name).build(words) for name in NAMES},
     "posthoc": lambda words: PostHocDebias(processor=words, labels=["a", "b"]),
     "processor": lambda words: VDD(variant="both", processor=words),
     "matcher": lambda words: AGLA(SelfMatcher(masked=None, layers=[1, 3]), processor=words),
