@@ -33,8 +33,8 @@ endef
 
 .PHONY: run quick test test-rest test-all checkpoints families lock oldest reproduce lint types clean
 
-run: .venv/ready  ## compare plain decoding, VCD and VDD on a shipped picture
-	.venv/bin/sightline compare lab/pictures/corner.png --decoders greedy,vcd,vdd
+run: .venv/ready  ## compare plain decoding, VCD and VDD on a shipped image
+	.venv/bin/sightline compare lab/images/corner.png --decoders greedy,vcd,vdd
 
 quick: .venv/dev  ## the inner loop: under three minutes on two cores
 	.venv/bin/python -m pytest -n auto --dist worksteal $(QUICK)

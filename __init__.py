@@ -1,4 +1,4 @@
-"""Decoding strategies that keep vision-language models to what is in the picture.
+"""Decoding strategies that keep vision-language models to what is in the image.
 
 Each method is one argument of the stock `generate`:
 
@@ -20,7 +20,7 @@ _NAMES = {
     "chat": ("answer",),
     "decoders.agla.agla": ("AGLA", "MaskedImage", "SelfMatcher"),
     "decoders.agla.matching": ("BlipMatcher", "Matcher"),
-    "decoders.carve.carve": ("CARVE", "RefinedPicture"),
+    "decoders.carve.carve": ("CARVE", "RefinedImage"),
     "decoders.contrasts": ("NoImage", "NoisyImage", "UnknownImage"),
     "decoders.controls": ("FullTwice", "PlausibilityOnly"),
     "decoders.damro.damro": ("DAMRO",),
@@ -55,7 +55,7 @@ _NAMES = {
         "State",
     ),
     "model_protocol": ("UnsupportedModelError",),
-    "vision.images": ("open_picture",),
+    "vision.images": ("open_image",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -14,7 +14,7 @@ from sightline.decoders.agla.agla import SelfMatcher as SelfMatcher
 from sightline.decoders.agla.matching import BlipMatcher as BlipMatcher
 from sightline.decoders.agla.matching import Matcher as Matcher
 from sightline.decoders.carve.carve import CARVE as CARVE
-from sightline.decoders.carve.carve import RefinedPicture as RefinedPicture
+from sightline.decoders.carve.carve import RefinedImage as RefinedImage
 from sightline.decoders.contrasts import NoImage as NoImage
 from sightline.decoders.contrasts import NoisyImage as NoisyImage
 from sightline.decoders.contrasts import UnknownImage as UnknownImage
@@ -64,7 +64,7 @@ from sightline.logits.rules import Plausibility as Plausibility
 from sightline.logits.rules import Rule as Rule
 from sightline.logits.rules import State as State
 from sightline.model_protocol import UnsupportedModelError as UnsupportedModelError
-from sightline.vision.images import open_picture as open_picture
+from sightline.vision.images import open_image as open_image
 
 __version__: str
 __all__: list[str]

@@ -1,4 +1,4 @@
-"""Questions about pictures: from pictures and text to a model's inputs, and back to text."""
+"""Questions about images: from images and text to a model's inputs, and back to text."""
 
 import inspect
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 from sightline.messages import check_characters, enumerated, short
 from sightline.model_protocol import Model, UnsupportedModelError
-from sightline.vision.images import listed, open_picture, user_turn
+from sightline.vision.images import listed, open_image, user_turn
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 
@@ -24,19 +24,19 @@ def answer(
     processor_kwargs: Mapping[str, Any] | None = None,
     **generate_kwargs: Any,
 ) -> str:
-    """What the model says of one or several pictures.
+    """What the model says of one or several images.
 
     Args:
         model: Model image-text-to-text model of transformers.
         processor: Its processor, with a chat template, or one that writes prompts by itself.
-        images: One picture or a list of them: PIL images, paths, bytes or open files. Decoders that
-            look at the picture again get it too.
-        text: The question or instruction, put after the pictures.
+        images: One image or a list of them: PIL images, paths, bytes or open files. Decoders that
+            look at the image again get it too.
+        text: The question or instruction, put after the images.
         decoder: What `generate` takes as `custom_generate`; None: the model's own decoding.
         chat_template_kwargs: Arguments of the chat template besides the messages, as
             `apply_chat_template` takes them: `{"enable_thinking": False}`.
         processor_kwargs: Arguments of the processor's call: `{"max_pixels": 500_000}`. Decoders
-            that look at the picture again get them too.
+            that look at the image again get them too.
         generate_kwargs: Further arguments of `generate`. `streamer=` works with and without a
             decoder here (with one, it is passed on as `token_streamer=`).
 
@@ -44,12 +44,12 @@ def answer(
         The new text without special tokens; the first one where several sequences are returned.
     """
     check_question(text)
-    pictures = [open_picture(image) for image in listed(images)]
+    opened = [open_image(image) for image in listed(images)]
     told: dict[str, Any] = dict(
         chat_template_kwargs=chat_template_kwargs, processor_kwargs=processor_kwargs
     )
-    inputs = prompt_inputs(model, processor, pictures, text, **told)
-    return reply(model, processor, inputs, decoder, pictures, **told, **generate_kwargs)
+    inputs = prompt_inputs(model, processor, opened, text, **told)
+    return reply(model, processor, inputs, decoder, opened, **told, **generate_kwargs)
 
 
 def prompt_inputs(
@@ -61,21 +61,21 @@ def prompt_inputs(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     processor_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The inputs of `generate` for a user's turn: pictures first, then text.
+    """The inputs of `generate` for a user's turn: images first, then text.
 
     Tensors are on the model's device (`input_device`), and pixels in its dtype. Without a chat
-    template the prompt is what the processor itself makes of pictures and text (PaliGemma's),
-    where it puts the pictures into it.
+    template the prompt is what the processor itself makes of images and text (PaliGemma's),
+    where it puts the images into it.
     """
     check_question(text)
     check_processor(processor)
-    pictures = [open_picture(image) for image in listed(images)]
+    opened = [open_image(image) for image in listed(images)]
     arguments = check_arguments(processor, chat_template_kwargs)
     if has_template(processor):
-        turn = user_turn(pictures, text)
+        turn = user_turn(opened, text)
         inputs = templated(processor, turn, arguments, **(processor_kwargs or {}))
     else:
-        inputs = untemplated(processor, [pictures], [text], **(processor_kwargs or {}))
+        inputs = untemplated(processor, [opened], [text], **(processor_kwargs or {}))
     return dict(inputs.to(input_device(model), model.dtype))
 
 
@@ -187,15 +187,15 @@ def _value(text: str) -> Any:
 
 def untemplated(
     processor: Any,
-    pictures: Sequence[Sequence[Any]],
+    images: Sequence[Sequence[Any]],
     texts: Sequence[str],
     **processor_kwargs: Any,
 ) -> Any:
-    """What a processor without a chat template makes of pictures and texts by itself, on the CPU.
+    """What a processor without a chat template makes of images and texts by itself, on the CPU.
 
     Args:
-        processor: Puts pictures into a prompt, or finds their tokens in the text.
-        pictures: Of each text.
+        processor: Puts images into a prompt, or finds their tokens in the text.
+        images: Of each text.
         texts: One for each prompt.
         processor_kwargs: Arguments of the processor.
     """
@@ -203,13 +203,13 @@ def untemplated(
 
     kind = type(processor).__name__
     refusal = (
-        f"{kind} has no chat template, and by itself it puts no picture into a prompt: use a "
+        f"{kind} has no chat template, and by itself it puts no image into a prompt: use a "
         "checkpoint tuned for chat, or set processor.chat_template"
     )
     try:
         with torch.device("cpu"):  # whatever the caller's default device is
             inputs = processor(
-                images=[list(own) for own in pictures],
+                images=[list(own) for own in images],
                 text=list(texts),
                 return_tensors="pt",
                 **processor_kwargs,
@@ -251,7 +251,7 @@ def reply(
     """The text that the model puts after a prompt of `prompt_inputs`; arguments as in `answer`.
 
     `images`, `chat_template_kwargs` and `processor_kwargs` are the prompt's, for decoders that look
-    at the pictures again or ask something else in the same template; all others do without.
+    at the images again or ask something else in the same template; all others do without.
     """
     if decoder is not None:
         generate_kwargs["custom_generate"] = decoder
@@ -311,10 +311,10 @@ def check_template(processor: Any) -> None:
 
 
 def check_processor(processor: Any) -> None:
-    """Raises `ValueError` unless the processor can make a prompt of pictures and text."""
+    """Raises `ValueError` unless the processor can make a prompt of images and text."""
     kind = type(processor).__name__
     if not hasattr(processor, "image_processor"):
         raise ValueError(
-            f"a processor of pictures and text is needed, got {kind}: load it with AutoProcessor "
+            f"a processor of images and text is needed, got {kind}: load it with AutoProcessor "
             "from a checkpoint that holds one"
         )

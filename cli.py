@@ -40,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-PictureArgument = Annotated[str, typer.Argument(metavar="PICTURE", help="A picture file.")]
+ImageArgument = Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")]
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask of it.")]
 ModelOption = Annotated[
     str | None,
@@ -82,12 +82,12 @@ def root(
         typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Ask vision-language models about pictures, and keep them to what is there."""
+    """Ask vision-language models about images, and keep them to what is there."""
 
 
 @app.command()
 def describe(
-    picture: PictureArgument,
+    image: ImageArgument,
     question: QuestionArgument = DESCRIBE,
     decoder: Annotated[
         str | None, typer.Option(metavar="NAME", help="As `sightline decoders` lists them.")
@@ -108,9 +108,9 @@ def describe(
         bool, typer.Option("--stream/--no-stream", help="Show words as they come.")
     ] = True,
 ) -> None:
-    """Answer a question about a picture, with a decoder or without."""
+    """Answer a question about an image, with a decoder or without."""
     with refusing():
-        image = open_checked(picture, question)
+        opened = open_checked(image, question)
         from sightline.specs import parse_spec
 
         spec = parse_spec(usual_way(sample) if decoder is None else decoder, settings or [])
@@ -118,7 +118,7 @@ def describe(
         stream = stream and asked[0]["num_beams"] == 1
         with quiet():
             [answer], processor = prepare(
-                model, device, dtype, image, question, [spec], asked, seed
+                model, device, dtype, opened, question, [spec], asked, seed
             )
             text = answer(word_streamer(processor) if stream else None)
     if not stream:
@@ -129,7 +129,7 @@ def describe(
 
 @app.command()
 def compare(
-    picture: PictureArgument,
+    image: ImageArgument,
     question: QuestionArgument = DESCRIBE,
     decoders: Annotated[
         str | None,
@@ -151,15 +151,15 @@ def compare(
 ) -> None:
     """Put the answers of several decoders under one another."""
     with refusing():
-        image = open_checked(picture, question)
+        opened = open_checked(image, question)
         from sightline.specs import parse_specs
 
         specs = parse_specs(decoders or f"{usual_way(sample)},vcd,vdd")
         asked = keywords(specs, sample, temperature, max_new_tokens, template)
         with quiet():
-            answers, _ = prepare(model, device, dtype, image, question, specs, asked, seed)
+            answers, _ = prepare(model, device, dtype, opened, question, specs, asked, seed)
             labelled = [(s.label, answer) for s, answer in zip(specs, answers, strict=True)]
-            show_comparison(labelled, known_truth(image, question))
+            show_comparison(labelled, known_truth(opened, question))
 
 
 @app.command("demo")
@@ -311,8 +311,8 @@ def list_decoders() -> None:
         fill("After a setting stand its default and the range that is usually tried.", width, 0)
     )
     typer.echo(fill(f"Without a decoder: {', '.join(WAYS)}. With decoders and settings:", width, 0))
-    typer.echo("  sightline describe PICTURE --decoder NAME --set SETTING=VALUE")
-    typer.echo("  sightline compare PICTURE --decoders greedy,NAME:SETTING=VALUE,SETTING=VALUE")
+    typer.echo("  sightline describe IMAGE --decoder NAME --set SETTING=VALUE")
+    typer.echo("  sightline compare IMAGE --decoders greedy,NAME:SETTING=VALUE,SETTING=VALUE")
     typer.echo(
         fill(
             "Several values are joined by +: layers=1+3. NAME.PRESET begins with other settings "
@@ -329,7 +329,7 @@ def fill(text: str, width: int, indent: int, start: str = "") -> str:
     return textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * indent)
 
 
-# Pictures and models
+# Images and models
 
 
 @contextmanager
@@ -343,13 +343,13 @@ def refusing() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def open_checked(picture: str, question: str) -> Any:
-    """The picture, once it and the question are known to be usable."""
+def open_checked(image: str, question: str) -> Any:
+    """The image, once it and the question are known to be usable."""
     from sightline.chat import check_question
-    from sightline.vision.images import open_picture
+    from sightline.vision.images import open_image
 
     check_question(question)
-    return open_picture(picture)
+    return open_image(image)
 
 
 def template_arguments(assignments: Sequence[str] | None) -> dict[str, Any]:
@@ -525,7 +525,7 @@ def show_comparison(answers: Sequence[tuple[str, Answering]], truth: frozenset[s
     console = new_console()
     signs = console.color_system is None or console.no_color
     if truth is not None:
-        console.print(f"In the picture: {listed(truth)}\n")
+        console.print(f"In the image: {listed(truth)}\n")
     answers[-1][1](None, longest=2)  # so that start-up is not charged to the first answer
     first: str | None = None
     for label, answering in answers:
@@ -571,7 +571,7 @@ def legend(signs: bool, several: bool, truth: frozenset[str] | None) -> Text:
     result = Text()
     if truth is not None:
         result.append("[word]" if signs else "word", "" if signs else INVENTED)
-        result.append(" not in the picture   ")
+        result.append(" not in the image   ")
     if several:
         result.append("*word*" if signs else "word", "" if signs else NEW)
         result.append(" not in the first answer")

@@ -11,7 +11,7 @@ NAME_WORDS = 3  # most words in an object's name
 
 
 def known_truth(image: Any, question: str) -> frozenset[str] | None:
-    """The objects that a picture carries, unless the question is about one of them.
+    """The objects that an image carries, unless the question is about one of them.
 
     "Is there a fork?" is not answered by a list, and "no fork" invents none.
     """
@@ -36,7 +36,7 @@ def remarks(text: str, first: str, truth: frozenset[str] | None) -> list[str]:
 
 
 def missed(text: str, truth: frozenset[str] | None) -> frozenset[str]:
-    """The objects in the picture that the text does not name; none where truth is not known."""
+    """The objects in the image that the text does not name; none where truth is not known."""
     from sightline.lab import mentioned
 
     return frozenset() if truth is None else truth.difference(mentioned(text))
@@ -49,7 +49,7 @@ class Span:
     Args:
         start: Its first character's place.
         end: The place after its last character.
-        kinds: Among "new", not in the first answer; "found", an object of the picture;
+        kinds: Among "new", not in the first answer; "found", an object of the image;
             "invented", an object that is not in it.
     """
 
@@ -67,7 +67,7 @@ def spans(text: str, first: str, truth: frozenset[str] | None) -> list[Span]:
     Args:
         text: The answer.
         first: The answer that it is compared with; the text itself for the first one.
-        truth: The objects in the picture. None: not known, so that no name is marked.
+        truth: The objects in the image. None: not known, so that no name is marked.
     """
     places = [match.span() for match in re.finditer(r"\S+", text)]
     words = [text[start:end] for start, end in places]
@@ -104,7 +104,7 @@ def new_words(words: Sequence[str], first: Sequence[str]) -> set[int]:
 def named_words(
     words: Sequence[str], truth: frozenset[str] | None
 ) -> tuple[list[range], list[range]]:
-    """Where the words name objects: those in the picture, and those that are not in it.
+    """Where the words name objects: those in the image, and those that are not in it.
 
     A name has up to three words. Nothing is named where truth is not known.
     """

@@ -68,7 +68,7 @@ tags:
 {papers}
 
 Written by sightline {version}. It decodes with any vision-language model of transformers whose
-pictures stand in the prompt as placeholder tokens.
+images stand in the prompt as placeholder tokens.
 
 ## Use
 
@@ -104,8 +104,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained("llava-hf/llava-1.5-7b-hf")
 processor = AutoProcessor.from_pretrained("llava-hf/llava-1.5-7b-hf")
-picture = Image.open("picture.jpg").convert("RGB")
-asked = [{{"type": "image", "image": picture}}, {{"type": "text", "text": "Describe the image."}}]
+image = Image.open("image.jpg").convert("RGB")
+asked = [{{"type": "image", "image": image}}, {{"type": "text", "text": "Describe the image."}}]
 inputs = processor.apply_chat_template(
     [{{"role": "user", "content": asked}}],
     add_generation_prompt=True,
@@ -129,8 +129,8 @@ EXACT = (
     "around an image. "
 )
 IMAGES = (
-    "Each call needs `images=`, the picture as it was before the processor took it, or a list of "
-    "all pictures of the batch in order. "
+    "Each call needs `images=`, the image as it was before the processor took it, or a list of "
+    "all images of the batch in order. "
 )
 
 
@@ -354,7 +354,7 @@ def readme(decoder: Any, arguments: Sequence[Argument], folder: str) -> str:
     takes = any(each.name == GIVEN for each in arguments)
     needed = {
         "processor=processor": (is_needed or takes, PROCESSOR if is_needed else EXACT),
-        "images=picture": (getattr(decoder, "needs_images", False), IMAGES),
+        "images=image": (getattr(decoder, "needs_images", False), IMAGES),
     }
     passed = {argument: text for argument, (is_needed, text) in needed.items() if is_needed}
     return README.format(

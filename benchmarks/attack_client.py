@@ -114,7 +114,7 @@ class Client:
     def send_file(self, data: bytes) -> str:
         """Posts an image's file, and gives its token."""
         status, reply = self.request(
-            "POST", "/sightline/files?kind=picture", data, content_type="application/octet-stream"
+            "POST", "/sightline/files?kind=image", data, content_type="application/octet-stream"
         )
         if status != 200:
             raise Turned(status, reply.decode(errors="replace"))
@@ -123,7 +123,7 @@ class Client:
     def choose(self, page: Page, data: bytes) -> str:
         """Chooses an image's file, and gives what the page then shows of it."""
         sent = {"name": "a.png", "size": len(data), "token": self.send_file(data)}
-        return str(self.fire(page.event("picture", "chosen"), [], sent)["data"])
+        return str(self.fire(page.event("image", "chosen"), [], sent)["data"])
 
     def compare(self, page: Page, **changed: Any) -> str:
         """Presses Compare and waits for the answers; gives what the page says of the pressing."""

@@ -90,7 +90,7 @@ def outcome_of(data: bytes) -> tuple[str, str]:
     try:
         found = decode(data, "image", BOUNDS)
     except ValueError as error:
-        return ("sentence", "") if str(error).startswith("the picture") else ("other", str(error))
+        return ("sentence", "") if str(error).startswith("the image") else ("other", str(error))
     except Exception as error:
         return "other", f"{type(error).__name__}: {error}"
     assert found.image is not None

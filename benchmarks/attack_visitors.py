@@ -245,7 +245,7 @@ def many_visitors(attacker: Attacker) -> None:
             client.session = secrets.token_hex(6)
             if secrets.randbelow(2):
                 pages.enter_context(client.open_page())
-            client.fire(attacker.page.event("picture", "scene"), [], {})
+            client.fire(attacker.page.event("image", "scene"), [], {})
 
         attacker.repeat(attempt)
 

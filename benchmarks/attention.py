@@ -58,7 +58,7 @@ from sightline.attention.reference import KeyWeights, Record, Recorded
 from sightline.json_text import json_text
 
 ALPHA = 0.2
-IMAGE = slice(35, 35 + 576)  # LLaVA-1.5's picture in its prompt
+IMAGE = slice(35, 35 + 576)  # LLaVA-1.5's image in its prompt
 BATCHES = (1, 2, 8, 16)
 # Largest difference of one vector from the reference, relative to its length. Records are float32.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}

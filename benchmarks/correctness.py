@@ -37,7 +37,7 @@ class Forward:
 
     @classmethod
     def start(cls, model: Any, inputs: dict[str, Any]) -> "Forward":
-        # Qwen leaves the offset of its latest prompt with pictures on the model.
+        # Qwen leaves the offset of its latest prompt with images on the model.
         if hasattr(model.base_model, "rope_deltas"):
             model.base_model.rope_deltas = None
         out = model(**inputs, use_cache=True, logits_to_keep=1)

@@ -49,7 +49,7 @@ from timing import measure
 from sightline.chat import prompt_inputs
 from sightline.decoders import VDD
 from sightline.json_text import json_text
-from sightline.lab import PICTURES
+from sightline.lab import IMAGES
 from sightline.lab.dialogue import DESCRIBE
 from sightline.logits.gates import PlausibilityGate
 
@@ -105,11 +105,11 @@ def looked_twice(subject: Subject, options: argparse.Namespace) -> list[dict[str
 
 
 def alone(subject: Subject) -> float:
-    """Share of the tokens said of the shipped pictures at which one token alone is plausible."""
+    """Share of the tokens said of the shipped images at which one token alone is plausible."""
     counts = []
-    for picture in sorted(PICTURES.glob("*.png")):
+    for image in sorted(IMAGES.glob("*.png")):
         out = subject.model.generate(
-            **prompt_inputs(subject.model, subject.processor, picture, DESCRIBE[0]),
+            **prompt_inputs(subject.model, subject.processor, image, DESCRIBE[0]),
             custom_generate=VDD(),
             max_new_tokens=64,
             do_sample=False,

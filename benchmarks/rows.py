@@ -119,7 +119,7 @@ def setups(
     if "dynamic" not in caches:
         return rows, []
     if "vdd" in keys:
-        rows.append(in_turn(subject, "vdd-in-turn", "VDD none, in turn", without_pictures))
+        rows.append(in_turn(subject, "vdd-in-turn", "VDD none, in turn", without_images))
     if "vcd" in keys:
         rows.append(in_turn(subject, "vcd-in-turn", "VCD, in turn", noisy))
         try:
@@ -159,7 +159,7 @@ def answering(subject: Subject, decoder: Any, cache: str, **keywords: Any) -> Ca
     if cache == "compiled":
         given["compile_config"] = compile_config(subject.model.device)
     if getattr(decoder, "needs_images", False):
-        given["images"] = [picture for own in subject.pictures for picture in own]
+        given["images"] = [image for own in subject.images for image in own]
 
     def run(tokens: int, **further: Any) -> Any:
         return subject.model.generate(
@@ -213,8 +213,8 @@ def in_turn(
     return Row(key, name, "dynamic", run, amateurs=1)
 
 
-def without_pictures(subject: Subject) -> dict[str, Any]:
-    """The prompts without pictures and the tokens around them, alike in all rows."""
+def without_images(subject: Subject) -> dict[str, Any]:
+    """The prompts without images and the tokens around them, alike in all rows."""
     config = subject.model.config
     ids = subject.inputs["input_ids"]
     names = ("image_token_id", *MARKERS)
@@ -232,7 +232,7 @@ def noisy(subject: Subject) -> dict[str, Any]:
 
 
 def mitigv(subject: Subject) -> Row:
-    """VCD of the package `mitigv`, which also prepares the picture before its first token.
+    """VCD of the package `mitigv`, which also prepares the image before its first token.
 
     Raises:
         ImportError: The package is not installed.
@@ -246,11 +246,11 @@ def mitigv(subject: Subject) -> Row:
         raise ImportError(f"{reason}: pip install mitigv") from reason
     endless = copy.deepcopy(subject.processor)
     endless.tokenizer.eos_token = None
-    (pictures,) = subject.pictures
+    (images,) = subject.images
     vcd = load_mitigator("vcd", model=subject.model, processor=endless)
 
     def run(tokens: int) -> Any:
-        return vcd.generate(pictures[0], subject.question, max_new_tokens=tokens)
+        return vcd.generate(images[0], subject.question, max_new_tokens=tokens)
 
     run(1)
     return Row("mitigv", "VCD, mitigv", "dynamic", run, amateurs=1)

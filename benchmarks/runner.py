@@ -4,7 +4,7 @@
 
 1,000 presence questions of the lab, in batches of 16. In each round the same batches are answered
 twice: by `generate` alone, on inputs that were prepared before, and by the runner's loop, which
-draws the pictures, makes the inputs, answers, decodes, and writes each answer down. The overhead is
+draws the images, makes the inputs, answers, decodes, and writes each answer down. The overhead is
 the loop's time over that of `generate` alone, in the median round.
 """
 
@@ -69,7 +69,7 @@ def measure(
     model_runner: ModelRunner, questions: Questions, setups: list[Setup], size: int, rounds: int
 ) -> dict[str, Any]:
     plan = turns(cut(questions, model_runner.processor.tokenizer, size, seed=0), setups)
-    preparation = Preparation(questions, model_runner.processor, keeps_pictures=False)
+    preparation = Preparation(questions, model_runner.processor, keeps_images=False)
     prepared = [preparation(turn.batch) for turn in plan]
     alone(model_runner, plan[:2], prepared[:2])
     seconds: dict[str, list[float]] = {"alone": [], "runner": [], "generate": []}

@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py --device cpu --plot scale.png
 
-Four panels: milliseconds per token over the tokens answered so far, over the context (pictures in
+Four panels: milliseconds per token over the tokens answered so far, over the context (images in
 a prompt), over the batch, and over the number of branches (VDD with more image-free amateurs).
 Greedy and VDD are in all of them, PAI in that of the context.
 
@@ -80,14 +80,14 @@ class Point:
     Args:
         panel: Key of `PANELS`.
         decodings: What is timed.
-        batch, pictures: Of the prompts.
+        batch, images: Of the prompts.
         marks: Tokens answered at which steps are read; none: all of them, of a short answer.
     """
 
     panel: str
     decodings: tuple[Decoding, ...]
     batch: int = 1
-    pictures: int = 1
+    images: int = 1
     marks: tuple[int, ...] = ()
 
 
@@ -172,8 +172,8 @@ def points(options: argparse.Namespace) -> Iterator[Point]:
     if "tokens" in options.panels:
         yield Point("tokens", both, marks=tuple(options.tokens))
     if "context" in options.panels:
-        for count in options.pictures:
-            yield Point("context", (*both, LOOKING), pictures=count)
+        for count in options.images:
+            yield Point("context", (*both, LOOKING), images=count)
     if "batch" in options.panels:
         for batch in options.batch:
             yield Point("batch", both, batch=batch)
@@ -263,7 +263,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--panels", nargs="+", default=list(PANELS), choices=list(PANELS))
     parser.add_argument("--tokens", help="default: 64 512 2048, on the CPU 64 256 768", **whole)
     parser.add_argument(
-        "--pictures", help="in a prompt; default: 1 4 14 28 56, on the CPU 1 2 4 8 14", **whole
+        "--images", help="in a prompt; default: 1 4 14 28 56, on the CPU 1 2 4 8 14", **whole
     )
     parser.add_argument("--batch", default=[1, 2, 4, 8, 16], **whole)
     parser.add_argument("--branches", default=[1, 2, 3, 4], **whole)
@@ -276,12 +276,12 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     cuda = is_cuda(options.device)
     options.model = options.model or ("7b" if cuda else "0.25b")
     options.tokens = options.tokens or ([64, 512, 2048] if cuda else [64, 256, 768])
-    options.pictures = options.pictures or ([1, 4, 14, 28, 56] if cuda else [1, 2, 4, 8, 14])
+    options.images = options.images or ([1, 4, 14, 28, 56] if cuda else [1, 2, 4, 8, 14])
     options.rounds = options.rounds or (5 if cuda else 2)
     if min(options.answer, *options.tokens) < SETTLING + 2:
         parser.error(f"--answer and --tokens must be {SETTLING + 2} or more: of the first nothing")
-    if min(*options.pictures, *options.batch, *options.branches, options.rounds) < 1:
-        parser.error("--pictures, --batch, --branches and --rounds must be 1 or more")
+    if min(*options.images, *options.batch, *options.branches, options.rounds) < 1:
+        parser.error("--images, --batch, --branches and --rounds must be 1 or more")
     if options.cache == "compiled" and not cuda:
         parser.error("--cache compiled: generate compiles on CUDA alone")
     return options
@@ -293,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bytes_per_second = copy_bandwidth(options.device)
     model, processor = load(options.model, options.dtype, options.device, options.tiny)
     asked: Callable[[int, int], Subject] = cache(
-        lambda batch, pictures: ask(options.model, model, processor, batch, pictures)
+        lambda batch, images: ask(options.model, model, processor, batch, images)
     )
     given = sys.argv[1:] if arguments is None else arguments
     result: dict[str, Any] = {
@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     print(json_text(result["machine"]))
     for point in points(options):
-        subject = asked(point.batch, point.pictures)
+        subject = asked(point.batch, point.images)
         found = [described(row) for row in timed(point, subject, options, bytes_per_second)]
         result["points"] += found
         print(f"{point.panel}: {found[-1]['x']}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What is measured: models of published shapes with random weights, and prompts about pictures.
+"""What is measured: models of published shapes with random weights, and prompts about images.
 
 | name | shape |
 |---|---|
@@ -9,9 +9,9 @@
 | lab | the shipped model of 2.5 M, the only one that was trained |
 
 Weights are random, drawn on the device where they are used: good for speed and for nothing else. A
-prompt is 61 words and the tokens of the picture, 576 of a LLaVA and 391 of Qwen2.5-VL. Every token
+prompt is 61 words and the tokens of the image, 576 of a LLaVA and 391 of Qwen2.5-VL. Every token
 of a random model is a word of its own, so texts keep their lengths. A batch asks the same of
-pictures of its own for each row.
+images of its own for each row.
 """
 
 from collections.abc import Sequence
@@ -41,17 +41,17 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from sightline.chat import input_device
-from sightline.lab import CHECKPOINT, PICTURES, decorrelated, draw
+from sightline.lab import CHECKPOINT, IMAGES, decorrelated, draw
 from sightline.lab.dialogue import DESCRIBE
 from sightline.vision.images import user_turn
 
 WORDS = " ".join(f"w{i}" for i in range(100, 123))  # a question of as many tokens
-BEFORE, AFTER = range(10, 45), (8, 9)  # words around picture and question
+BEFORE, AFTER = range(10, 45), (8, 9)  # words around image and question
 UNKNOWN = 3
 TEMPLATE = """\
 {{{{- '{start}' -}}}}
 {{%- for part in messages[0]['content'] -%}}
-{{{{- ' {picture}' if part['type'] == 'image' else ' ' ~ part['text'] -}}}}
+{{{{- ' {image}' if part['type'] == 'image' else ' ' ~ part['text'] -}}}}
 {{%- endfor -%}}
 {{%- if add_generation_prompt -%}}{{{{- '{end}' -}}}}{{%- endif -%}}
 """
@@ -72,7 +72,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Vision:
-    """Sizes of a picture encoder."""
+    """Sizes of an image encoder."""
 
     hidden: int
     intermediate: int
@@ -99,7 +99,7 @@ class Shape:
             return self.kind._from_config(self.config(), dtype=dtype).eval()
 
     def tiny(self) -> "Shape":
-        """As the same structure in small: pictures and vocabulary as they are."""
+        """As the same structure in small: images and vocabulary as they are."""
         ratio = self.text.heads // self.text.kv_heads
         text = replace(
             self.text, hidden=16 * ratio, intermediate=64, layers=4, heads=ratio, kv_heads=1
@@ -136,11 +136,11 @@ class Llava(Shape):
 
     def processor(self) -> LlavaProcessor:
         words = tokenizer(self.text.vocabulary, self.special, "<pad>", "<unk>")
-        pictures = CLIPImageProcessorPil(
+        images = CLIPImageProcessorPil(
             size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
         )
         return LlavaProcessor(
-            image_processor=pictures,
+            image_processor=images,
             tokenizer=words,
             patch_size=14,
             vision_feature_select_strategy="default",
@@ -150,7 +150,7 @@ class Llava(Shape):
         )
 
 
-class PictureProcessor(Qwen2_5_VLProcessor):
+class ImageProcessor(Qwen2_5_VLProcessor):
     """Qwen's without its videos, which ask for torchvision."""
 
     def __init__(self, image_processor: Any, tokenizer: Any, **kwargs: Any):
@@ -207,7 +207,7 @@ class Qwen(Shape):
 
     def processor(self) -> Qwen2_5_VLProcessor:
         words = tokenizer(self.text.vocabulary, self.special, "<|endoftext|>", None)
-        return PictureProcessor(
+        return ImageProcessor(
             Qwen2VLImageProcessorPil(),
             words,
             chat_template=template(
@@ -246,11 +246,11 @@ def tokenizer(
     )
 
 
-def template(start: str, picture: str) -> str:
+def template(start: str, image: str) -> str:
     """A chat template of one turn."""
     return TEMPLATE.format(
         start=" ".join([start, *(f"w{i}" for i in BEFORE)]),
-        picture=picture,
+        image=image,
         end="".join(f" w{i}" for i in AFTER),
     )
 
@@ -284,7 +284,7 @@ class Subject:
         model: Of transformers, on its device.
         processor: Its processor.
         question: The user's words, alike in every row.
-        pictures: By row, all of one size.
+        images: By row, all of one size.
         inputs: Of `generate`, B rows.
         trained: Whether its answers mean something.
     """
@@ -292,13 +292,13 @@ class Subject:
     model: Any
     processor: Any
     question: str
-    pictures: tuple[tuple[Image.Image, ...], ...]
+    images: tuple[tuple[Image.Image, ...], ...]
     inputs: dict[str, Any]
     trained: bool = False
 
     @property
     def batch(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @property
     def prompt(self) -> int:
@@ -307,7 +307,7 @@ class Subject:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of a row's pictures."""
+        """Tokens of a row's images."""
         return int((self.inputs["input_ids"][0] == self.model.config.image_token_id).sum())
 
     @property
@@ -349,12 +349,12 @@ def load(name: str, dtype: str, device: str, tiny: bool = False) -> tuple[Any, A
     return shape.model(DTYPES[dtype], device), shape.processor()
 
 
-def ask(name: str, model: Any, processor: Any, batch: int = 1, pictures: int = 1) -> Subject:
-    """A batch of prompts, each with as many pictures."""
+def ask(name: str, model: Any, processor: Any, batch: int = 1, images: int = 1) -> Subject:
+    """A batch of prompts, each with as many images."""
     trained = name == "lab"
     question = DESCRIBE[0] if trained else WORDS
     show = scene if trained else noise
-    shown = tuple(tuple(show(pictures * r + p) for p in range(pictures)) for r in range(batch))
+    shown = tuple(tuple(show(images * r + p) for p in range(images)) for r in range(batch))
     inputs = processor.apply_chat_template(
         [user_turn(own, question) for own in shown],
         add_generation_prompt=True,
@@ -372,8 +372,8 @@ def noise(number: int) -> Image.Image:
 
 
 def scene(number: int) -> Image.Image:
-    """The shipped pictures first, then further scenes of the lab."""
-    shipped: list[Path] = sorted(PICTURES.glob("*.png"))
+    """The shipped images first, then further scenes of the lab."""
+    shipped: list[Path] = sorted(IMAGES.glob("*.png"))
     if number < len(shipped):
         return Image.open(shipped[number]).convert("RGB")
     return draw(decorrelated(np.random.default_rng(number)))

@@ -58,17 +58,17 @@ def views(subject: Subject, tokens: int) -> list[View]:
         tokens: Of an answer.
     """
     model, processor, is_lab = subject.model, subject.processor, subject.trained
-    ((picture,),) = subject.pictures
+    ((image,),) = subject.images
     question, general, captions = WORDS, WORDS, tuple(f"{WORDS} w{i}" for i in range(10, 13))
     describe, suffix = {"statement": "{description}"}, "w4"
     if is_lab:  # it understands its own words only
         question, general, captions = "Is there a bus in the image?", DESCRIBE[0], DESCRIBE
         describe, suffix = {"request": DESCRIBE[0], "layout": "continue"}, ""
-    inputs = prompt_inputs(model, processor, picture, question)
+    inputs = prompt_inputs(model, processor, image, question)
 
     def answer(decoder: Any, length: int, ends: bool = False) -> Callable[[], Any]:
         lengths = {} if ends else {"eos_token_id": NEVER}
-        images = [picture] if getattr(decoder, "needs_images", False) else None
+        images = [image] if getattr(decoder, "needs_images", False) else None
 
         def run():
             return model.generate(

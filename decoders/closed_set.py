@@ -11,12 +11,12 @@ from torch import Tensor
 from sightline.compat import GenerateDecoderOnlyOutput
 from sightline.engine.branch import Branch, Call
 from sightline.engine.decode import GenerateCall, show_prompt
-from sightline.engine.inputs import complete, expert_branch, pictures_asked, position_offset_kept
+from sightline.engine.inputs import complete, expert_branch, images_asked, position_offset_kept
 from sightline.engine.strategy import Strategy
 from sightline.engine.validation import (
     check_audio,
     check_call,
-    check_pictures,
+    check_images,
     check_vision_language,
     is_text_only,
     wants,
@@ -40,7 +40,7 @@ class ClosedSet(Strategy):
         Args:
             inputs: As for `generate`: the processor's output, and `images=` where it is needed.
         """
-        # `generate` encodes the pictures, makes mask and positions, and returns what we return.
+        # `generate` encodes the images, makes mask and positions, and returns what we return.
         return model.generate(**inputs, custom_generate=LabelProbabilities(self), max_new_tokens=1)
 
     @abstractmethod
@@ -48,7 +48,7 @@ class ClosedSet(Strategy):
         """The probability of each label, `[B, C]` float32, for a call of `generate`."""
 
     def expert(self, model: Model, call: GenerateCall) -> Branch:
-        """The prompts as asked, one row each, with their pictures; checked."""
+        """The prompts as asked, one row each, with their images; checked."""
         config, given = call.generation_config, call.model_kwargs
         check_one_answer(self, call)
         check_call(model, config, config.get_generation_mode(), None, given)
@@ -58,11 +58,11 @@ class ClosedSet(Strategy):
             expert = complete(expert, model, config)
         text_only = is_text_only(model, call.input_ids, call.images, {}, given)
         if not text_only:
-            check_pictures(expert, needs_pixels=False)
+            check_images(expert, needs_pixels=False)
             check_audio(model, given)
         are_needed = self.needs_images and not text_only
-        pictures = pictures_asked(call.images, expert, model, are_needed, self.processor)
-        own = Call(pictures, config, self.processor, call.chat_template_kwargs)
+        images = images_asked(call.images, expert, model, are_needed, self.processor)
+        own = Call(images, config, self.processor, call.chat_template_kwargs)
         return replace(expert, call=own)
 
 

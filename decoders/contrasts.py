@@ -19,11 +19,11 @@ TokenIds = Annotated[tuple[TokenId, ...], Wanted("one or more token ids, in a tu
 
 @dataclass(frozen=True)
 class NoImage(Checked):
-    """The same prompt with the pictures taken out (arXiv:2403.05262, variant "none").
+    """The same prompt with the images taken out (arXiv:2403.05262, variant "none").
 
     Args:
-        markers: Ids of tokens around a picture that the model's config does not name.
-        processor: The model's own, which says exactly what belongs to a picture. None: the
+        markers: Ids of tokens around an image that the model's config does not name.
+        processor: The model's own, which says exactly what belongs to an image. None: the
             call's, `generate(..., processor=processor)`, if it has one.
     """
 
@@ -39,11 +39,11 @@ class NoImage(Checked):
 
 @dataclass(frozen=True)
 class UnknownImage(Checked):
-    """The same prompt with a word that means nothing for each picture (variant "unk").
+    """The same prompt with a word that means nothing for each image (variant "unk").
 
     Args:
-        tokens: Ids that stand for one picture, usually the tokenizer's `unk_token_id` alone.
-        markers: Ids of tokens around a picture that the model's config does not name.
+        tokens: Ids that stand for one image, usually the tokenizer's `unk_token_id` alone.
+        markers: Ids of tokens around an image that the model's config does not name.
         processor: As in `NoImage`.
     """
 
@@ -65,7 +65,7 @@ class UnknownImage(Checked):
 
 @dataclass(frozen=True)
 class NoisyImage(Checked):
-    """The same prompt, the pictures under Gaussian noise (arXiv:2311.16922, section 3.2).
+    """The same prompt, the images under Gaussian noise (arXiv:2311.16922, section 3.2).
 
     The noise acts on the processor's normalised pixels, is drawn once per call and depends on
     nothing but the seed and the image's own processed pixels: not on the batch, the order or the

@@ -32,7 +32,7 @@ class SameImage:
 
 @dataclass(frozen=True)
 class FullTwice(Decoder):
-    """AGLA's control: the full picture in the place of the masked one.
+    """AGLA's control: the full image in the place of the masked one.
 
     Both branches agree, so greedy decoding is the model's own; under sampling it shows what the
     plausibility cut and the sharper sum do without any mask.

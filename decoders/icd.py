@@ -27,7 +27,7 @@ INSTRUCTIONS = {
 
 @dataclass(frozen=True)
 class OtherInstruction(Checked):
-    """The same pictures and question after an instruction that disturbs.
+    """The same images and question after an instruction that disturbs.
 
     Args:
         processor: The model's own.
@@ -39,7 +39,7 @@ class OtherInstruction(Checked):
     instruction: str = "careless"
 
     about_images = True
-    shares_picture = True
+    shares_image = True
 
     def __post_init__(self):
         super().__post_init__()

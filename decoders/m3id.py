@@ -25,8 +25,8 @@ class M3ID(Decoder):
         space: What is combined: "log_softmax" or "logits".
         start: t of the first token.
         confidence: Rows whose best token is likelier than this are left as they are; None: never.
-        markers: Ids of tokens around a picture that the model's config does not name.
-        processor: The model's own, which says exactly what belongs to a picture; it can also be
+        markers: Ids of tokens around an image that the model's config does not name.
+        processor: The model's own, which says exactly what belongs to an image; it can also be
             passed to `generate`. None: named markers go.
 
     Two public re-codings disagree about `space` and `start`; the paper's threshold of confidence

@@ -24,8 +24,8 @@ class PAI(Decoder):
             log-probabilities without the cut; with alpha=0 it is neutral.
         beta: Plausibility threshold in [0, 1] of the guidance.
         layers: (first, first after) of the edited layers; None: from the third to the last.
-        markers: Ids of tokens around a picture that the model's config does not name.
-        processor: The model's own, which says exactly what belongs to a picture; it can also be
+        markers: Ids of tokens around an image that the model's config does not name.
+        processor: The model's own, which says exactly what belongs to an image; it can also be
             passed to `generate`. None: named markers go.
 
     Differs from the authors' code: each row of a batch has its own image tokens, also under

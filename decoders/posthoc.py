@@ -33,24 +33,24 @@ REMEMBERED = 4096  # image-free prompts whose label masses are kept, for each mo
 
 @dataclass(frozen=True)
 class PostHocDebias(ClosedSet):
-    """Answer yes/no or A/B/C/D as if the model did not lean to one of them without a picture.
+    """Answer yes/no or A/B/C/D as if the model did not lean to one of them without an image.
 
-    The probability of each label is divided by what the same model gives it when the picture is
+    The probability of each label is divided by what the same model gives it when the image is
     taken away, so that an image-free prompt would score every label equally. A different thing
     from sampling under a contrast: only the labels are weighed, from unconstrained logits over
     the whole vocabulary, and the answer is their argmax. Compare it with greedy, not with sampling.
 
     Args:
-        processor: The model's processor, which also says what belongs to a picture, or its
+        processor: The model's processor, which also says what belongs to an image, or its
             tokenizer.
         labels: Two or more answers, compared without case or white space.
-        reference: What stands in the picture's place: "none" nothing, "unk" one unknown token,
+        reference: What stands in the image's place: "none" nothing, "unk" one unknown token,
             "none_unk" both, their masses added before normalising.
         aggregate: A label's mass is its most probable surface form ("max", as published) or the
             "sum" of its forms ("Yes", "yes", " yes").
         smoothing: Added to each label's reference probability.
         unk_token_id: The unknown token's id, in place of the tokenizer's own.
-        markers: Ids of tokens around a picture that the model's config does not name.
+        markers: Ids of tokens around an image that the model's config does not name.
 
     What an image-free prompt gives is kept and not asked again, as long as weights and adapters
     stay what they are; `clear()` is for changes that `Memory` does not see.
@@ -80,7 +80,7 @@ class PostHocDebias(ClosedSet):
         labels = [label.strip().lower() for label in self.labels]
         if len(labels) < 2 or len(set(labels)) < len(labels):
             raise wrong("labels", "two or more different answers", self.labels)
-        _ = self.contrasts  # checks what stands in the picture's place
+        _ = self.contrasts  # checks what stands in the image's place
 
     def clear(self) -> None:
         """Forgets what image-free prompts gave."""
@@ -124,7 +124,7 @@ class PostHocDebias(ClosedSet):
     def _remembered(self, model: Model, branch: Branch, shared: dict[str, Any]) -> Tensor:
         """Masses `[B, C]` of an image-free branch, which depend on the text alone.
 
-        Each text is asked once and kept: a benchmark puts one question to many pictures.
+        Each text is asked once and kept: a benchmark puts one question to many images.
         """
         texts = [
             tuple(ids[mask.bool()].tolist())

@@ -14,7 +14,7 @@ from sightline.settings import Checked, Count, Share, Strength, UnitInterval
 
 @dataclass(frozen=True)
 class Unattended(Checked):
-    """The same prompt and pictures, of which later layers see only what is attended to least.
+    """The same prompt and images, of which later layers see only what is attended to least.
 
     Args:
         hiding: Which layers and how much.

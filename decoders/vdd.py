@@ -17,23 +17,23 @@ Variant = Literal["none", "unk", "both"]
 class VDD(Decoder):
     """Take off what the model would say without the image.
 
-    A model asked of a picture that it was not given still answers, from its language prior; that
-    answer is contrasted away among the tokens plausible with the picture.
+    A model asked of an image that it was not given still answers, from its language prior; that
+    answer is contrasted away among the tokens plausible with the image.
 
     Args:
         alpha: Contrast strength, 0 or more; 0 leaves the logits as they are.
         beta: Plausibility threshold in [0, 1], a share of the expert's best probability; 0 keeps
             every token.
-        variant: What stands in the picture's place: "none" nothing, "unk" one unknown token for
-            each picture, "both" the mean of the two amateurs' logits (the paper's scripts).
+        variant: What stands in the image's place: "none" nothing, "unk" one unknown token for
+            each image, "both" the mean of the two amateurs' logits (the paper's scripts).
         processor: The model's processor or tokenizer, for "unk" and "both"; a processor also says
-            exactly what belongs to a picture, and for that can be passed to `generate` instead.
+            exactly what belongs to an image, and for that can be passed to `generate` instead.
             Where its tokenizer has no unknown token the text "None" stands in, as in the paper's
             code for Qwen-VL.
         unk_token_id: The unknown token's id, in place of `processor`.
-        markers: Ids of tokens around a picture that the model's config does not name.
+        markers: Ids of tokens around an image that the model's config does not name.
 
-    Differs from the authors' code: the tokens that open and close a picture go with it, so the
+    Differs from the authors' code: the tokens that open and close an image go with it, so the
     amateur is image-free for every family (in theirs it kept the image for Qwen-VL); rows of a
     batch are edited one by one; greedy and beam search are contrasted too. The default variant is
     "none", which needs no tokenizer.
@@ -76,7 +76,7 @@ def image_free(
         tokens = unknown_tokens(processor)
     else:
         raise ValueError(
-            f'variant "{variant}" puts an unknown token in the picture\'s place: pass processor= '
+            f'variant "{variant}" puts an unknown token in the image\'s place: pass processor= '
             'or unk_token_id=, or use variant="none"'
         )
     unknown = UnknownImage(tokens, markers, written_by)

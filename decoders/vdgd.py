@@ -7,7 +7,7 @@ import torch
 
 from sightline.engine.branch import Branch
 from sightline.engine.chat_prompts import PromptEditor
-from sightline.engine.prefill import read_pictures
+from sightline.engine.prefill import read_images
 from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.engine.subgeneration import eos_token_ids, generate_text
@@ -32,7 +32,7 @@ class Described(Checked):
     """A preparation: the model describes the image, and the description joins the prompt.
 
     Leaves the note "support" `[B, V]`: for each token the log-probability that the description's
-    distributions gave it, reduced over the description. The picture is read once for both
+    distributions gave it, reduced over the description. The image is read once for both
     prompts where it stands first in both.
 
     Args:
@@ -57,7 +57,7 @@ class Described(Checked):
 
     def __call__(self, expert: Branch, model: Model) -> Branch:
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
-        expert = read_pictures(expert, model)
+        expert = read_images(expert, model)
         asked = editor.asked(expert)
         editor.check_answered_next(asked)
         questions = [row.question for row in asked]

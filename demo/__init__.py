@@ -1,1 +1,1 @@
-"""The page: one picture, one question, several decoders, answers side by side."""
+"""The page: one image, one question, several decoders, answers side by side."""

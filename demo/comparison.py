@@ -23,8 +23,8 @@ def is_whole(text: str) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """The picture asked about.
+class SourceImage:
+    """The image asked about.
 
     Args:
         image: RGB.
@@ -74,9 +74,9 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One picture, one question, several ways to answer."""
+    """One image, one question, several ways to answer."""
 
-    picture: Picture
+    image: SourceImage
     question: str
     ways: tuple[Spec, ...]
     drawing: SamplingSettings = field(default_factory=SamplingSettings)
@@ -87,12 +87,12 @@ class FieldError:
     """What cannot be done, and which control it is about.
 
     Args:
-        where: "picture", "question", "drawing", "way" or, for the whole, "page".
+        where: "image", "question", "drawing", "way" or, for the whole, "page".
         text: One sentence with the way out.
         way: The number of the way.
     """
 
-    where: Literal["picture", "question", "drawing", "way", "page"]
+    where: Literal["image", "question", "drawing", "way", "page"]
     text: str
     way: int | None = None
 
@@ -168,9 +168,9 @@ class Explained:
         tables: For each token of the answer its ten best rows, best first, and the one that came.
         cuts: For each token the probability under the expert below which the rule leaves tokens
             out; None where it leaves none out.
-        looks: For each token how much of the picture's attention fell on each place: 8-bit grey
-            in the picture's proportions, white where it is strongest; None without.
-        shares: For each token the share of attention that fell on the picture, in [0, 1].
+        looks: For each token how much of the image's attention fell on each place: 8-bit grey
+            in the image's proportions, white where it is strongest; None without.
+        shares: For each token the share of attention that fell on the image, in [0, 1].
         note: Why there are no looks.
     """
 

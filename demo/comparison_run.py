@@ -38,7 +38,7 @@ class ComparisonRun:
     @property
     def weights(self) -> dict[int, int]:
         """Bytes of what it holds, by identity."""
-        return self.comparison.picture.weights
+        return self.comparison.image.weights
 
     @property
     def answers(self) -> tuple[Answer, ...]:

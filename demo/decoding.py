@@ -21,7 +21,7 @@ from PIL import Image
 
 from sightline.json_text import json_text
 from sightline.messages import short
-from sightline.vision.images import open_picture
+from sightline.vision.images import open_image
 
 Kind = Literal["image", "comparison"]
 PREVIEW = 640  # longest side of an image on the page, in pixels
@@ -87,7 +87,7 @@ def decode(data: bytes, kind: Kind, bounds: Bounds) -> Decoded:
     """Opens a file in a process of its own.
 
     Raises:
-        ValueError: For what cannot be opened in these bounds; it begins with "the picture".
+        ValueError: For what cannot be opened in these bounds; it begins with "the image".
     """
     command = [sys.executable, "-m", "sightline.demo.decoding", kind, json_text(asdict(bounds))]
     try:
@@ -99,14 +99,14 @@ def decode(data: bytes, kind: Kind, bounds: Bounds) -> Decoded:
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
     except subprocess.TimeoutExpired:
-        raise ValueError(f"the picture {TOO_LONG}") from None
+        raise ValueError(f"the image {TOO_LONG}") from None
     end = done.stdout.find(b"\n") + 1
     try:
         said = json.loads(done.stdout[:end])
     except ValueError:  # it was killed
         error = done.stderr.decode(errors="replace")[-2000:]
         logger.warning("a file of a visitor could not be decoded (%s): %s", done.returncode, error)
-        raise ValueError(f"the picture {BROKEN}") from None
+        raise ValueError(f"the image {BROKEN}") from None
     if said["refused"]:
         raise ValueError(said["refused"])
     image = None
@@ -145,14 +145,14 @@ def main() -> None:
     pixels = b""
     try:
         data = sys.stdin.buffer.read()
-        found = open_comparison(data, bounds) if kind == "comparison" else open_image(data, bounds)
+        found = open_comparison(data, bounds) if kind == "comparison" else open_scaled(data, bounds)
         said |= {"original": found.original, "document": found.document}
         if found.image is not None:
             texts = found.image.info.items()
             said["info"] = {key: text for key, text in texts if len(key + text) <= LONGEST_TEXT}
             said["size"], pixels = found.image.size, found.image.tobytes()
     except MemoryError:
-        said["refused"] = f"the picture {TOO_LARGE}"
+        said["refused"] = f"the image {TOO_LARGE}"
     except ValueError as error:
         said["refused"] = str(error)
     sys.stdout.buffer.write(json_text(said).encode() + b"\n")
@@ -174,9 +174,9 @@ def restrict(bounds: Bounds) -> None:
     os.nice(5)  # answers go first
 
 
-def open_image(data: bytes, bounds: Bounds) -> Decoded:
+def open_scaled(data: bytes, bounds: Bounds) -> Decoded:
     """A file's image, scaled; `ValueError` for what is none."""
-    image = open_picture(data, bounds.pixels)
+    image = open_image(data, bounds.pixels)
     size = kept_size(image.size, bounds)
     if size == image.size:
         return Decoded(image)
@@ -191,10 +191,10 @@ def open_comparison(text: str | bytes, bounds: Bounds) -> Decoded:
     `sightline.demo.saved` checks what the JSON says.
     """
     content = read_json(text, bounds.pixels)
-    picture = content.get("picture") if isinstance(content, dict) else None
+    image = content.get("image") if isinstance(content, dict) else None
     found = Decoded(None)
-    if isinstance(picture, dict) and "png" in picture:
-        found = open_png(picture.pop("png"), bounds)
+    if isinstance(image, dict) and "png" in image:
+        found = open_png(image.pop("png"), bounds)
     check_entries(content)
     return Decoded(found.image, found.original, json_text(content))
 
@@ -205,7 +205,7 @@ def read_json(text: str | bytes, pixels: int) -> Any:
     if len(text) > longest:
         raise ValueError(
             f"a saved comparison has at most {longest:,} characters here, got {len(text):,}: "
-            "save one with a smaller picture"
+            "save one with a smaller image"
         )
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
@@ -218,18 +218,18 @@ def read_json(text: str | bytes, pixels: int) -> Any:
 
 
 def open_png(text: Any, bounds: Bounds) -> Decoded:
-    """The picture in a comparison, which has nothing but its pixels."""
+    """The image in a comparison, which has nothing but its pixels."""
     try:
         data = base64.b64decode(text, validate=True)
     except (TypeError, ValueError):
         raise ValueError(
-            f"picture.png must be a picture in base64, got {short(text)}: {AS_SAVED}"
+            f"image.png must be an image in base64, got {short(text)}: {AS_SAVED}"
         ) from None
     try:
         Image.open(BytesIO(data), formats=["PNG"]).close()
     except Exception:
-        raise ValueError(f"picture.png is no PNG picture: {AS_SAVED}") from None
-    found = open_image(data, bounds)
+        raise ValueError(f"image.png is no PNG image: {AS_SAVED}") from None
+    found = open_scaled(data, bounds)
     assert found.image is not None
     found.image.info = {}
     return found

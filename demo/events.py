@@ -11,8 +11,8 @@ from sightline.demo.comparison import (
     Comparison,
     Explained,
     FieldError,
-    Picture,
     SamplingSettings,
+    SourceImage,
 )
 from sightline.demo.comparison_run import ComparisonRun
 from sightline.demo.forms import (
@@ -32,7 +32,7 @@ from sightline.demo.rendering import (
     legend,
     panel,
     refusal,
-    shown_picture,
+    shown_image,
 )
 from sightline.demo.saved import Saved, from_decoded, to_json
 from sightline.demo.script import is_seed, to_python
@@ -42,13 +42,13 @@ from sightline.specs import GREEDY, Spec
 
 IDLE: Parts = {"compare": True, "stop": False}
 """Which buttons can be pressed while no answer grows."""
-FRAME = 0.08  # seconds between two pictures of growing answers, of all comparisons together
+FRAME = 0.08  # seconds between two images of growing answers, of all comparisons together
 SHORT = 300  # tokens on the page that a browser draws within a frame; more take it longer
 PATIENCE = 1.0  # seconds to wait for news of them, at most
 SEEDS = 1_000_000
 ANSWERING = 4  # comparisons that answer at the same time, whose memory is held; the others wait
 OF_CLIENT = 2  # of them of one client
-NO_PICTURE = "there is no picture: choose one, or draw a new scene"
+NO_IMAGE = "there is no image: choose one, or draw a new scene"
 FORGOTTEN = "this answer is no longer kept here: press Compare again"
 NO_ANSWER = "there is nothing to take yet: press Compare first"
 
@@ -86,14 +86,14 @@ class Events:
         self.comparisons = Turns(ANSWERING, OF_CLIENT, waiting)
         self.explanations = Turns(1, 1, waiting)  # each holds the scores of a whole answer
 
-    # The picture
+    # The image
 
-    def first_picture(self) -> Picture:
+    def first_image(self) -> SourceImage:
         """What is asked about until another one is chosen."""
         return self.host.open_shipped(self.host.shipped()[0])
 
-    def again(self, source: Any) -> Picture | None:
-        """The picture that a page shows, where this session has none yet, or no longer.
+    def again(self, source: Any) -> SourceImage | None:
+        """The image that a page shows, where this session has none yet, or no longer.
 
         None for a file of somebody's own, which is kept nowhere else.
         """
@@ -105,28 +105,28 @@ class Events:
     def choose_file(self, sent: Mapping[str, Any]) -> Parts:
         """A file of somebody's own."""
         try:
-            upload = self.uploads.read_picture(sent)
+            upload = self.uploads.read_image(sent)
         except ValueError as refused:
-            return {"error-picture": error("picture", str(refused))}
-        return self.show_picture(self.host.own(upload.found, upload.name))
+            return {"error-image": error("image", str(refused))}
+        return self.show_image(self.host.own(upload.found, upload.name))
 
     def choose_shipped(self, sent: Mapping[str, Any]) -> Parts:
-        """A picture that ships with the package."""
+        """An image that ships with the package."""
         try:
-            return self.show_picture(self.host.open_shipped(str(sent.get("name"))))
+            return self.show_image(self.host.open_shipped(str(sent.get("name"))))
         except ValueError as refused:
-            return {"error-picture": error("picture", str(refused))}
+            return {"error-image": error("image", str(refused))}
 
     def draw_scene(self, _: Mapping[str, Any]) -> Parts:
         """A scene that nobody has seen before."""
-        return self.show_picture(self.host.scene(secrets.randbelow(SEEDS)))
+        return self.show_image(self.host.scene(secrets.randbelow(SEEDS)))
 
-    def show_picture(self, picture: Picture) -> Parts:
+    def show_image(self, image: SourceImage) -> Parts:
         return {
-            "chosen": picture,
-            "source": picture.source,
-            "picture": shown_picture(picture),
-            "error-picture": error("picture"),
+            "chosen": image,
+            "source": image.source,
+            "image": shown_image(image),
+            "error-image": error("image"),
         }
 
     # Answers
@@ -134,7 +134,7 @@ class Events:
     def begin(
         self,
         _: Any,
-        chosen: Picture | None,
+        chosen: SourceImage | None,
         source: str,
         round: ComparisonRun | None,
         question: str,
@@ -160,7 +160,7 @@ class Events:
         }
 
     def read(
-        self, chosen: Picture | None, question: str, drawing: Any, forms: Sequence[Any]
+        self, chosen: SourceImage | None, question: str, drawing: Any, forms: Sequence[Any]
     ) -> tuple[Comparison, tuple[int, ...], list[FieldError]]:
         """The comparison, the column of each way, and what stands in its way.
 
@@ -181,8 +181,8 @@ class Events:
         except ValueError as refused:
             complaints.append(FieldError("drawing", str(refused)))
         if chosen is None:
-            complaints.append(FieldError("picture", NO_PICTURE))
-        comparison = Comparison(chosen or self.first_picture(), question or "", tuple(ways), read)
+            complaints.append(FieldError("image", NO_IMAGE))
+        comparison = Comparison(chosen or self.first_image(), question or "", tuple(ways), read)
         # What concerns the whole, as the number of answers, may follow from what is told already.
         complaints += [
             found if found.way is None else replace(found, way=places[found.way])
@@ -201,7 +201,7 @@ class Events:
 
     def error_places(self) -> list[str]:
         """Of what `begin` may complain about."""
-        return ["picture", "question", "drawing", "page", *(f"way-{i}" for i in self.places)]
+        return ["image", "question", "drawing", "page", *(f"way-{i}" for i in self.places)]
 
     def show_round(self, round: ComparisonRun) -> Parts:
         """A round's cards, with the script that does the same."""
@@ -355,7 +355,7 @@ class Events:
             forms[f"way-{place}"] = form_of_way(way)
         return {
             **self.errors([]),
-            **self.show_picture(comparison.picture),
+            **self.show_image(comparison.image),
             **shown,
             **forms,
             "question": comparison.question,
@@ -385,7 +385,7 @@ class Events:
 
 
 def frame(round: ComparisonRun) -> float:
-    """Seconds between two pictures of growing answers: long ones leave the browser its time."""
+    """Seconds between two images of growing answers: long ones leave the browser its time."""
     return FRAME * max(1.0, sum(len(answer.ids) for answer in round.answers) / SHORT)
 
 

@@ -17,7 +17,7 @@ from sightline.model_protocol import Model
 from sightline.vision.token_layout import Layout, locate
 
 BEST = 10
-SIDE = 448  # longest side of a picture of looks, in pixels
+SIDE = 448  # longest side of an image of looks, in pixels
 EXPERT = "as asked"
 
 
@@ -73,7 +73,7 @@ def explain(
     values = torch.stack([seen[0][output.image_mask[0]] for seen in output.image_attention])
     looks, note = None, ""
     try:
-        # Of the prompt as asked: a preparation may have added pictures.
+        # Of the prompt as asked: a preparation may have added images.
         count = int((inputs["input_ids"] == model.config.image_token_id).sum())
         looks = Looks(values, locate(processor, model.config, image, count))
     except ValueError as error:
@@ -151,12 +151,12 @@ def words(part: Any) -> str:
 
 
 class Looks(Sequence[Image.Image]):
-    """Pictures of attention, painted when they are looked at.
+    """Images of attention, painted when they are looked at.
 
     Args:
-        values: `[T, I]`, of each token to each image token of its prompt; those of the picture
+        values: `[T, I]`, of each token to each image token of its prompt; those of the image
             as it was given come first.
-        layout: Where the picture's tokens lie in it.
+        layout: Where the image's tokens lie in it.
     """
 
     def __init__(self, values: Tensor, layout: Layout):

@@ -15,7 +15,7 @@ from transformers.generation import BaseStreamer
 from sightline import lab
 from sightline.chat import check_arguments, check_question, prompt_inputs, reply
 from sightline.checkpoints import Dtype, check_device, load_model, load_processor
-from sightline.demo.comparison import Answer, Comparison, Explained, FieldError, Picture
+from sightline.demo.comparison import Answer, Comparison, Explained, FieldError, SourceImage
 from sightline.demo.decoding import SECONDS, Bounds, Decoded
 from sightline.demo.explanation import explain
 from sightline.demo.running import Running, reason
@@ -24,7 +24,7 @@ from sightline.evaluation.lab import WORDINGS
 from sightline.messages import short
 from sightline.model_protocol import Model
 from sightline.specs import BEAM, Spec, parse_spec, settable, written
-from sightline.vision.images import open_picture
+from sightline.vision.images import open_image
 
 LAB = "sightline.lab"
 TEMPERATURES = (0.0, 5.0)
@@ -46,7 +46,7 @@ class Limits:
         seconds: Longest time of an answer from its start, others' turns included; of a file that is
             opened too, where that is less than `sightline.demo.decoding.SECONDS`.
         question: Longest question, in characters.
-        pixels: Largest picture.
+        pixels: Largest image.
         ways: Most answers side by side.
         waiting: Most requests that wait their turn: one of each visitor who may be here.
     """
@@ -107,7 +107,7 @@ class Host:
         path = Path(self.checkpoint)
         return LAB if self.is_lab else path.name if path.is_dir() else self.checkpoint
 
-    # Pictures
+    # Images
 
     @cached_property
     def bounds(self) -> Bounds:
@@ -117,33 +117,33 @@ class Host:
         )
         return Bounds(self.limits.pixels, side, min(self.limits.seconds, SECONDS))
 
-    def own(self, found: Decoded, name: str) -> Picture:
-        """Somebody's picture.
+    def own(self, found: Decoded, name: str) -> SourceImage:
+        """Somebody's image.
 
         Args:
             found: The file, decoded.
             name: Of the file, without folders.
         """
         assert found.image is not None
-        return Picture(found.image, f"file:{name}", lab.truth(found.image), found.original)
+        return SourceImage(found.image, f"file:{name}", lab.truth(found.image), found.original)
 
-    def scene(self, seed: int) -> Picture:
+    def scene(self, seed: int) -> SourceImage:
         """A scene of the lab, drawn from its seed."""
         scene = lab.decorrelated(np.random.default_rng(seed))
-        return Picture(lab.draw(scene), f"scene:{seed}", frozenset(scene.present))
+        return SourceImage(lab.draw(scene), f"scene:{seed}", frozenset(scene.present))
 
     def shipped(self) -> list[str]:
-        """Names of the lab's pictures that come with the package."""
-        return sorted(path.name for path in lab.PICTURES.glob("*.png"))
+        """Names of the lab's images that come with the package."""
+        return sorted(path.name for path in lab.IMAGES.glob("*.png"))
 
-    def open_shipped(self, name: str) -> Picture:
+    def open_shipped(self, name: str) -> SourceImage:
         """One of them."""
         if name not in self.shipped():
             raise ValueError(
-                f"no shipped picture is called {short(name)}: {', '.join(self.shipped())}"
+                f"no shipped image is called {short(name)}: {', '.join(self.shipped())}"
             )
-        image = open_picture(lab.PICTURES / name)
-        return Picture(image, f"shipped:{name}", lab.truth(image))
+        image = open_image(lab.IMAGES / name)
+        return SourceImage(image, f"shipped:{name}", lab.truth(image))
 
     # Answers
 
@@ -207,7 +207,7 @@ class Host:
                 return explain(
                     self.model,
                     self.processor,
-                    comparison.picture.image,
+                    comparison.image.image,
                     comparison.question,
                     way.build(self.processor),
                     answer.ids,
@@ -225,7 +225,7 @@ class Host:
         way, drawing = comparison.ways[number], comparison.drawing
         with self.scheduler.working(work):
             decoder = way.build(self.processor)
-            image = comparison.picture.image
+            image = comparison.image.image
             given: dict[str, Any] = {"chat_template_kwargs": self.template}
             inputs = prompt_inputs(self.model, self.processor, image, comparison.question, **given)
             given |= {"streamer": streamer, **drawing.arguments(way)}
@@ -242,9 +242,9 @@ class Host:
         Raises:
             ValueError: Where the model cannot answer.
         """
-        picture = self.open_shipped(self.shipped()[0])
+        image = self.open_shipped(self.shipped()[0])
         ways = tuple(self.way(name) for name in FIRST_WAYS[: self.limits.ways])
-        asked = Comparison(picture, lab.dialogue.DESCRIBE[0], ways)
+        asked = Comparison(image, lab.dialogue.DESCRIBE[0], ways)
         short = replace(asked.drawing, max_new_tokens=min(8, self.limits.max_new_tokens))
         running = self.start(replace(asked, drawing=short))
         while not running.is_over:

@@ -155,7 +155,7 @@ def drawn_plots(summary: Mapping[str, Any], folder: Path) -> tuple[tuple[Image.I
 
 
 def open_plot(path: Path) -> Image.Image:
-    """The picture, which does without its file from here on."""
+    """The image, which does without its file from here on."""
     with Image.open(path, formats=["PNG"]) as plot:
         plot.load()
         return plot

@@ -10,12 +10,12 @@ import gradio as gr
 from sightline.demo.events import Events
 from sightline.demo.forms import drawing_controls, fields, form_of_way, offer, scene_controls
 from sightline.demo.host import FIRST_WAYS, Host
-from sightline.demo.rendering import blank_card, code, error, shown_picture, thumbnail
-from sightline.demo.uploads import COMPARISON_MEGABYTES, PICTURE_MEGABYTES
+from sightline.demo.rendering import blank_card, code, error, shown_image, thumbnail
+from sightline.demo.uploads import COMPARISON_MEGABYTES, IMAGE_MEGABYTES
 
 TITLE = "sightline"
 LEAD = (
-    "One picture, one question, several decoders: their answers side by side, "
+    "One image, one question, several decoders: their answers side by side, "
     "what each of them changed, and why."
 )
 FIRST_SHOWN = 3
@@ -25,19 +25,19 @@ QUESTIONS = ("Describe the image.", "What is unusual about this picture?")
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("script.js")
 
-PICTURE = """
+IMAGE = """
 <figure class="frame">${value}</figure>
 <div class="sources">
   <button type="button" class="minor" id="new-scene">Draw me a new scene</button>
-  <label class="minor file" for="picture-file">Choose a file</label>
-  <input type="file" id="picture-file" accept="image/*">
+  <label class="minor file" for="image-file">Choose a file</label>
+  <input type="file" id="image-file" accept="image/*">
   <button type="button" class="minor" id="webcam">Webcam</button>
 </div>
-<div class="gallery" role="group" aria-label="Pictures of the lab">${gallery}</div>
-<p class="hint">Or drop a picture here, or paste one.</p>
+<div class="gallery" role="group" aria-label="Images of the lab">${gallery}</div>
+<p class="hint">Or drop an image here, or paste one.</p>
 <dialog aria-label="Webcam"><form method="dialog">
   <video muted playsinline></video><p role="alert" class="error"></p>
-  <div class="sources"><button type="button" class="minor" data-shoot>Take the picture</button>
+  <div class="sources"><button type="button" class="minor" data-shoot>Take the image</button>
   <button class="minor">Cancel</button></div>
 </form></dialog>
 """
@@ -117,7 +117,7 @@ def lay_out(events: Events) -> dict[str, Any]:
     html(f'<header class="title"><h1>{TITLE}</h1><p>{LEAD}</p></header>', elem_classes=["masthead"])
     with gr.Row(elem_classes=["asking"]):
         with gr.Column(elem_classes=["left"], scale=1, min_width=280):
-            parts |= lay_out_picture(events)
+            parts |= lay_out_image(events)
         with gr.Column(elem_classes=["right"], scale=2, min_width=280):
             parts |= lay_out_question(host)
     parts |= lay_out_columns(host)
@@ -130,21 +130,21 @@ def lay_out(events: Events) -> dict[str, Any]:
     return parts
 
 
-def lay_out_picture(events: Events) -> dict[str, Any]:
+def lay_out_image(events: Events) -> dict[str, Any]:
     host = events.host
-    first = events.first_picture()
+    first = events.first_image()
     gallery = "".join(thumbnail(name, host.open_shipped(name)) for name in host.shipped())
     return {
         "source": gr.Textbox(first.source, visible=False),
-        "picture": html(
-            shown_picture(first),
-            html_template=PICTURE,
+        "image": html(
+            shown_image(first),
+            html_template=IMAGE,
             gallery=gallery,
-            elem_id="picture",
-            js_on_load=f"sightline.picture(element, trigger, {PICTURE_MEGABYTES}e6); "
+            elem_id="image",
+            js_on_load=f"sightline.image(element, trigger, {IMAGE_MEGABYTES}e6); "
             "['chosen', 'shipped', 'scene']",
         ),
-        "error-picture": told("picture", "#picture-file"),
+        "error-image": told("image", "#image-file"),
     }
 
 

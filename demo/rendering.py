@@ -8,7 +8,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from sightline.demo.comparison import Answer, Comparison, Explained, Picture, Row, slow_down
+from sightline.demo.comparison import Answer, Comparison, Explained, Row, SourceImage, slow_down
 from sightline.demo.decoding import PREVIEW
 from sightline.highlights import Span, listed, missed, spans
 from sightline.lab import mentioned
@@ -16,8 +16,8 @@ from sightline.specs import Spec
 
 SAYS = {
     "new": "not in the first answer",
-    "invented": "not in the picture",
-    "found": "in the picture",
+    "invented": "not in the image",
+    "found": "in the image",
 }
 """What a mark means."""
 HEAT = np.array([[16, 24, 64], [92, 40, 128], [196, 60, 96], [246, 140, 60], [252, 232, 150]])
@@ -69,7 +69,7 @@ def figures(
 
 def truth_of(comparison: Comparison) -> frozenset[str] | None:
     """The objects that answers are held to: none known if the question is about one of them."""
-    return None if mentioned(comparison.question) else comparison.picture.truth
+    return None if mentioned(comparison.question) else comparison.image.truth
 
 
 def card(comparison: Comparison, answers: Sequence[Answer], number: int, place: int) -> str:
@@ -198,7 +198,7 @@ def legend(comparison: Comparison) -> str:
         for kind, occurs in signs.items()
         if occurs
     )
-    inside = "" if truth is None else f"<p><b>In the picture:</b> {escape(listed(truth))}</p>"
+    inside = "" if truth is None else f"<p><b>In the image:</b> {escape(listed(truth))}</p>"
     return (
         f'<div class="legend">{inside}<ul>{marks}</ul><p>Click a token, or choose it with the '
         "arrow keys and Enter, to see why it came. Answers take turns on one model, token by "
@@ -229,7 +229,7 @@ def panel(
         f'<nav aria-label="Tokens">{step("previous-token", "Previous", index - 1, last)}'
         f"{step('next-token', 'Next', index + 1, last)}</nav></header>"
         f'<div class="halves"><div>{table(explained, index)}</div>'
-        f"{look(comparison.picture, explained, index)}</div></section>"
+        f"{look(comparison.image, explained, index)}</div></section>"
     )
 
 
@@ -290,27 +290,27 @@ def cell(share: float) -> str:
     return f'<td style="--share:{share:.4f}">{percent(share)}</td>'
 
 
-def look(picture: Picture, explained: Explained, index: int) -> str:
+def look(image: SourceImage, explained: Explained, index: int) -> str:
     """Where the model looked while it chose a token."""
     share = explained.shares[index] if explained.shares else None
-    said = "" if share is None else f"{percent(share)} of the attention fell on the picture"
+    said = "" if share is None else f"{percent(share)} of the attention fell on the image"
     if explained.looks is None:
         told = ". ".join(filter(None, (said, explained.note)))
         return f'<figure id="overlay"><figcaption>{escape(told)}</figcaption></figure>'
-    source = data_url(heated(picture.image, explained.looks[index]))
+    source = data_url(heated(image.image, explained.looks[index]))
     return (
-        f'<figure id="overlay"><img src="{source}" alt="The picture, coloured by attention">'
+        f'<figure id="overlay"><img src="{source}" alt="The image, coloured by attention">'
         f"<figcaption>{said}, most of it where the colours are bright."
         '<span class="scale"><span>least</span><i></i><span>most</span></span>'
         "</figcaption></figure>"
     )
 
 
-# Pictures
+# Images
 
 
 def smaller(image: Image.Image, side: int = PREVIEW) -> Image.Image:
-    """The picture, its longest side at most `side`."""
+    """The image, its longest side at most `side`."""
     scale = side / max(image.size)
     if scale >= 1:
         return image
@@ -319,7 +319,7 @@ def smaller(image: Image.Image, side: int = PREVIEW) -> Image.Image:
 
 
 def heated(image: Image.Image, looks: Image.Image) -> Image.Image:
-    """A picture in grey, coloured where it was looked at.
+    """An image in grey, coloured where it was looked at.
 
     Args:
         image: RGB.
@@ -335,21 +335,21 @@ def heated(image: Image.Image, looks: Image.Image) -> Image.Image:
 
 
 def data_url(image: Image.Image) -> str:
-    """A picture inside a page: nothing of it lies on the server's disk."""
+    """An image inside a page: nothing of it lies on the server's disk."""
     file = BytesIO()
     image.save(file, "WEBP", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def shown_picture(picture: Picture) -> str:
-    """The picture that is asked about, with where it comes from and its size in pixels."""
-    kind, _, name = picture.source.partition(":")
+def shown_image(image: SourceImage) -> str:
+    """The image that is asked about, with where it comes from and its size in pixels."""
+    kind, _, name = image.source.partition(":")
     caption = f"scene {name} of the lab" if kind == "scene" else name
-    size = dimensions(picture.image.size)
-    if picture.original is not None:
-        size = f"{dimensions(picture.original)}, made smaller: {size}"
+    size = dimensions(image.image.size)
+    if image.original is not None:
+        size = f"{dimensions(image.original)}, made smaller: {size}"
     return (
-        f'<img src="{data_url(smaller(picture.image))}" alt="The picture asked about">'
+        f'<img src="{data_url(smaller(image.image))}" alt="The image asked about">'
         f"<figcaption>{escape(caption)}, {size}</figcaption>"
     )
 
@@ -358,13 +358,13 @@ def dimensions(size: tuple[int, int]) -> str:
     return f"{size[0]} \N{MULTIPLICATION SIGN} {size[1]}"
 
 
-def thumbnail(name: str, picture: Picture) -> str:
-    """A button that chooses a picture which ships with the package."""
+def thumbnail(name: str, image: SourceImage) -> str:
+    """A button that chooses an image which ships with the package."""
     bare = name.rpartition(".")[0] or name
-    source = data_url(smaller(picture.image, 128))
+    source = data_url(smaller(image.image, 128))
     return (
         f'<button type="button" data-name="{escape(name)}" title="{escape(bare)}">'
-        f'<img src="{source}" alt="Picture {escape(bare)}"></button>'
+        f'<img src="{source}" alt="Image {escape(bare)}"></button>'
     )
 
 

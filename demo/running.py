@@ -16,7 +16,7 @@ from sightline.demo.comparison import Answer
 from sightline.demo.scheduler import Stopped, Work
 
 UNEXPECTED = "this failed; whoever runs this page finds the reason in its log"
-NO_MEMORY = "there is not enough memory: ask for fewer tokens, or show a smaller picture"
+NO_MEMORY = "there is not enough memory: ask for fewer tokens, or show a smaller image"
 
 logger = logging.getLogger(__name__)
 

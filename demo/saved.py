@@ -14,8 +14,8 @@ from sightline import __version__
 from sightline.demo.comparison import (
     Answer,
     Comparison,
-    Picture,
     SamplingSettings,
+    SourceImage,
     State,
     is_whole,
 )
@@ -49,14 +49,14 @@ class Saved:
 
 
 def to_json(comparison: Comparison, answers: Sequence[Answer], model: str) -> str:
-    """The document that `from_json` reads; the picture is in it pixel by pixel, as PNG.
+    """The document that `from_json` reads; the image is in it pixel by pixel, as PNG.
 
     Args:
         comparison: What was asked.
         answers: One for each way.
         model: The checkpoint that answered.
     """
-    picture = comparison.picture
+    image = comparison.image
     named = [way.named_settings for way in comparison.ways]
     document = {
         "format": FORMAT,
@@ -70,11 +70,11 @@ def to_json(comparison: Comparison, answers: Sequence[Answer], model: str) -> st
         "ways": [{"name": n, "settings": s} for n, s in named],
         "drawing": asdict(comparison.drawing),
         "answers": [asdict(answer) for answer in answers],
-        "picture": {
-            "source": picture.source,
-            "truth": None if picture.truth is None else sorted(picture.truth),
-            "original": picture.original,
-            "png": base64.b64encode(png(picture.image)).decode(),
+        "image": {
+            "source": image.source,
+            "truth": None if image.truth is None else sorted(image.truth),
+            "original": image.original,
+            "png": base64.b64encode(png(image.image)).decode(),
         },
     }
     return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
@@ -96,7 +96,7 @@ def from_json(text: str | bytes, max_pixels: int = MAX_PIXELS) -> Saved:
 
     Args:
         text: From anywhere.
-        max_pixels: Of the picture, which is not decoded where it has more.
+        max_pixels: Of the image, which is not decoded where it has more.
 
     Raises:
         ValueError: It is no such document, of a newer version, or holds what cannot be.
@@ -108,18 +108,18 @@ def from_decoded(found: Decoded) -> Saved:
     """What a document holds whose image has been opened; raises as `from_json`."""
     content = json.loads(found.document)
     check_version(content)
-    if isinstance(content.get("picture"), dict):
-        content["picture"].setdefault("original", None)  # older ones have none
+    if isinstance(content.get("image"), dict):
+        content["image"].setdefault("original", None)  # older ones have none
     document = DOCUMENT(content, "the file")
-    picture, drawing = document["picture"], document["drawing"]
+    image, drawing = document["image"], document["drawing"]
     ways = tuple(map(read_way, document["ways"]))
     answers = tuple(map(finished, document["answers"]))
     if len(answers) != len(ways):
         raise refused("answers", f"as many as ways, which are {len(ways)}", document["answers"])
     if found.image is None:
-        raise ValueError(f"picture has no png: {AS_SAVED}")
-    truth = None if picture["truth"] is None else frozenset(picture["truth"])
-    shown = Picture(found.image, picture["source"], truth, picture["original"] or found.original)
+        raise ValueError(f"image has no png: {AS_SAVED}")
+    truth = None if image["truth"] is None else frozenset(image["truth"])
+    shown = SourceImage(found.image, image["source"], truth, image["original"] or found.original)
     find_origin(shown)
     comparison = Comparison(shown, document["question"], ways, SamplingSettings(**drawing))
     return Saved(comparison, answers, document["model"], document["versions"])
@@ -264,7 +264,7 @@ DOCUMENT = record(
         1,
         4,
     ),
-    picture=record(
+    image=record(
         source=NAME,
         truth=optional(several(NAME, 0, 1_000)),
         original=optional(several(whole(1, 10**6), 2, 2)),

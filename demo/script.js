@@ -242,9 +242,9 @@ window.sightline = (() => {
     });
   }
 
-  // The picture: chosen, dropped, pasted, taken, or one of the lab's.
-  function picture(element, trigger, largest) {
-    const take = (file) => send(file, "picture", largest, "chosen", trigger);
+  // The image: chosen, dropped, pasted, taken, or one of the lab's.
+  function image(element, trigger, largest) {
+    const take = (file) => send(file, "image", largest, "chosen", trigger);
     onFile(element.querySelector("input[type=file]"), take);
     element.addEventListener("click", (event) => {
       const shipped = event.target.closest("[data-name]");
@@ -381,5 +381,5 @@ window.sightline = (() => {
     document.querySelector("#compare")?.click();
   }, true);
 
-  return { add, answer, error, files, form, panel, picture, way };
+  return { add, answer, error, files, form, panel, image, way };
 })();

@@ -7,8 +7,8 @@ from hashlib import sha256
 from typing import Any
 
 from sightline.codegen import Code, Group, Piece, Sum, Text, assigned, call, group, literal, piece
-from sightline.demo.comparison import Comparison, Picture, SamplingSettings
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.demo.comparison import Comparison, SamplingSettings, SourceImage
+from sightline.lab import CHECKPOINT, IMAGES
 from sightline.messages import short
 from sightline.specs import FILLED, STAND_IN, Method, Spec
 
@@ -17,9 +17,9 @@ LONGEST_SEED = 20  # digits
 DRAWN = ("do_sample", "temperature")
 FOREIGN = "# ruff: noqa: RUF001, RUF100"
 """For texts that are not ASCII: ruff takes some letters of other scripts for Latin ones."""
-OWN_FILE = "# The picture's file; edit the path where it lies elsewhere."
+OWN_FILE = "# The image's file; edit the path where it lies elsewhere."
 SCRIPT = '''\
-"""One question about one picture, answered in several ways.
+"""One question about one image, answered in several ways.
 
 Needs sightline: pip install sightline-vlm
 """
@@ -31,9 +31,9 @@ Needs sightline: pip install sightline-vlm
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
 {model}
 
-picture = {picture}
-if sha256(picture.tobytes()).hexdigest() != SHA256:
-    print("warning: this is not the picture that was compared", file=sys.stderr)
+image = {image}
+if sha256(image.tobytes()).hexdigest() != SHA256:
+    print("warning: this is not the image that was compared", file=sys.stderr)
 
 {ways}
 
@@ -42,7 +42,7 @@ for label, decoder, drawing in ways:
     said = answer(
         model,
         processor,
-        picture,
+        image,
         QUESTION,
         decoder,
         max_new_tokens={drawing.max_new_tokens},
@@ -63,11 +63,11 @@ def to_python(
 ) -> str:
     """A script that asks the same question in the same ways and prints each label and answer.
 
-    It is formatted as by `ruff format`. It warns on standard error where its picture has other
+    It is formatted as by `ruff format`. It warns on standard error where its image has other
     pixels than the one that was compared.
 
     Args:
-        comparison: Its picture is found again by its source: a shipped one by its name, a scene by
+        comparison: Its image is found again by its source: a shipped one by its name, a scene by
             its seed, a file by a path at the top of the script, which the user edits.
         model: The checkpoint; "sightline.lab" is the lab's own.
         device: Of the weights.
@@ -75,7 +75,7 @@ def to_python(
         chat_template_kwargs: Arguments of the chat template besides the messages.
 
     Raises:
-        ValueError: For a decoder, a setting or a source of the picture that does not exist.
+        ValueError: For a decoder, a setting or a source of the image that does not exist.
     """
     labels = [Text(way.label) for way in comparison.ways]
     decoders = [construction(way) for way in comparison.ways]
@@ -84,8 +84,8 @@ def to_python(
     template = (
         assigned("TEMPLATE", piece(dict(chat_template_kwargs))) if chat_template_kwargs else []
     )
-    origin = find_origin(comparison.picture)
-    digest = sha256(comparison.picture.image.tobytes()).hexdigest()
+    origin = find_origin(comparison.image)
+    digest = sha256(comparison.image.image.tobytes()).hexdigest()
     checkpoint = [] if model in LAB else assigned("CHECKPOINT", Text(model))
     loaded = call("AutoModelForImageTextToText.from_pretrained", Code("CHECKPOINT"), dtype=dtype)
     moved = [] if device == "cpu" else call("model.to", Text(device)).lines()
@@ -101,7 +101,7 @@ def to_python(
             ]
         ),
         model="\n".join([*assigned("model", loaded), *moved]),
-        picture=origin.expression,
+        image=origin.expression,
         ways="\n".join(assigned("ways", group("[", ways, "]"))),
         drawing=comparison.drawing,
         template="\n        chat_template_kwargs=TEMPLATE," if template else "",
@@ -114,7 +114,7 @@ def to_python(
 
 @dataclass(frozen=True)
 class Origin:
-    """How a script gets the picture.
+    """How a script gets the image.
 
     Args:
         expression: What it is.
@@ -131,13 +131,11 @@ class Origin:
     head: tuple[str, ...] = ()
 
 
-def find_origin(picture: Picture) -> Origin:
-    """Raises `ValueError` for a source that is none of those of `Picture`."""
-    kind, _, name = picture.source.partition(":")
-    if kind == "shipped" and name in {path.name for path in PICTURES.iterdir()}:
-        return Origin(
-            f"open_picture(PICTURES / {literal(name)})", lab=("PICTURES",), own=("open_picture",)
-        )
+def find_origin(image: SourceImage) -> Origin:
+    """Raises `ValueError` for a source that is none of those of `Image`."""
+    kind, _, name = image.source.partition(":")
+    if kind == "shipped" and name in {path.name for path in IMAGES.iterdir()}:
+        return Origin(f"open_image(IMAGES / {literal(name)})", lab=("IMAGES",), own=("open_image",))
     if kind == "scene" and is_seed(name):
         return Origin(
             f"draw(decorrelated(np.random.default_rng({int(name)})))",
@@ -145,12 +143,12 @@ def find_origin(picture: Picture) -> Origin:
             others=("import numpy as np",),
         )
     if kind == "file" and name:
-        head = (OWN_FILE, *assigned("PICTURE", Text(name)))
-        scaled = "" if picture.original is None else f".resize({picture.image.size})"
-        return Origin(f"open_picture(PICTURE){scaled}", own=("open_picture",), head=head)
+        head = (OWN_FILE, *assigned("IMAGE", Text(name)))
+        scaled = "" if image.original is None else f".resize({image.image.size})"
+        return Origin(f"open_image(IMAGE){scaled}", own=("open_image",), head=head)
     raise ValueError(
-        "a picture's source is shipped:NAME (of the lab's pictures), scene:SEED or file:NAME, got "
-        f"{short(picture.source[:80])}"
+        "an image's source is shipped:NAME (of the lab's images), scene:SEED or file:NAME, got "
+        f"{short(image.source[:80])}"
     )
 
 

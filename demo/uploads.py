@@ -21,7 +21,7 @@ from sightline.demo.decoding import Bounds, Decoded, Kind, decode
 from sightline.demo.routes import FILES
 from sightline.demo.turns import BUSY, Busy, Turns, client_of
 
-PICTURE_MEGABYTES = 30
+IMAGE_MEGABYTES = 30
 COMPARISON_MEGABYTES = 60
 LONGEST_NAME = 100
 MOST_WAITING = 64  # files that wait until they are decoded, one after the other
@@ -29,10 +29,10 @@ MOST_OF_CLIENT = 32  # files of one client whose event has not come yet
 SECONDS = 60.0  # until its event has come
 BYTES = 32_000_000  # of all files whose events have not come yet, or two of the largest
 BINARY = "application/octet-stream"
-UNNAMED = "the picture"  # what a file is called whose name is not known
+UNNAMED = "the image"  # what a file is called whose name is not known
 KINDS: dict[str, tuple[Kind, int, str]] = {
-    "picture": ("image", PICTURE_MEGABYTES, "choose a smaller file, such as a JPEG"),
-    "comparison": ("comparison", COMPARISON_MEGABYTES, "compare on a smaller picture"),
+    "image": ("image", IMAGE_MEGABYTES, "choose a smaller file, such as a JPEG"),
+    "comparison": ("comparison", COMPARISON_MEGABYTES, "compare on a smaller image"),
 }
 """What a page sends -> how it is decoded, its megabytes at most, and the way out."""
 
@@ -85,12 +85,12 @@ class Uploads:
         return Route(FILES, self.receive, methods=["POST"])
 
     async def receive(self, request: Request) -> Response:
-        """Answers with a token for the file in the body: `?kind=picture` or `comparison`.
+        """Answers with a token for the file in the body: `?kind=image` or `comparison`.
 
         The body has been bounded by `sightline.demo.gate`.
         """
         if request.query_params.get("kind") not in KINDS:
-            return PlainTextResponse("kind is picture or comparison", 400)
+            return PlainTextResponse("kind is image or comparison", 400)
         if request.headers.get("content-type") != BINARY:  # which no foreign page can send
             return PlainTextResponse(f"a file is sent as {BINARY}", 415)
         kind, _, _ = KINDS[request.query_params["kind"]]
@@ -109,7 +109,7 @@ class Uploads:
             self._turns.end(turn)
         return JSONResponse({"token": self._put(arrived)})
 
-    def read_picture(self, sent: Any) -> Upload:
+    def read_image(self, sent: Any) -> Upload:
         """What a page sends of an image's file: `{"name": ..., "size": bytes, "token": ...}`.
 
         Anything may come.
@@ -117,10 +117,10 @@ class Uploads:
         Raises:
             ValueError: For a file that is empty, too large, no image, or did not arrive.
         """
-        return self._read(sent, "picture")
+        return self._read(sent, "image")
 
     def read_comparison(self, sent: Any) -> Decoded:
-        """What a page sends of a comparison's file; raises as `read_picture`."""
+        """What a page sends of a comparison's file; raises as `read_image`."""
         return self._read(sent, "comparison").found
 
     def _read(self, sent: Any, wanted: str) -> Upload:
@@ -172,4 +172,4 @@ def bare(name: str) -> str:
     """A file's name without folders, unprintable characters and undue length."""
     last = PureWindowsPath(PurePosixPath(name).name).name
     shown = "".join(letter for letter in last if letter.isprintable()).strip()
-    return shown[-LONGEST_NAME:] or "picture"
+    return shown[-LONGEST_NAME:] or "image"

@@ -34,13 +34,13 @@ def wire(parts: Mapping[str, Any], events: Events, lab: LabEvents, sessions: Ses
     complaints = [f"error-{place}" for place in events.error_places()]
     shown = ["round", "opened", "panel", "legend", "script", "error-load", *answers]
     buttons = ["compare", "stop"]
-    picture = ["chosen", "source", "picture", "error-picture"]
+    image = ["chosen", "source", "image", "error-image"]
     quick: dict[str, Any] = {"queue": False}
     on = partial(connect, parts, sessions)
 
-    on(parts["picture"].chosen, events.choose_file, [], picture, **quick)
-    on(parts["picture"].shipped, events.choose_shipped, [], picture, **quick)
-    on(parts["picture"].scene, events.draw_scene, [], picture, **quick)
+    on(parts["image"].chosen, events.choose_file, [], image, **quick)
+    on(parts["image"].shipped, events.choose_shipped, [], image, **quick)
+    on(parts["image"].scene, events.draw_scene, [], image, **quick)
 
     asked = ["chosen", "source", "round", "question", "drawing", *ways]
     for trigger in (parts["compare"].click, parts["question"].submit):
@@ -63,7 +63,7 @@ def wire(parts: Mapping[str, Any], events: Events, lab: LabEvents, sessions: Ses
     saved = on(parts["files"].saved, events.save, ["round"], ["files", "error-load"], **quick)
     on(saved.then, events.sent_file, [], ["files"], **quick)
     on(parts["files"].empty, events.copy_nothing, [], ["error-load"], **quick)
-    loaded = [*shown, *complaints, *picture, *ways, "question", "drawing", *buttons]
+    loaded = [*shown, *complaints, *image, *ways, "question", "drawing", *buttons]
     on(parts["files"].loaded, events.load, ["round"], list(dict.fromkeys(loaded)), **quick)
 
     run = ["job", "error-lab", "lab-progress", "lab-table", "lab-plots", "lab-run", "lab-stop"]

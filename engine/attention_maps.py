@@ -47,7 +47,7 @@ def watch(model: Model, branch: Branch, layers: Iterable[int], chosen: Tensor) -
 
 @dataclass(frozen=True, eq=False)
 class AttentionMap:
-    """Attention to one picture.
+    """Attention to one image.
 
     Args:
         values: `[N]`, of each of its tokens; softmax weights, not made to add up to 1.
@@ -61,10 +61,10 @@ class AttentionMap:
 def question_attention_maps(
     branch: Branch, model: Model, processor: Any, layers: tuple[int, int] | None = None
 ) -> list[AttentionMap]:
-    """For each picture of the batch, where the tokens of its row's question look.
+    """For each image of the batch, where the tokens of its row's question look.
 
     Args:
-        branch: With the caller's pictures.
+        branch: With the caller's images.
         layers: (first, first after), whose mean is taken. None: from 40 % to 75 % of the depth.
     """
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -75,7 +75,7 @@ def question_attention_maps(
     looking = [layer for layer in range(first, after) if layer not in blind]
     if not looking:
         raise UnsupportedModelError(
-            f"none of the layers {first} to {after - 1} attends to the picture (they keep a state "
+            f"none of the layers {first} to {after - 1} attends to the image (they keep a state "
             "in place of keys): ask others with layers=, or use another matcher"
         )
     editor = PromptEditor(processor, model, branch.call.chat_template_kwargs)
@@ -93,13 +93,13 @@ def question_attention_maps(
 
 
 def layouts_by_row(branch: Branch, model: Model, processor: Any) -> list[list[Layout]]:
-    """Where the tokens of each row's pictures lie in them."""
+    """Where the tokens of each row's images lie in them."""
     return [
         [
-            locate(processor, model.config, picture, len(columns), branch.call.processor_kwargs)
-            for picture, columns in zip(pictures, images, strict=True)
+            locate(processor, model.config, image, len(columns), branch.call.processor_kwargs)
+            for image, columns in zip(images, columns_of, strict=True)
         ]
-        for pictures, images in zip(
-            branch.call.pictures, image_columns(branch, model, processor), strict=True
+        for images, columns_of in zip(
+            branch.call.images, image_columns(branch, model, processor), strict=True
         )
     ]

@@ -18,7 +18,7 @@ from sightline.engine.kv_cache import (
 )
 from sightline.model_protocol import Model
 
-MIDDLE = (0.4, 0.75)  # of the depth: the layers that read the picture for the answer
+MIDDLE = (0.4, 0.75)  # of the depth: the layers that read the image for the answer
 
 # From how many spared bytes on, of one layer's keys and values, branches are read one by one: on a
 # CPU, where attention is slow; elsewhere what is read in the time of a few launches (estimated).
@@ -115,7 +115,7 @@ def recording(block: BranchAttention, layers: Iterable[int], name: str) -> Branc
 
 
 def layers_that_look(recorder: AttentionRecorder, asked: bool | tuple[int, int]) -> tuple[int, ...]:
-    """The layers whose attention to the picture is shown, among those that see every key.
+    """The layers whose attention to the image is shown, among those that see every key.
 
     Those asked for, or the middle ones; where no middle one sees every key, all that do.
     """
@@ -139,5 +139,5 @@ def layers_that_look(recorder: AttentionRecorder, asked: bool | tuple[int, int])
 
 
 def middle_layers(depth: int) -> tuple[int, int]:
-    """(first, first after) of the layers that read the picture for the answer."""
+    """(first, first after) of the layers that read the image for the answer."""
     return int(MIDDLE[0] * depth), max(1, int(MIDDLE[1] * depth))

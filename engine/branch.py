@@ -1,4 +1,4 @@
-"""What one answer is conditioned on: a prompt and the pictures in it."""
+"""What one answer is conditioned on: a prompt and the images in it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ PIXELS = (
 )
 
 # Everything that transformers' `get_image_features` and `get_video_features` take. `generate`
-# removes the lot once it has encoded the pictures, unless a strategy's signature names it.
+# removes the lot once it has encoded the images, unless a strategy's signature names it.
 ENCODER_INPUTS = (
     *PIXELS,
     "batch_num_images",
@@ -89,14 +89,14 @@ class Call:
     """What `generate` was asked for, besides the prompt.
 
     Args:
-        pictures: Of each row, in the order of its prompt; empty where the caller gave none.
+        images: Of each row, in the order of its prompt; empty where the caller gave none.
         generation_config: As `generate` prepared it.
         processor: The model's own; None where the caller gave none.
         chat_template_kwargs: What the prompt's chat template was given besides the messages.
         processor_kwargs: The arguments that it made the prompt with.
     """
 
-    pictures: tuple[tuple[Any, ...], ...] = ()
+    images: tuple[tuple[Any, ...], ...] = ()
     generation_config: Any = None
     processor: Any = field(default=None, repr=False)
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -111,13 +111,13 @@ class Branch:
         input_ids: `[B, T]`, ending in the last column. Padding stands on the left, and, where a
             prefix ends, also between it and the rest.
         attention_mask: `[B, T]`, 1 on tokens and 0 on padding.
-        image_mask: `[B, T]` bool, true on the tokens that pictures and videos fill.
+        image_mask: `[B, T]` bool, true on the tokens that images and videos fill.
         position_ids: `[B, T]`, or `[P, B, T]` where positions have P parts (M-RoPE). None: those
             that the model gives these tokens.
         aligned: Further tensors that run along the prompt, `[B, T, ...]` (token types).
-        features: Encoded pictures by modality, as in transformers' `mm_encoder_outputs`; empty for
+        features: Encoded images by modality, as in transformers' `mm_encoder_outputs`; empty for
             a branch that sees none. None: to be encoded from `pixels`.
-        pixels: The processor's pictures and their companions; empty where no part asked for them.
+        pixels: The processor's images and their companions; empty where no part asked for them.
         attention_edits: What its attention weighs more or less.
         prefix: Its first columns, where they were read before.
         notes: What preparations leave to rules, one entry per row.
@@ -142,9 +142,9 @@ class Branch:
         return self.input_ids.shape[1]
 
     def rows(self, index: Tensor, config: Any) -> "Branch":
-        """The chosen rows, in the order of `index`, with their pictures."""
+        """The chosen rows, in the order of `index`, with their images."""
         positions, chosen = self.position_ids, index.tolist()
-        pictures = self.call.pictures
+        images = self.call.images
         return replace(
             self,
             input_ids=self.input_ids[index],
@@ -156,9 +156,7 @@ class Branch:
             pixels={},
             prefix=None if self.prefix is None else self.prefix.rows(index),
             notes={name: values[index] for name, values in self.notes.items()},
-            call=replace(
-                self.call, pictures=tuple(pictures[row] for row in chosen) if pictures else ()
-            ),
+            call=replace(self.call, images=tuple(images[row] for row in chosen) if images else ()),
         )
 
     def cache(self, model: Model) -> Any:
@@ -166,7 +164,7 @@ class Branch:
         return scratch_cache(model, () if self.prefix is None else self.prefix.layers)
 
     def texts(self) -> list[tuple]:
-        """Of each row all that its keys depend on, where it has no picture: tokens, places, types.
+        """Of each row all that its keys depend on, where it has no image: tokens, places, types.
 
         Padding is among it.
         """
@@ -179,7 +177,7 @@ class Branch:
     def distinct(self, config: Any) -> tuple["Branch", Tensor]:
         """One of each kind of equal rows, and `[B]`: which of them each row is.
 
-        Rows are equal when their keys must be: same tokens, places and types. Where pictures or a
+        Rows are equal when their keys must be: same tokens, places and types. Where images or a
         prefix may tell rows apart, each is of a kind of its own.
         """
         count = len(self.input_ids)
@@ -194,7 +192,7 @@ class Branch:
         return self.rows(every.new_tensor(firsts), config), every.new_tensor(kind_of)
 
     def with_pixels(self, edit: Callable[[str, Tensor], Tensor]) -> "Branch":
-        """The same prompt with other pictures: `edit(name, pixels)` for each tensor of pixels."""
+        """The same prompt with other images: `edit(name, pixels)` for each tensor of pixels."""
         pixels = {
             name: edit(name, value) if name in PIXELS else value
             for name, value in self.pixels.items()
@@ -210,5 +208,5 @@ class Branch:
 
 
 def image_mask(input_ids: Tensor, config: Any) -> Tensor:
-    """`[B, T]` bool, true on placeholder tokens of pictures and videos."""
+    """`[B, T]` bool, true on placeholder tokens of images and videos."""
     return is_one_of(input_ids, token_ids(config, PLACEHOLDERS))

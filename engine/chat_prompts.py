@@ -1,4 +1,4 @@
-"""Asks the model something else about the same picture, in its own chat template."""
+"""Asks the model something else about the same image, in its own chat template."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ TAIL = 64  # last tokens of a prompt, among which its answer's header stands
 
 @dataclass(frozen=True)
 class ParsedPrompt:
-    """What a row's prompt says after its last picture, as text.
+    """What a row's prompt says after its last image, as text.
 
     Args:
         start: Column of the first token of it.
@@ -43,12 +43,12 @@ class ParsedPrompt:
 class PromptEditor:
     """Reads and writes prompts with a processor's chat template.
 
-    Prompts are cut and continued behind their last picture, token by token: what stands before,
-    pictures included, stays as the caller built it, so its keys can be shared.
+    Prompts are cut and continued behind their last image, token by token: what stands before,
+    images included, stays as the caller built it, so its keys can be shared.
 
     Args:
         processor: The model's own.
-        model: Names the tokens of pictures.
+        model: Names the tokens of images.
         arguments: Of the chat template, as `apply_chat_template` takes them. Needed only where
             they change what stands around the user's words; what they put before an answer is
             taken from the prompt.
@@ -70,15 +70,15 @@ class PromptEditor:
         return writing_of(self.processor, self.model.config, self.arguments)
 
     def asked(self, branch: Branch) -> list[ParsedPrompt]:
-        """What each row asks; `ValueError` for a row that asks nothing about a picture in words."""
+        """What each row asks; `ValueError` for a row that asks nothing about an image in words."""
         openings = self._before_words()
         found = []
         for row, mask in enumerate(branch.image_mask):
             places = torch.nonzero(mask, as_tuple=True)[0]
             if not len(places):
                 raise ValueError(
-                    f"row {row} of the prompt holds no picture, and this decoder asks about one in "
-                    "every row: answer rows without pictures by themselves"
+                    f"row {row} of the prompt holds no image, and this decoder asks about one in "
+                    "every row: answer rows without images by themselves"
                 )
             start = int(places[-1]) + 1
             text = self._text(
@@ -107,7 +107,7 @@ class PromptEditor:
         return self._continued(branch, range(len(tails)), asked, tails)
 
     def put_before(self, branch: Branch, texts: Sequence[str]) -> Branch:
-        """Each row with a text before its first picture, in the turn that the picture is in."""
+        """Each row with a text before its first image, in the turn that the image is in."""
         parts = [words_part(f"{WORDS}\n"), {"type": "image"}, words_part(MORE)]
         written = self.template.rendered([{"role": "user", "content": parts}])
         after, unit, _ = written.partition(WORDS)[2].partition(self.shown(1))
@@ -152,7 +152,7 @@ class PromptEditor:
         return chosen
 
     def shown(self, count: int) -> str:
-        """What the template writes for so many pictures of one turn, side by side.
+        """What the template writes for so many images of one turn, side by side.
 
         The first has no label where it has one alone: it is to stand behind that.
         """
@@ -164,7 +164,7 @@ class PromptEditor:
         found = re.search(rf"{re.escape(unit)}(.*{re.escape(unit)})?", rendered, re.DOTALL)
         if rendered.count(unit) != count or found is None:
             raise UnsupportedModelError(
-                f"{count} pictures are shown together, and the chat template of "
+                f"{count} images are shown together, and the chat template of "
                 f"{type(self.processor).__name__} does not write so many in one turn: use a model "
                 "that takes several"
             )
@@ -208,8 +208,8 @@ class PromptEditor:
         words = body[lead:].strip()
         if not words:
             raise ValueError(
-                "found no question after the picture: this decoder asks it again, so put words "
-                "behind the last picture of each prompt"
+                "found no question after the image: this decoder asks it again, so put words "
+                "behind the last image of each prompt"
             )
         cut = body.index(words, lead)
         return ParsedPrompt(start, body[:cut], words, text[cut + len(words) :])
@@ -236,7 +236,7 @@ class PromptEditor:
         tokenizer = self.processor.tokenizer
         first = tokenizer.convert_ids_to_tokens(after)
         ids = tokenizer(first + text, add_special_tokens=False)["input_ids"]
-        assert ids[0] == after, "a picture's token is a token of its own"
+        assert ids[0] == after, "an image's token is a token of its own"
         return ids[1:]
 
     def _plain(self, text: str) -> str:

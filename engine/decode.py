@@ -20,21 +20,21 @@ from sightline.engine.inputs import (
     complete,
     expert_branch,
     given_processor,
-    pictures_asked,
+    images_asked,
     position_offset_kept,
 )
 from sightline.engine.kv_cache import check_layers, make_room, scratch_cache
 from sightline.engine.mixed_batch import concerned, merged
-from sightline.engine.prefill import is_row_tensor, read_pictures
+from sightline.engine.prefill import is_row_tensor, read_images
 from sightline.engine.processor_order import around_cut
 from sightline.engine.validation import (
     check_audio,
     check_call,
     check_capacity,
     check_cuttable,
+    check_images,
     check_looks,
     check_outputs,
-    check_pictures,
     check_vision_language,
     is_text_only,
     wants,
@@ -55,7 +55,7 @@ class GenerateCall:
         generation_config: As `generate` prepared it.
         token_streamer: Gets tokens as they come.
         images: The prompts' images, one, a list of all, or a list with an entry for each row (see
-            `pictures_asked`): PIL images, paths, bytes or open files.
+            `images_asked`): PIL images, paths, bytes or open files.
         processor_kwargs: What the processor was told when it made the prompt.
         processor: The model's own, for parts that were made without one.
         chat_template_kwargs: What the prompt's chat template was given besides the messages.
@@ -150,11 +150,11 @@ def decode(recipe: Any, model: Model, call: GenerateCall) -> Any:
     expert = complete(expert, model, generation_config)
     parts = (*recipe.preparations, *recipe.contrasts)
     if looks or (parts and not text_only):
-        check_pictures(expert, recipe.needs_pixels)
+        check_images(expert, recipe.needs_pixels)
         check_audio(model, model_kwargs)
     warn_of_two_starts(expert, model)
     processor = given_processor(call.processor, parts)
-    own = pictures_asked(images, expert, model, recipe.needs_images, processor)
+    own = images_asked(images, expert, model, recipe.needs_images, processor)
     told = (call.chat_template_kwargs, call.processor_kwargs)
     expert = replace(expert, call=Call(own, generation_config, processor, *told))
     for part in parts:
@@ -163,8 +163,8 @@ def decode(recipe: Any, model: Model, call: GenerateCall) -> Any:
 
     with position_offset_kept(model):
         # 3. Preparations rewrite the expert.
-        if any(getattr(part, "shares_picture", False) for part in parts):
-            expert = read_pictures(expert, model)
+        if any(getattr(part, "shares_image", False) for part in parts):
+            expert = read_images(expert, model)
         for prepare in recipe.preparations:
             expert = applied(prepare, expert, model, generation_config)
 

@@ -50,7 +50,7 @@ class CallConfig:
         records: By layer, what every branch's recorder is to keep, whatever parts ask for.
         looks: Remember in `image_attention` where the expert looked at every step: True, or the
             layers to take the mean of, as (first, first after).
-        prompt_cache: Prompts without pictures that earlier calls read; this one adds its own.
+        prompt_cache: Prompts without images that earlier calls read; this one adds its own.
         processors: The user's, those that act before the rule's cut.
         is_beam: Whether these expect log-probabilities, as in beam search.
     """
@@ -275,7 +275,7 @@ class Ensemble:
     def _read(self, number: int, cache: Any, shared: Mapping[str, Any], own: set[str]) -> Any:
         """One branch's prompt into a cache of B rows; of equal rows one is read for all.
 
-        Its pictures are not kept.
+        Its images are not kept.
 
         Args:
             shared: Keywords of every branch's forward; what tells of images is given only to one
@@ -316,7 +316,7 @@ class Ensemble:
         return outputs
 
     def _recalled(self, branch: Branch, cache: Any, shared: Mapping[str, Any]) -> Any:
-        """A prompt without pictures into its cache; what an earlier call read is not read again."""
+        """A prompt without images into its cache; what an earlier call read is not read again."""
         assert self.call_config.prompt_cache is not None
 
         def read(unknown: Branch) -> tuple[Tensor, Any]:

@@ -21,8 +21,8 @@ from sightline.model_protocol import Model
 from sightline.vision.features import (
     PLACEHOLDERS,
     Features,
-    picture_lengths,
-    pictures_by_row,
+    image_lengths,
+    images_by_row,
     token_ids,
 )
 
@@ -260,8 +260,8 @@ def _entry_starts(
     for modality in ("image", "video"):
         ids = set(token_ids(config, (f"{modality}_token_id",)))
         places = [[n for n, token in enumerate(row) if token in ids] for row in rows]
-        lengths = picture_lengths(features, modality)
-        entries = pictures_by_row([len(own) for own in places], lengths)
+        lengths = image_lengths(features, modality)
+        entries = images_by_row([len(own) for own in places], lengths)
         for own, found, entry in zip(starts, places, entries, strict=True):
             sizes = accumulate((lengths[e] for e in entry[:-1]), initial=0)
             if entry:

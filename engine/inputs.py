@@ -15,8 +15,8 @@ from sightline.engine.branch import ENCODER_INPUTS, POSITION_INPUTS, Branch, ima
 from sightline.engine.prompt_edits import image_columns
 from sightline.engine.validation import check_padding
 from sightline.model_protocol import Model, UnsupportedModelError
-from sightline.vision.features import Features, is_one_of, picture_lengths, select_rows, token_ids
-from sightline.vision.images import listed, open_picture
+from sightline.vision.features import Features, image_lengths, is_one_of, select_rows, token_ids
+from sightline.vision.images import listed, open_image
 
 
 def expert_branch(
@@ -50,7 +50,7 @@ def expert_branch(
         image_mask=image_mask(ids, model.config),
         position_ids=positions,
         aligned=aligned,
-        features=encoded_pictures(model_kwargs, input_ids, copies, model.config),
+        features=prompt_features(model_kwargs, input_ids, copies, model.config),
     )
     pixels = {name: value for name, value in pixels.items() if value is not None}
     if not pixels:
@@ -64,7 +64,7 @@ def expert_branch(
 
 
 def complete(branch: Branch, model: Model, generation_config: Any) -> Branch:
-    """The branch with its pictures encoded and its positions set."""
+    """The branch with its images encoded and its positions set."""
     if branch.position_ids is None:
         branch = replace(branch, position_ids=prepare_positions(model, branch))
     if branch.features is None:
@@ -74,11 +74,11 @@ def complete(branch: Branch, model: Model, generation_config: Any) -> Branch:
 
 
 def encode(branch: Branch, pixels: Mapping[str, Any], model: Model) -> Features:
-    """Pictures through the model's encoder, by modality; `pixels` are its inputs."""
+    """Images through the model's encoder, by modality; `pixels` are its inputs."""
     encoded = encoded_images(model, branch.input_ids, pixels, branch.call.generation_config)
     if not encoded:
         raise UnsupportedModelError(
-            f"transformers {transformers_version} does not encode the pictures of "
+            f"transformers {transformers_version} does not encode the images of "
             f"{type(model).__name__} ahead of its text, which decoders build on: use a newer one"
         )
     return encoded
@@ -114,54 +114,54 @@ def given_processor(processor: Any, parts: Sequence[Any]) -> Any:
     return next((each for each in (processor, *made_with) if each is not None), None)
 
 
-def pictures_asked(
+def images_asked(
     images: Any, expert: Branch, model: Model, is_needed: bool, processor: Any
 ) -> tuple[tuple[Any, ...], ...]:
-    """The caller's pictures by row, opened; raises `ValueError` unless they are the prompt's.
+    """The caller's images by row, opened; raises `ValueError` unless they are the prompt's.
 
     They are counted in the prompt and not in the encoder's output, whose entries may be tiles.
 
     Args:
-        images: All pictures in the order of the prompts, or an entry for each row: its picture, a
-            list of its pictures, None or [] where it has none.
+        images: All images in the order of the prompts, or an entry for each row: its image, a
+            list of its images, None or [] where it has none.
     """
     if images is None:
         if is_needed:
             raise ValueError(
-                "this decoder looks at the picture again and needs it, not only its pixel_values: "
-                "generate(..., images=picture), or a list of all pictures of the batch in order"
+                "this decoder looks at the image again and needs it, not only its pixel_values: "
+                "generate(..., images=image), or a list of all images of the batch in order"
             )
         return ()
     entries = listed(images)
-    given = [pictures_in(entry) for entry in entries]
-    came = [len(pictures) for pictures in given]
+    given = [images_in(entry) for entry in entries]
+    came = [len(images) for images in given]
     counts = [len(row) for row in image_columns(expert, model, processor)]
     if sum(came) != sum(counts):
         raise ValueError(
-            f"images holds {sum(came)} pictures and the prompt {sum(counts)}: pass those of the "
+            f"images holds {sum(came)} images and the prompt {sum(counts)}: pass those of the "
             "whole batch, in the order of the prompts"
         )
     are_rows = any(entry is None or isinstance(entry, list | tuple) for entry in entries)
     if (0 in came or (are_rows and len(came) == len(counts))) and came != counts:
         raise ValueError(
-            f"images holds {came} pictures by row and the prompts hold {counts}: pass an entry for "
-            "each row, None or [] where it has none, or all pictures of the batch in one list"
+            f"images holds {came} images by row and the prompts hold {counts}: pass an entry for "
+            "each row, None or [] where it has none, or all images of the batch in one list"
         )
-    following = (open_picture(image) for pictures in given for image in pictures)
+    following = (open_image(image) for images in given for image in images)
     return tuple(tuple(islice(following, count)) for count in counts)
 
 
-def pictures_in(entry: Any) -> list[Any]:
-    """The pictures of one entry of `images`: one, several, or none."""
+def images_in(entry: Any) -> list[Any]:
+    """The images of one entry of `images`: one, several, or none."""
     if isinstance(entry, list | tuple):
         return list(entry)
     return [] if entry is None else [entry]
 
 
-def encoded_pictures(
+def prompt_features(
     model_kwargs: Mapping[str, Any], input_ids: Tensor, copies: int, config: Any
 ) -> dict[str, Any]:
-    """Encoded pictures of B prompts, from those that `generate` repeated for B * copies rows."""
+    """Encoded images of B prompts, from those that `generate` repeated for B * copies rows."""
     features = {
         modality: encoded
         for modality, encoded in (model_kwargs.get("mm_encoder_outputs") or {}).items()
@@ -173,13 +173,13 @@ def encoded_pictures(
 
 
 def is_unrepeated(features: Features, prompts: Tensor, config: Any) -> bool:
-    """Whether pictures fill the prompts once: `generate` repeats only what has a `pooler_output`.
+    """Whether images fill the prompts once: `generate` repeats only what has a `pooler_output`.
 
     (5.23. Without a decoder, such models cannot be asked for beams.)
     """
     fills = [
         int(is_one_of(prompts, token_ids(config, (f"{modality}_token_id",))).sum())
-        == sum(picture_lengths(features, modality))
+        == sum(image_lengths(features, modality))
         for modality in features
     ]
     return all(fills)

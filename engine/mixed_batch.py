@@ -43,7 +43,7 @@ def merged(whole: Branch, made: Branch, config: Any) -> Branch:
     """
     seen, unseen = rows_by_image(whole)
     rest = replace(whole, features={}).rows(unseen, config)
-    rest = gathered(rest, [[(c, None) for c in row] for row in rest.columns()], keeps_pictures=True)
+    rest = gathered(rest, [[(c, None) for c in row] for row in rest.columns()], keeps_images=True)
     order = torch.cat([seen, unseen]).argsort()
 
     def joined(both: Sequence[Tensor], dim: int = 1) -> Tensor:

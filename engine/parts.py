@@ -4,12 +4,12 @@ from typing import Any
 
 
 def needs_pixels(part: Any) -> bool:
-    """Whether a part edits pictures, and so must see them before they are encoded."""
+    """Whether a part edits images, and so must see them before they are encoded."""
     return getattr(part, "needs_pixels", False)
 
 
 def needs_images(part: Any) -> bool:
-    """Whether a part looks at the caller's pictures."""
+    """Whether a part looks at the caller's images."""
     return getattr(part, "needs_images", False)
 
 

@@ -20,10 +20,10 @@ from sightline.model_protocol import Model
 from sightline.vision.features import has_markers, select_from
 
 
-def read_pictures(branch: Branch, model: Model) -> Branch:
-    """The same branch, its columns up to each row's last picture read and kept as its prefix.
+def read_images(branch: Branch, model: Model) -> Branch:
+    """The same branch, its columns up to each row's last image read and kept as its prefix.
 
-    Left as it is where keys cannot be shared: a row without a picture, layers that keep a state in
+    Left as it is where keys cannot be shared: a row without an image, layers that keep a state in
     place of keys, a window over keys that padding would shift, or text that earlier tokens attend
     to (a prefix language model).
     """
@@ -55,7 +55,7 @@ def last_logits(model: Model) -> dict[str, Any]:
 def in_as_many_parts(positions: list[Tensor]) -> list[Tensor]:
     """Positions of each branch, all `[B, T]` or all `[P, B, T]`.
 
-    A model may count text in one row and only pictures in P parts: text has the same in each.
+    A model may count text in one row and only images in P parts: text has the same in each.
     """
     parts = max((p.shape[:-2] for p in positions), key=len)
     return [p.expand(*parts, *p.shape[-2:]) for p in positions]

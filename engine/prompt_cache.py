@@ -15,7 +15,7 @@ from sightline.weak_lru import Memory
 
 
 class PromptCache(Memory[tuple, tuple[Tensor, ...]]):
-    """Prompts without pictures as a model read them: logits of the last position, then keys and
+    """Prompts without images as a model read them: logits of the last position, then keys and
     values of each layer, one row of each.
 
     Entries are found by text, padding, positions and types.

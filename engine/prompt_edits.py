@@ -15,17 +15,17 @@ from sightline.engine.branch import Branch, image_mask
 from sightline.engine.image_spans import rows_of, warn_of_rest
 from sightline.engine.kv_cache import has_windows
 from sightline.model_protocol import Model, UnsupportedModelError
-from sightline.vision.features import is_one_of, picture_lengths, pictures_by_row, token_ids
+from sightline.vision.features import image_lengths, images_by_row, is_one_of, token_ids
 
 
 def gathered(
     branch: Branch,
     rows: Sequence[Sequence[tuple[int, int | None] | None]],
-    keeps_pictures: bool = False,
+    keeps_images: bool = False,
 ) -> Branch:
     """Rows of (place in the old prompt, new token or None), or None for padding.
 
-    Left-padded. Positions go with the old tokens where pictures are kept, and are to be made
+    Left-padded. Positions go with the old tokens where images are kept, and are to be made
     again where they are not; a new token's position is its place's.
     """
     width = max(len(row) for row in rows)
@@ -60,10 +60,10 @@ def gathered(
         input_ids=ids,
         attention_mask=mask.to(branch.attention_mask.dtype),
         image_mask=along(branch.image_mask, kept),
-        position_ids=positions if keeps_pictures else None,
+        position_ids=positions if keeps_images else None,
         aligned={name: along(values, kept) for name, values in branch.aligned.items()},
-        features=branch.features if keeps_pictures else {},
-        pixels=branch.pixels if keeps_pictures else {},
+        features=branch.features if keeps_images else {},
+        pixels=branch.pixels if keeps_images else {},
         prefix=None,
     )
 
@@ -76,8 +76,8 @@ def regathered(branch: Branch, rows: Sequence[Sequence[tuple[int, int | None]]])
     tails = [row[count:] for row, count in zip(rows, counts, strict=True)]
     is_kept = all(token is None and column < width for head in heads for column, token in head)
     if not width or not is_kept:
-        return gathered(branch, rows, keeps_pictures=True)
-    made = gathered(branch, padded_heads_and_tails(heads, tails, width), keeps_pictures=True)
+        return gathered(branch, rows, keeps_images=True)
+    made = gathered(branch, padded_heads_and_tails(heads, tails, width), keeps_images=True)
     return replace(made, prefix=branch.prefix)
 
 
@@ -91,7 +91,7 @@ def split_at(branch: Branch, starts: Sequence[int]) -> Branch:
         tokens = torch.nonzero(branch.attention_mask[row], as_tuple=True)[0].tolist()
         heads.append([(place, None) for place in tokens if place < start])
         tails.append([(place, None) for place in tokens if place >= start])
-    return gathered(branch, padded_heads_and_tails(heads, tails), keeps_pictures=True)
+    return gathered(branch, padded_heads_and_tails(heads, tails), keeps_images=True)
 
 
 def continued(
@@ -106,7 +106,7 @@ def continued(
     Args:
         index: Rows of this branch, one for each new row.
         starts: The column of each new row from which on its source is left out.
-        texts: Token ids of each new row, none of them a picture's.
+        texts: Token ids of each new row, none of them an image's.
         config: The model's.
 
     Tokens with which the old text begins as well stay as they are, with what runs along them:
@@ -134,7 +134,7 @@ def continued(
         heads.append([(place, None) for place in kept if place < shared])
         tail = [(place, None) for place in kept if place >= shared]
         tails.append([*tail, *((start - 1, token) for token in text)])
-    made = gathered(branch, padded_heads_and_tails(heads, tails, shared), keeps_pictures=True)
+    made = gathered(branch, padded_heads_and_tails(heads, tails, shared), keeps_images=True)
     assert made.position_ids is not None
     for row, text in enumerate(texts):
         count = torch.arange(len(text), device=made.input_ids.device)
@@ -160,13 +160,13 @@ def differing(
 def inserted(branch: Branch, rows: Sequence[Sequence[tuple[int, int | None]]]) -> Branch:
     """The same rows with one run of new text in each, which may stand in the place of old text.
 
-    What follows, pictures included, moves on by as many positions.
+    What follows, images included, moves on by as many positions.
 
     Args:
         rows: Of (column of an old token, None), and (column, id) of the new ones, the column
             being that of the first old token that they stand for or before.
     """
-    made = gathered(branch, rows, keeps_pictures=True)
+    made = gathered(branch, rows, keeps_images=True)
     assert made.position_ids is not None, "a completed branch has positions"
     for row, (entries, columns) in enumerate(zip(rows, branch.columns(), strict=True)):
         text = [number for number, (_, token) in enumerate(entries) if token is not None]
@@ -244,33 +244,33 @@ def parsed_rows(
 
 
 def with_fewer_image_tokens(branch: Branch, model: Model, encoded: Any) -> Branch:
-    """The same prompt, each picture's run of tokens as short as the features in `encoded`.
+    """The same prompt, each image's run of tokens as short as the features in `encoded`.
 
-    Positions are made again, without a gap. Where a model gives a picture's tokens the rows
+    Positions are made again, without a gap. Where a model gives an image's tokens the rows
     and columns of its grid (M-RoPE), what is left of the grid is none: they are counted on
     like text, so the pixels and their grid go.
 
     Args:
-        model: Names the tokens that pictures fill in its config.
-        encoded: An encoder's output for the same pictures, `[k, D]` of each, with k at most the
-            tokens that the picture fills now.
+        model: Names the tokens that images fill in its config.
+        encoded: An encoder's output for the same images, `[k, D]` of each, with k at most the
+            tokens that the image fills now.
     """
     places = is_one_of(branch.input_ids, token_ids(model.config, ("image_token_id",)))
-    lengths = picture_lengths(branch.features, "image")
-    left_of = picture_lengths({"image": encoded}, "image")
-    by_row = pictures_by_row(places.sum(dim=1).tolist(), lengths)
+    lengths = image_lengths(branch.features, "image")
+    left_of = image_lengths({"image": encoded}, "image")
+    by_row = images_by_row(places.sum(dim=1).tolist(), lengths)
     rows: list[list[tuple[int, int | None]]] = []
-    for row, pictures in enumerate(by_row):
+    for row, images in enumerate(by_row):
         kept = branch.attention_mask[row] != 0  # a new tensor, whatever the mask's dtype
         left = torch.nonzero(places[row], as_tuple=True)[0].tolist()
-        for picture in pictures:
-            run, left = left[: lengths[picture]], left[lengths[picture] :]
+        for image in images:
+            run, left = left[: lengths[image]], left[lengths[image] :]
             if run[-1] - run[0] != len(run) - 1:
                 raise UnsupportedModelError(
-                    "a picture can be shortened only where its tokens stand side by side, and "
+                    "an image can be shortened only where its tokens stand side by side, and "
                     "here other tokens stand between them: use a contrast that keeps its length"
                 )
-            kept[run[left_of[picture] :]] = False
+            kept[run[left_of[image] :]] = False
         rows.append([(int(place), None) for place in torch.nonzero(kept, as_tuple=True)[0]])
     shorter = gathered(branch, rows)
     return replace(

@@ -20,33 +20,33 @@ from sightline.vision.processor_call import processed, prompts_of
 
 def written(
     texts: Sequence[str],
-    pictures: Sequence[Sequence[Image.Image]],
+    images: Sequence[Sequence[Image.Image]],
     editor: PromptEditor,
     arguments: Mapping[str, Any],
     begins: bool = False,
 ) -> dict[str, Any]:
-    """What the processor makes of prompts and their pictures, on the model's device.
+    """What the processor makes of prompts and their images, on the model's device.
 
     Args:
-        texts: As it takes them, special tokens and what stands for a picture included.
-        pictures: Of each prompt.
+        texts: As it takes them, special tokens and what stands for an image included.
+        images: Of each prompt.
         arguments: Of the processor's call.
         begins: Whether the tokenizer adds what a prompt begins with.
     """
-    made = prompts_of(editor.processor, texts, pictures, arguments, begins)
+    made = prompts_of(editor.processor, texts, images, arguments, begins)
     return dict(made.to(input_device(editor.model), editor.model.dtype))
 
 
-def picture_inputs(
-    pictures: Sequence[Sequence[Image.Image]], editor: PromptEditor, arguments: Mapping[str, Any]
+def image_inputs(
+    images: Sequence[Sequence[Image.Image]], editor: PromptEditor, arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the model's encoder takes, for the pictures of each prompt.
+    """What the model's encoder takes, for the images of each prompt.
 
     They go through the processor's own call, as those of a prompt do: what it hands its image
-    processor, and how it cuts several pictures of one prompt, is its matter.
+    processor, and how it cuts several images of one prompt, is its matter.
     """
-    texts = [editor.shown(len(own)) for own in pictures]
-    return encoder_inputs(written(texts, pictures, editor, arguments))
+    texts = [editor.shown(len(own)) for own in images]
+    return encoder_inputs(written(texts, images, editor, arguments))
 
 
 def encoder_inputs(made: dict[str, Any]) -> dict[str, Any]:
@@ -54,20 +54,20 @@ def encoder_inputs(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def repainted(
-    branch: Branch, pictures: Sequence[Sequence[Image.Image]], editor: PromptEditor
+    branch: Branch, images: Sequence[Sequence[Image.Image]], editor: PromptEditor
 ) -> Branch:
-    """Each row with other pictures in the place of its own one, as the processor writes them.
+    """Each row with other images in the place of its own one, as the processor writes them.
 
     Its prefix stays where that ends before anything that is new.
 
     Args:
-        branch: Of one picture in each row.
-        pictures: Of each row, one or more.
+        branch: Of one image in each row.
+        images: Of each row, one or more.
 
     Raises:
         ValueError: The processor does not write the rest of a prompt as it was.
     """
-    made = shown_again(branch, pictures, editor)
+    made = shown_again(branch, images, editor)
     entries = [
         [(columns[number], token) for number, token in row.compared(new)]
         for row, columns, new in zip(
@@ -83,18 +83,18 @@ def repainted(
 
 
 def shown_again(
-    branch: Branch, pictures: Sequence[Sequence[Image.Image]], editor: PromptEditor
+    branch: Branch, images: Sequence[Sequence[Image.Image]], editor: PromptEditor
 ) -> dict[str, Any]:
-    """What the processor makes of each row's text and these pictures; `ValueError` if the text
+    """What the processor makes of each row's text and these images; `ValueError` if the text
     does not come out as it was.
     """
     rows, unit = editor.rows(branch), editor.shown(1)
-    texts = [row.as_asked(editor.shown(len(own))) for row, own in zip(rows, pictures, strict=True)]
+    texts = [row.as_asked(editor.shown(len(own))) for row, own in zip(rows, images, strict=True)]
     start = writing_of(editor.processor, editor.model.config).start
     for begins in (False, True):  # what a prompt begins with stands in the text, or is added to it
         given = [text.removeprefix(start) for text in texts] if begins else texts
-        made = written(given, pictures, editor, branch.call.processor_kwargs, begins)
-        # Pictures side by side, with nothing around them, may read as one.
+        made = written(given, images, editor, branch.call.processor_kwargs, begins)
+        # Images side by side, with nothing around them, may read as one.
         if all(
             row.like(new).as_asked("") == text.replace(unit, "")
             for row, new, text in zip(rows, unpadded(made), texts, strict=True)
@@ -122,7 +122,7 @@ def check_reproduced(processor: Any, expert: Branch, model: Model) -> None:
 
     Compared are the image tokens of each row, sizes and grids, and of one row the pixels' shape.
     """
-    rows = expert.call.pictures
+    rows = expert.call.images
     if not all(rows):
         return  # a row has a video alone: what looks at images again refuses it itself
     made = processed(processor, rows, expert.call.processor_kwargs)

@@ -30,9 +30,9 @@ Preparation = Callable[[Branch, Model], Branch]
 class _Signature:
     """The signature that `generate` reads off a strategy.
 
-    `generate` encodes pictures before it calls a strategy, and hands over raw inputs only where
-    the signature names them. So inputs of the picture encoder are named only if a part edits
-    pictures; all other strategies get them encoded, whatever a model calls them.
+    `generate` encodes images before it calls a strategy, and hands over raw inputs only where
+    the signature names them. So inputs of the image encoder are named only if a part edits
+    images; all other strategies get them encoded, whatever a model calls them.
     """
 
     def __get__(self, strategy: Any, owner: type) -> inspect.Signature:
@@ -102,12 +102,12 @@ class Strategy(Checked, ABC):
 
     @property
     def needs_pixels(self) -> bool:
-        """Whether it edits pictures before they are encoded."""
+        """Whether it edits images before they are encoded."""
         return False
 
     @property
     def needs_images(self) -> bool:
-        """Whether it looks at the picture itself, passed to `generate` as `images=`."""
+        """Whether it looks at the image itself, passed to `generate` as `images=`."""
         return False
 
     def __call__(
@@ -127,16 +127,16 @@ class Strategy(Checked, ABC):
     ) -> Any:
         """Called by `generate`, not by users.
 
-        What looks at the picture again gets it by `generate(..., images=picture)`: one, a list of
-        all pictures of the batch in the order of the prompts, or a list with an entry for each row
-        (a picture, a list, or None where it has none). What prepares it again does so by
+        What looks at the image again gets it by `generate(..., images=image)`: one, a list of
+        all images of the batch in the order of the prompts, or a list with an entry for each row
+        (an image, a list, or None where it has none). What prepares it again does so by
         the processor's own call, with the arguments that the prompt was made with
         (`processor_kwargs=dict(max_pixels=...)`). `chat_template_kwargs=` are the arguments of the
         prompt's chat template, for decoders that ask in it; only those that change its words are
         needed.
 
         `generate(..., processor=processor)`, the model's own, tells image-free branches exactly
-        what belongs to a picture, where a decoder was made without one.
+        what belongs to an image, where a decoder was made without one.
 
         `generate(..., return_dict_in_generate=True, output_image_attention=True)` also returns
         where the model looked: `image_attention`, for each token `[R, T]` over the expert's prompt,
@@ -195,13 +195,13 @@ class RecipeStrategy(Strategy):
 
     @property
     def needs_pixels(self) -> bool:
-        """Whether a part edits pictures before they are encoded."""
+        """Whether a part edits images before they are encoded."""
         recipe = self.recipe().simplified()
         return any(needs_pixels(part) for part in (*recipe.preparations, *recipe.contrasts))
 
     @property
     def needs_images(self) -> bool:
-        """Whether a part looks at the picture itself, passed to `generate` as `images=`."""
+        """Whether a part looks at the image itself, passed to `generate` as `images=`."""
         recipe = self.recipe().simplified()
         return any(needs_images(part) for part in (*recipe.preparations, *recipe.contrasts))
 
@@ -361,16 +361,16 @@ class Gated(RecipeStrategy):
 
 @dataclass(frozen=True)
 class PromptCached(RecipeStrategy):
-    """A decoder that remembers image-free prompts: the same question of the next picture.
+    """A decoder that remembers image-free prompts: the same question of the next image.
 
-    An amateur that sees no picture (VDD, M3ID, PAI) reads the same text whatever the picture, so
+    An amateur that sees no image (VDD, M3ID, PAI) reads the same text whatever the image, so
     keys, values and last logits of the latest texts are kept, by model, and not computed again.
 
     After a change of weights or adapters that `Memory` sees, texts are read again; after any other
     (a write through `.data`) call `clear()`.
 
     Args:
-        decoder: Has a branch without a picture; any other raises `ValueError` when it is used.
+        decoder: Has a branch without an image; any other raises `ValueError` when it is used.
         capacity: Texts that are kept for each model, 1 or more. One of T tokens takes
             2 * layers * KV heads * head size * T numbers: of 60 tokens and LLaVA-1.5-7B in 16
             bits 31 MB.

@@ -40,12 +40,12 @@ def is_text_only(
 
 
 def check_vision_language(model: Model) -> None:
-    """Raises `ValueError` unless the model takes encoded pictures by placeholder tokens."""
+    """Raises `ValueError` unless the model takes encoded images by placeholder tokens."""
     if not takes_encoded_images(model) or not token_ids(
         model.config, ("image_token_id", "video_token_id")
     ):
         raise UnsupportedModelError(
-            f"decoders need a vision-language model whose pictures stand in the prompt as "
+            f"decoders need a vision-language model whose images stand in the prompt as "
             f"placeholder tokens, got {type(model).__name__}"
         )
 
@@ -85,7 +85,7 @@ def check_call(
         raise ValueError("token_streamer cannot follow beam search: set num_beams=1")
     if model_kwargs.get("inputs_embeds") is not None:
         raise UnsupportedModelError(
-            "decoders find pictures by their tokens and need input_ids, got inputs_embeds: pass "
+            "decoders find images by their tokens and need input_ids, got inputs_embeds: pass "
             "the processor's output to generate unchanged. A model whose own generate makes "
             "inputs_embeds of it (BLIP-2, InstructBLIP) cannot be decoded with branches"
         )
@@ -178,11 +178,11 @@ def check_looks(looks: bool | tuple[int, int], generation_config: Any) -> None:
         )
 
 
-def check_pictures(expert: Branch, needs_pixels: bool) -> None:
-    """Raises `ValueError` unless prompt and pictures are what contrasts need."""
+def check_images(expert: Branch, needs_pixels: bool) -> None:
+    """Raises `ValueError` unless prompt and images are what contrasts need."""
     if not expert.image_mask.any():
         raise ValueError(
-            "a picture came, or is asked about, and the prompt holds no image token: build it with "
+            "an image came, or is asked about, and the prompt holds no image token: build it with "
             "the processor's chat template and an image"
         )
     if not expert.features:
@@ -192,16 +192,16 @@ def check_pictures(expert: Branch, needs_pixels: bool) -> None:
         )
     if needs_pixels and not expert.pixels:
         raise ValueError(
-            "this decoder edits the picture and needs pixel_values, got pre-encoded images: pass "
+            "this decoder edits the image and needs pixel_values, got pre-encoded images: pass "
             "the processor's output to generate unchanged"
         )
 
 
 def check_reusable(model: Model, branches: list[Branch]) -> None:
-    """Raises `ValueError` unless some branch's prompt is the same whatever the picture."""
+    """Raises `ValueError` unless some branch's prompt is the same whatever the image."""
     if all(branch.features for branch in branches):
         raise ValueError(
-            "prompts without pictures are what can be reused, and every branch of this decoder "
+            "prompts without images are what can be reused, and every branch of this decoder "
             "sees one: use the decoder by itself"
         )
     if not layers_that_keep_keys(model):

@@ -1,8 +1,8 @@
-"""AMBER: invented objects in descriptions, and yes/no questions about 1004 pictures
+"""AMBER: invented objects in descriptions, and yes/no questions about 1004 images
 (arXiv:2311.07397).
 
 Descriptions: the nouns of a response that AMBER's vocabulary knows are compared with what is in
-the picture and with what is likely to be invented for it. Questions: of existence, attributes and
+the image and with what is likely to be invented for it. Questions: of existence, attributes and
 relations, with "no" as the positive class. All files are AMBER's own and are read from yours.
 
 The published script needs a tagger and spaCy's word vectors (`en_core_web_lg`). Here nouns are
@@ -30,8 +30,8 @@ from sightline.evaluation.files import (
     Malformed,
     Row,
     as_list,
+    check_images,
     check_length,
-    check_pictures,
     check_unique,
     fingerprint,
     open_inside,
@@ -255,8 +255,8 @@ class Counts:
     Args:
         nouns: Of the vocabulary, repetitions counted.
         invented: Those of them judged invented.
-        covered: Objects of the picture that are named.
-        truth: Objects of the picture, as listed: an object listed twice counts twice, and only
+        covered: Objects of the image that are named.
+        truth: Objects of the image, as listed: an object listed twice counts twice, and only
             its first entry can be named.
         likely_named: Likely inventions that are named, also where a similar safe word rescues
             the noun.
@@ -325,7 +325,7 @@ class GenerativeScore:
 
     Args:
         chair: Invented nouns / nouns of the vocabulary.
-        cover: Objects of the picture that are named / objects of the picture.
+        cover: Objects of the image that are named / objects of the image.
         hal: 100 less the share of responses without an invented noun.
         cog: Likely inventions that are named / likely inventions.
         responses: Their number.
@@ -590,7 +590,7 @@ class Amber:
     Raises:
         ValueError: For files of another kind, queries of which most are malformed or have no
             annotation (fewer become error rows), a malformed row of the annotations, tables that
-            are not given, and missing pictures.
+            are not given, and missing images.
     """
 
     name = "amber"
@@ -626,7 +626,7 @@ class Amber:
             if self.tables is not None and item.task == GENERATIVE:
                 note = self._notes[item.id]
                 self.tables.associated([*note["truth"], *note["hallu"]])  # or raises
-        check_pictures(self.images, [item.image for item in asked(self.items)])
+        check_images(self.images, [item.image for item in asked(self.items)])
         self.tasks: tuple[Task, ...] = tuple(
             Task(GENERATIVE, title, max_new_tokens, False, GENERATIVE_METRICS)
             if name == GENERATIVE
@@ -674,7 +674,7 @@ class Amber:
         question = row.text("query") + ending
         return Item(task, row.key("id"), question, image, image, note["truth"])
 
-    def picture(self, item: Item) -> Image.Image:
+    def load_image(self, item: Item) -> Image.Image:
         return open_inside(self.images, item.image)
 
     def prediction(self, item: Item, text: str) -> str | None:

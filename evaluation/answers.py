@@ -28,7 +28,7 @@ class Answer:
         task: The name of the task.
         id: Of the question, unique in its task.
         decoder: The label of the decoder.
-        question: The prompt, without the picture's marker.
+        question: The prompt, without the image's marker.
         answer: What was said, without special tokens.
         tokens: Length of the answer, without the end of sequence.
         batch: Index of the batch of its task that it was answered in.
@@ -40,7 +40,7 @@ class Answer:
         steps: Tokens that the batch's loop made for each row.
         peak_mb: The device's peak of allocated memory in the batch; None on a CPU.
         logits: For greedy yes/no, the first token's best "yes", best "no" and best other logit.
-        error: Why the picture or the question's line could not be read; None where it could.
+        error: Why the image or the question's line could not be read; None where it could.
     """
 
     task: str

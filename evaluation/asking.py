@@ -70,7 +70,7 @@ class Source:
 
     @cached_property
     def processor(self) -> Any:
-        """Raises `ValueError` where the checkpoint has none for pictures and chat."""
+        """Raises `ValueError` where the checkpoint has none for images and chat."""
         return for_batches(load_processor(self.place))
 
     @cached_property
@@ -100,40 +100,40 @@ def for_batches(processor: Any) -> Any:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch with its pictures, ready to be asked.
+    """A batch with its images, ready to be asked.
 
     Args:
         batch: Errors and all.
-        items: Those whose picture could be read, in the batch's order.
-        errors: Why the others' picture or line could not, by id.
-        pictures: Of `items`.
+        items: Those whose image could be read, in the batch's order.
+        errors: Why the others' image or line could not, by id.
+        images: Of `items`.
         inputs: The processor's output for `items`, as arrays; empty where there are none.
     """
 
     batch: Batch
     items: tuple[Item, ...]
     errors: Mapping[str, str]
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     inputs: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """Opens the pictures of a batch and makes the model's inputs.
+    """Opens the images of a batch and makes the model's inputs.
 
     Args:
-        benchmark: Has the pictures.
+        benchmark: Has the images.
         processor: The model's.
-        broken: Items whose picture could not be read before, with the reason: `(task, id)`. They
+        broken: Items whose image could not be read before, with the reason: `(task, id)`. They
             stay out, so that a batch that is repeated is the same batch.
-        keeps_pictures: Whether anyone looks at the pictures again.
+        keeps_images: Whether anyone looks at the images again.
         chat_template_kwargs: Arguments of the chat template besides the messages.
     """
 
     benchmark: Benchmark
     processor: Any
     broken: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    keeps_pictures: bool = True
+    keeps_images: bool = True
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, batch: Batch) -> Prepared:
@@ -141,7 +141,7 @@ class Preparation:
         for item in batch.items:
             if not item.error and item.image not in opened:
                 opened[item.image] = self.open(item)
-        items, pictures, errors = [], [], {}
+        items, images, errors = [], [], {}
         for item in batch.items:
             known = item.error or self.broken.get((item.task, item.id))
             found = known or opened[item.image]
@@ -149,23 +149,23 @@ class Preparation:
                 errors[item.id] = found
             else:
                 items.append(item)
-                pictures.append(found)
-        inputs, refused = self.inputs(items, pictures) if items else ({}, {})
-        usable = [(i, p) for i, p in zip(items, pictures, strict=True) if i.id not in refused]
-        kept = [picture for _, picture in usable] if self.keeps_pictures else []
+                images.append(found)
+        inputs, refused = self.inputs(items, images) if items else ({}, {})
+        usable = [(i, p) for i, p in zip(items, images, strict=True) if i.id not in refused]
+        kept = [image for _, image in usable] if self.keeps_images else []
         return Prepared(batch, tuple(i for i, _ in usable), errors | refused, kept, inputs)
 
     def open(self, item: Item) -> Image.Image | str:
-        """The picture, or why it cannot be read."""
+        """The image, or why it cannot be read."""
         try:
-            return self.benchmark.picture(item)
+            return self.benchmark.load_image(item)
         except MemoryError:
             raise
         except Exception as error:  # whatever a decoder of damaged files trips over
             return reason(error)
 
     def inputs(
-        self, items: Sequence[Item], pictures: Sequence[Image.Image]
+        self, items: Sequence[Item], images: Sequence[Image.Image]
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """The model's inputs for the items that the processor takes, and by id why not others.
 
@@ -173,41 +173,41 @@ class Preparation:
             ValueError: It takes none of several, so that the fault is none of theirs.
         """
         try:
-            return self.encode(pictures, [item.question for item in items]), {}
+            return self.encode(images, [item.question for item in items]), {}
         except MemoryError:
             raise
         except Exception as error:
-            refused = self.refused(items, pictures)
+            refused = self.refused(items, images)
             if not refused or len(refused) == len(items) > 1:
                 raise ValueError(
                     f"the processor cannot prepare these questions: {reason(error)}"
                 ) from error
             left = [
-                (p, i.question) for i, p in zip(items, pictures, strict=True) if i.id not in refused
+                (p, i.question) for i, p in zip(items, images, strict=True) if i.id not in refused
             ]
             return self.encode(*zip(*left, strict=True)) if left else {}, refused
 
-    def refused(self, items: Sequence[Item], pictures: Sequence[Image.Image]) -> dict[str, str]:
+    def refused(self, items: Sequence[Item], images: Sequence[Image.Image]) -> dict[str, str]:
         """Items that the processor does not take by themselves, by id, with the reason."""
         found = {}
-        for item, picture in zip(items, pictures, strict=True):
+        for item, image in zip(items, images, strict=True):
             try:
-                self.encode([picture], [item.question])
+                self.encode([image], [item.question])
             except MemoryError:
                 raise
             except Exception as error:
                 found[item.id] = reason(error)
         return found
 
-    def encode(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Any]:
+    def encode(self, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Any]:
         """The processor's output, through its chat template if it has one, padded on the left."""
         padding: dict[str, Any] = {"padding": True, "padding_side": "left"}
         arguments = self.chat_template_kwargs
         if has_template(self.processor):
-            chats = [user_turn([p], text) for p, text in zip(pictures, texts, strict=True)]
+            chats = [user_turn([p], text) for p, text in zip(images, texts, strict=True)]
             encoded = templated(self.processor, chats, arguments, **padding)
         else:
-            own = [[picture] for picture in pictures]
+            own = [[image] for image in images]
             encoded = untemplated(self.processor, own, texts, **padding)
         return {name: value.numpy() for name, value in encoded.items()}
 
@@ -310,7 +310,7 @@ class ModelRunner:
         ]
 
     def say(self, setup: Setup, prepared: Prepared, inputs: Mapping[str, Tensor]) -> "list[Reply]":
-        """The replies to the items whose picture could be read."""
+        """The replies to the items whose image could be read."""
         if not prepared.items:
             return []
         task = prepared.batch.task
@@ -356,7 +356,7 @@ class ModelRunner:
         """
         finite = FiniteRows()
         watched = {"logits_processor": LogitsProcessorList([finite])}
-        looked_at = {"images": list(prepared.pictures)} if setup.needs_images else {}
+        looked_at = {"images": list(prepared.images)} if setup.needs_images else {}
         told = processor_for(setup.strategy, self.processor, self.chat_template_kwargs)
         cards = range(torch.cuda.device_count()) if input_device(self.model).type == "cuda" else ()
         with torch.random.fork_rng(devices=cards):

@@ -44,7 +44,7 @@ def cut(benchmark: Benchmark, tokenizer: Any, size: int, seed: int) -> list[Batc
     """The batches of a benchmark, which follow from it, the tokenizer and the size alone.
 
     Items of a task are sorted by the tokens of their text, then by the width and height of their
-    picture where the benchmark has `size(item)`, so that little is padded; ties stay in order.
+    image where the benchmark has `size(item)`, so that little is padded; ties stay in order.
     Malformed lines have batches of their own at the end of their task: the others are those of a
     file without these lines.
 
@@ -92,7 +92,7 @@ def sample_seed(seed: int, task: str, index: int) -> int:
 class Ahead(Generic[A, B]):
     """What `make` makes of each thing, in order, by a process that stays a little ahead.
 
-    A process and not a thread: decoding and drawing pictures holds the interpreter's lock as long
+    A process and not a thread: decoding and drawing images holds the interpreter's lock as long
     as `generate` does in its loop. It begins at once, and ends with the last thing, an error,
     `close`, or its parent. Results should hold arrays, not tensors, which would go through shared
     memory.

@@ -1,4 +1,4 @@
-"""What a benchmark is to the runner: pictures, questions, and figures of what was answered.
+"""What a benchmark is to the runner: images, questions, and figures of what was answered.
 
 A benchmark reads its own files, words its prompts, reads answers and knows its metrics. What asks
 the model, keeps the answers and draws the tables knows none of that, and is written once.
@@ -38,14 +38,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one picture.
+    """One question about one image.
 
     Args:
         task: The name of its task.
         id: Unique in its task.
-        question: The prompt as the model gets it, without the picture's marker.
-        image: The picture's name: a file below the folder of pictures, or a scene's number.
-        unit: What the bootstrap draws again: the picture, or a set of questions that belong
+        question: The prompt as the model gets it, without the image's marker.
+        image: The image's name: a file below the folder of images, or a scene's number.
+        unit: What the bootstrap draws again: the image, or a set of questions that belong
             together. Units of different tasks are the same where their names are.
         label: "yes" or "no" where that is the truth; None for captions.
         kind: The kind of question within its task; empty where there is one kind.
@@ -86,8 +86,8 @@ class Prediction:
 class Benchmark(Protocol):
     """Implemented once for each benchmark.
 
-    One that knows the sizes of its pictures without opening them may have `size(item)`, width and
-    height: pictures of a size then stand in one batch.
+    One that knows the sizes of its images without opening them may have `size(item)`, width and
+    height: images of a size then stand in one batch.
     """
 
     @property
@@ -106,8 +106,8 @@ class Benchmark(Protocol):
         Batches follow from them alone."""
         ...
 
-    def picture(self, item: Item) -> Image.Image:
-        """The picture, opened. Raises `OSError` or `ValueError` where it cannot be read."""
+    def load_image(self, item: Item) -> Image.Image:
+        """The image, opened. Raises `OSError` or `ValueError` where it cannot be read."""
         ...
 
     def prediction(self, item: Item, text: str) -> str | None:
@@ -121,7 +121,7 @@ class Benchmark(Protocol):
 
         Args:
             task: One of `tasks`.
-            said: Answers of one decoder to that task's items, without those whose picture or
+            said: Answers of one decoder to that task's items, without those whose image or
                 line could not be read.
             units: Unit -> its place in the arrays of a `Ratio`.
         """

@@ -1,7 +1,7 @@
-"""CHAIR: which COCO objects a caption names that its picture does not have (arXiv:1809.02156).
+"""CHAIR: which COCO objects a caption names that its image does not have (arXiv:1809.02156).
 
 A caption is cut into words, each word brought to its base form, compounds are merged ("hot dog"),
-and what then stands in the vocabulary names an object. The truth of a picture is found by the same
+and what then stands in the vocabulary names an object. The truth of an image is found by the same
 steps, so a truth made by one pipeline serves no other. Published figures use the tables of
 LisaAnne/Hallucination, which are read from files of yours; without them the package's own
 vocabulary is used (`objects.py`).
@@ -27,8 +27,8 @@ from sightline.evaluation.files import (
     Line,
     Malformed,
     as_list,
+    check_images,
     check_length,
-    check_pictures,
     digest,
     fingerprint,
     open_inside,
@@ -194,7 +194,7 @@ class Reading:
         return [(word, node) for word, node in self.named if node not in truth]
 
     def count(self, truth: Collection[str]) -> "Counts":
-        """This caption's part in the sums of the metrics; `truth` is the picture's objects."""
+        """This caption's part in the sums of the metrics; `truth` is the image's objects."""
         truth, distinct = set(truth), set(self.nodes)
         return Counts(
             words=len(self.words),
@@ -223,10 +223,10 @@ class Counts:
     Args:
         words: After merging.
         mentions: Of objects, repetitions counted.
-        invented: Mentions of objects that the picture does not have, repetitions counted.
+        invented: Mentions of objects that the image does not have, repetitions counted.
         named: Distinct objects named.
-        found: Distinct objects named that the picture has.
-        truth: Objects that the picture has.
+        found: Distinct objects named that the image has.
+        truth: Objects that the image has.
     """
 
     words: int
@@ -268,7 +268,7 @@ class ChairScore:
         chair_s: Captions with an invented object / captions.
         chair_i: Invented mentions / mentions of objects, over all captions together; 0 where no
             object is named (the published scripts then divide by zero).
-        recall: Objects found / objects in the pictures, summed over captions; 0 without any.
+        recall: Objects found / objects in the images, summed over captions; 0 without any.
         length: Mean number of words after merging; OPERA's `Len` is a hundredth of it.
     """
 
@@ -405,7 +405,7 @@ class Chair:
 
         Args:
             captions: Image id or file name (see `image_number`) -> its caption or captions.
-            truth: Image id -> the objects of the picture, from `truth_from_coco`.
+            truth: Image id -> the objects of the image, from `truth_from_coco`.
 
         Raises:
             ValueError: Without captions, and for an image that the truth does not know.
@@ -425,7 +425,7 @@ class Chair:
         captions: Source | Iterable[Source] = (),
         ids: Iterable[Any] | None = None,
     ) -> dict[int, frozenset[str]]:
-        """The objects of each picture: those annotated, and those its reference captions name.
+        """The objects of each image: those annotated, and those its reference captions name.
 
         Args:
             instances: COCO's instances_*.json, as files or loaded; papers use train and val.
@@ -539,7 +539,7 @@ def image_number(name: Any) -> int | None:
 def check_ids(ids: Iterable[int], truth: Mapping[int, Any]) -> None:
     """Raises `ValueError` for an image that the truth does not know.
 
-    The published script takes such a picture for empty, and all that is said of it for invented.
+    The published script takes such an image for empty, and all that is said of it for invented.
     """
     unknown = [image for image in ids if image not in truth]
     if unknown:
@@ -785,13 +785,13 @@ def draw_ids(instances: Source, count: int, seed: int = 0) -> list[int]:
 
 
 class ChairBenchmark:
-    """Captions of COCO's pictures, asked for by one prompt.
+    """Captions of COCO's images, asked for by one prompt.
 
-    Papers take 500 pictures of val2014; the draw moves the figures by several points, so the ids
+    Papers take 500 images of val2014; the draw moves the figures by several points, so the ids
     are given and not drawn here (`draw_ids` draws some).
 
     Args:
-        images: The folder of pictures, named as COCO 2014 or 2017 names them, or as the instances
+        images: The folder of images, named as COCO 2014 or 2017 names them, or as the instances
             file does.
         image_ids: The images to describe, by number or file name, or a file of them (`read_ids`).
         instances: COCO's instances_*.json that know these images; papers load train and val.
@@ -802,7 +802,7 @@ class ChairBenchmark:
         metric: Finds the objects; the package's own vocabulary by default.
 
     Raises:
-        ValueError: For files of another kind, images without annotations, missing pictures, and a
+        ValueError: For files of another kind, images without annotations, missing images, and a
             list of ids of which most are malformed; fewer become error rows.
     """
 
@@ -843,13 +843,13 @@ class ChairBenchmark:
             for image in content.get("images", ())
             if "file_name" in image
         }
-        pictures = {image: picture_name(self.images, image, published.get(image)) for image in ids}
-        check_pictures(self.images, pictures.values())
+        files = {image: image_name(self.images, image, published.get(image)) for image in ids}
+        check_images(self.images, files.values())
         self.tasks: tuple[Task, ...] = (Task("caption", "CHAIR", max_new_tokens, False, METRICS),)
         self.items: Sequence[Item] = [
             unasked("caption", line)
             if isinstance(line, Malformed)
-            else Item("caption", str(line), prompt, pictures[line], pictures[line])
+            else Item("caption", str(line), prompt, files[line], files[line])
             for line in listed
         ]
         self._fixed = {
@@ -868,7 +868,7 @@ class ChairBenchmark:
             "tables": self.metric.tables,
         }
 
-    def picture(self, item: Item) -> Image.Image:
+    def load_image(self, item: Item) -> Image.Image:
         return open_inside(self.images, item.image)
 
     def prediction(self, item: Item, text: str) -> str | None:
@@ -883,7 +883,7 @@ class ChairBenchmark:
     def ratios(
         self, task: Task, said: Sequence[Prediction], units: Mapping[str, int]
     ) -> dict[str, Ratio]:
-        """As `Chair.score`, over pictures; where that says 0 of nothing, a `Ratio` is NaN."""
+        """As `Chair.score`, over images; where that says 0 of nothing, a `Ratio` is NaN."""
         counts = [self.count(entry) for entry in said]
         captions = by_unit(said, [1] * len(said), units)
         mentions = by_unit(said, [c.mentions for c in counts], units)
@@ -900,7 +900,7 @@ class ChairBenchmark:
         return self._fixed
 
 
-def picture_name(folder: Path, image: int, published: str | None = None) -> str:
+def image_name(folder: Path, image: int, published: str | None = None) -> str:
     """The file of an image: as its instances file names it, or as COCO 2014 or 2017 does.
 
     The first of these that is there; where none is, the first of them, to be missed by name.

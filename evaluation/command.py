@@ -111,7 +111,7 @@ class Common:
     ] = False
 
 
-ImagesOption = Annotated[Path, typer.Option(metavar="FOLDER", help="Of the pictures.")]
+ImagesOption = Annotated[Path, typer.Option(metavar="FOLDER", help="Of the images.")]
 LengthOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 SuffixOption = Annotated[
     str,
@@ -157,7 +157,7 @@ Made = tuple[Callable[[], "Benchmark"], Mapping[str, Mapping[str, Any]] | None]
 @benchmark_command("lab")
 def lab(
     *,
-    scenes: Annotated[int, typer.Option(min=1, help="How many pictures are drawn.")] = 500,
+    scenes: Annotated[int, typer.Option(min=1, help="How many images are drawn.")] = 500,
     scene_seed: Annotated[int, typer.Option(min=0, help="Of the scenes.")] = 0,
 ) -> Made:
     """Presence questions and captions over drawn scenes whose truth is known. Needs no file."""
@@ -188,7 +188,7 @@ def pope(
     suffix: SuffixOption = "none",
     max_new_tokens: LengthOption = 16,
 ) -> Made:
-    """POPE (arXiv:2305.10355): is an object in the picture, of COCO, A-OKVQA or GQA."""
+    """POPE (arXiv:2305.10355): is an object in the image, of COCO, A-OKVQA or GQA."""
     from sightline.evaluation.pope import Pope
 
     return lambda: Pope(questions, images, parser, suffix, max_new_tokens), None
@@ -259,7 +259,7 @@ def chair(
         typer.Option(metavar="FILE", help="JSON of base forms, made with NLTK and pattern."),
     ] = None,
 ) -> Made:
-    """CHAIR (arXiv:1809.02156): which objects captions of COCO's pictures invent."""
+    """CHAIR (arXiv:1809.02156): which objects captions of COCO's images invent."""
     from sightline.evaluation.chair import Chair, ChairBenchmark, draw_ids
 
     def make() -> "Benchmark":

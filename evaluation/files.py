@@ -1,4 +1,4 @@
-"""Readers of published files: JSON rows that know their place, fingerprints, pictures that exist.
+"""Readers of published files: JSON rows that know their place, fingerprints, images that exist.
 
 Everything is checked while it is read, so that a mistake is found before a model is loaded.
 """
@@ -17,12 +17,12 @@ from PIL import Image
 
 from sightline.json_text import json_text
 from sightline.messages import LONGEST, check_characters, clipped, enumerated, short, unknown
-from sightline.vision.images import open_picture, path_is
+from sightline.vision.images import open_image, path_is
 
 S = TypeVar("S")
 T = TypeVar("T")
 GZIP = b"\x1f\x8b"  # the first two bytes
-SHOWN = 3  # missing pictures named in a message
+SHOWN = 3  # missing images named in a message
 UNDECODED = re.compile(r"[\udc80-\udcff]")  # bytes that "surrogateescape" could not decode
 HALF = re.compile(r"\\ud[89a-f]|[\ud800-\udfff]", re.IGNORECASE)  # of a surrogate pair, maybe alone
 
@@ -304,34 +304,34 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def check_pictures(folder: Path, names: Iterable[str]) -> None:
-    """Raises `ValueError` unless every named picture is a file below the folder, and not by a way
+def check_images(folder: Path, names: Iterable[str]) -> None:
+    """Raises `ValueError` unless every named image is a file below the folder, and not by a way
     out of it."""
     folder = Path(folder)
     if not path_is(folder, Path.is_dir):
-        raise ValueError(f"{clipped(folder)} is no folder: pass the one that holds the pictures")
+        raise ValueError(f"{clipped(folder)} is no folder: pass the one that holds the images")
     wanted = list(dict.fromkeys(names))
     outside = [name for name in wanted if leads_out(folder, name)]
     if outside:
         raise ValueError(
-            f"{len(outside)} of {len(wanted)} pictures are outside of "
-            f"{clipped(folder, 2 * LONGEST)}: {enumerated(outside, SHOWN)}. A picture is named by "
+            f"{len(outside)} of {len(wanted)} images are outside of "
+            f"{clipped(folder, 2 * LONGEST)}: {enumerated(outside, SHOWN)}. An image is named by "
             "its path below the folder; no absolute path, .. or link may lead out of it"
         )
     missing = [name for name in wanted if not path_is(folder / name, Path.is_file)]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(wanted)} pictures are not in {clipped(folder, 2 * LONGEST)}: "
+            f"{len(missing)} of {len(wanted)} images are not in {clipped(folder, 2 * LONGEST)}: "
             f"{enumerated(missing, SHOWN)}. Pass the "
             "folder that holds them"
         )
 
 
 def open_inside(folder: Path, name: str) -> Image.Image:
-    """The picture of a name below a folder; raises as `open_picture`, and for one outside."""
+    """The image of a name below a folder; raises as `open_image`, and for one outside."""
     if leads_out(folder, name):
         raise ValueError(f"{clipped(name)} is outside of {clipped(folder, 2 * LONGEST)}")
-    return open_picture(folder / name)
+    return open_image(folder / name)
 
 
 def leads_out(folder: Path, name: str) -> bool:

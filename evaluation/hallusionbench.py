@@ -17,9 +17,9 @@ from sightline.evaluation.benchmark import Item, Prediction, Task, asked, unaske
 from sightline.evaluation.files import (
     Malformed,
     Row,
+    check_images,
     check_length,
     check_name,
-    check_pictures,
     check_unique,
     fingerprint,
     open_inside,
@@ -33,13 +33,13 @@ from sightline.evaluation.statistics import HIGHER, Ratio
 from sightline.messages import short
 
 PUBLISHED = (
-    "HallusionBench.json and its pictures are published at github.com/tianyi-lab/HallusionBench."
+    "HallusionBench.json and its images are published at github.com/tianyi-lab/HallusionBench."
 )
 PREFIX = "hallusion_bench"  # the folder that published paths begin with
 DEPENDENT, SUPPLEMENT = "vd", "vs"
 LABELS = {"0": NO, "1": YES}
 WRONG, RIGHT, UNCLEAR = "0", "1", "2"  # a judge's verdicts
-NO_PICTURE = "0"  # of visual_input; 1 is an original figure, 2 a changed one
+NO_IMAGE = "0"  # of visual_input; 1 is an original figure, 2 a changed one
 TASK = "hallusionbench"
 METRICS = (
     Metric("aAcc", "aAcc", HIGHER),
@@ -119,9 +119,9 @@ class HallusionScore:
         questions: How many.
         consistency: Of the figures: "correct" with all rows right, "wrong" with none,
             "inconsistent" with some.
-        error_types: Of judged rows: "LH" (language hallucination, wrong without a picture), "VI"
-            (visual illusion: unclear on a picture, or wrong on the first figure of a set that
-            needs it), "Mix" (wrong on another picture). None without a judge.
+        error_types: Of judged rows: "LH" (language hallucination, wrong without an image), "VI"
+            (visual illusion: unclear on an image, or wrong on the first figure of a set that
+            needs it), "Mix" (wrong on another image). None without a judge.
     """
 
     aAcc: float
@@ -213,7 +213,7 @@ def _error_type(row: Row) -> str | None:
     dependent = place.category.lower() == DEPENDENT
     if verdict == RIGHT:
         return None
-    if not dependent and row.key("visual_input") == NO_PICTURE:
+    if not dependent and row.key("visual_input") == NO_IMAGE:
         return "LH" if verdict == WRONG else None
     if verdict == UNCLEAR or (dependent and place.figure_id == "0"):
         return "VI"
@@ -224,20 +224,20 @@ def _error_type(row: Row) -> str | None:
 
 
 def read_questions(file: Path) -> list[Row | Malformed]:
-    """The rows of the published file, each checked; those without a picture among them."""
+    """The rows of the published file, each checked; those without an image among them."""
     return read_sifted(file, _check, "the row", PUBLISHED)
 
 
 def _check(row: Row) -> str:
     row.text("question")
     row.choice("gt_answer", LABELS)
-    if row.choice("visual_input", ("0", "1", "2")) != NO_PICTURE:
+    if row.choice("visual_input", ("0", "1", "2")) != NO_IMAGE:
         row.text("filename")
     return _place(row).id
 
 
-def _has_no_picture(row: Row | Malformed) -> bool:
-    return isinstance(row, Row) and row.key("visual_input") == NO_PICTURE
+def _has_no_image(row: Row | Malformed) -> bool:
+    return isinstance(row, Row) and row.key("visual_input") == NO_IMAGE
 
 
 def _place(row: Row) -> Place:
@@ -246,8 +246,8 @@ def _place(row: Row) -> Place:
     return Place(*(row.key(field) for field in fields))
 
 
-def picture_name(published: str, images: Path) -> str:
-    """The path of a picture below `images`, which may be the folder `hallusion_bench` itself."""
+def image_name(published: str, images: Path) -> str:
+    """The path of an image below `images`, which may be the folder `hallusion_bench` itself."""
     path = PurePosixPath(published)  # drops a leading "./"
     inside = path.parts[:1] == (PREFIX,) and not (images / PREFIX).is_dir()
     return str(path.relative_to(PREFIX) if inside else path)
@@ -257,22 +257,22 @@ def picture_name(published: str, images: Path) -> str:
 
 
 class HallusionBench:
-    """The questions that come with a picture.
+    """The questions that come with an image.
 
-    Rows without a picture are left out, as nothing is there to decode against; so fAcc and qAcc
+    Rows without an image are left out, as nothing is there to decode against; so fAcc and qAcc
     are over the figures that were asked. A malformed row becomes an error row, and since it may not
     even say which figure and question it belongs to, fAcc and qAcc are those of the file without
     it: a figure or question has right answers on all of its other rows.
 
     Args:
         questions: The published file.
-        images: The folder of pictures: `hallusion_bench`, or the one that holds it.
+        images: The folder of images: `hallusion_bench`, or the one that holds it.
         parser: A name of `PARSERS`.
         suffix: A name of `sightline.evaluation.pope.SUFFIXES`.
         max_new_tokens: Longest answer.
 
     Raises:
-        ValueError: The file or a picture is missing; most rows are malformed: come twice, or have
+        ValueError: The file or an image is missing; most rows are malformed: come twice, or have
             a field that is missing or wrong; a name does not exist.
     """
 
@@ -291,9 +291,9 @@ class HallusionBench:
         ending = pick("suffix", suffix, SUFFIXES)
         self.images, self.parser, self.suffix = Path(images), parser, suffix
         rows = read_questions(Path(questions))
-        kept = [row for row in rows if not _has_no_picture(row)]
+        kept = [row for row in rows if not _has_no_image(row)]
         if not sound(kept):
-            raise ValueError(f"{questions}: no row has a picture (visual_input is 0 everywhere)")
+            raise ValueError(f"{questions}: no row has an image (visual_input is 0 everywhere)")
         self.file = fingerprint(Path(questions), len(rows))
         self.left_out = len(rows) - len(kept)
         self.places = {place.id: place for place in map(_place, sound(kept))}
@@ -304,7 +304,7 @@ class HallusionBench:
         self.tasks: tuple[Task, ...] = (
             Task(TASK, "HallusionBench", max_new_tokens, yes_no=True, metrics=METRICS),
         )
-        check_pictures(self.images, (item.image for item in asked(self.items)))
+        check_images(self.images, (item.image for item in asked(self.items)))
 
     def _item(self, row: Row, ending: str) -> Item:
         place = _place(row)
@@ -312,13 +312,13 @@ class HallusionBench:
             task=TASK,
             id=place.id,
             question=row.text("question") + ending,
-            image=picture_name(row.text("filename"), self.images),
+            image=image_name(row.text("filename"), self.images),
             unit=place.unit,
             label=LABELS[row.choice("gt_answer", LABELS)],
             kind=place.category,
         )
 
-    def picture(self, item: Item) -> Image.Image:
+    def load_image(self, item: Item) -> Image.Image:
         return open_inside(self.images, item.image)
 
     def prediction(self, item: Item, text: str) -> str | None:
@@ -341,8 +341,8 @@ class HallusionBench:
     def fixed(self) -> dict[str, Any]:
         return {
             "files": [self.file],
-            "pictures": len({item.image for item in asked(self.items)}),
-            "rows without a picture left out": self.left_out,
+            "images": len({item.image for item in asked(self.items)}),
+            "rows without an image left out": self.left_out,
             "suffix": self.suffix,
             "parser": self.parser,
             "max_new_tokens": self.tasks[0].max_new_tokens,

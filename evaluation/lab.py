@@ -74,7 +74,7 @@ def questions(scenes: Sequence[Scene], rng: np.random.Generator) -> list[Questio
 
     adversarial: of the context of something that is there, so the model expects it.
     random: of a context that nothing present belongs to.
-    popular: frequent in the pictures that the model has seen. There every object is as frequent as
+    popular: frequent in the images that the model has seen. There every object is as frequent as
     any other, but for the background: before a kitchen's, kitchen things are the most frequent.
     So it is a member of the background's context, and no object that was asked about already.
 
@@ -138,7 +138,7 @@ class LabBenchmark:
         self.items: Sequence[Item] = [*map(presence_item, asked), *captions]
         self._drawn: dict[int, Image.Image] = {}
 
-    def picture(self, item: Item) -> Image.Image:
+    def load_image(self, item: Item) -> Image.Image:
         """Its scene, which several questions share and which is drawn once (38 kB each)."""
         scene = int(item.image)
         if scene not in self._drawn:

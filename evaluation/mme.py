@@ -1,4 +1,4 @@
-"""MME (arXiv:2306.13394): two questions about a picture, one to be answered yes and one no.
+"""MME (arXiv:2306.13394): two questions about an image, one to be answered yes and one no.
 
 The hallucination subset that papers report has four tasks: existence and count (object level),
 position and color (attribute level). The other tasks of the same layout are read by name.
@@ -18,9 +18,9 @@ from sightline.evaluation.benchmark import Item, Prediction, Task, asked, unaske
 from sightline.evaluation.files import (
     Malformed,
     as_list,
+    check_images,
     check_length,
     check_name,
-    check_pictures,
     digest,
     open_inside,
     pick,
@@ -43,7 +43,7 @@ from sightline.messages import clipped, short
 from sightline.vision.images import path_is
 
 PUBLISHED = (
-    "MME's pictures and questions are given out by its authors, see "
+    "MME's images and questions are given out by its authors, see "
     "github.com/BradyFU/Awesome-Multimodal-Large-Language-Models, branch Evaluation."
 )
 OBJECT_LEVEL = ("existence", "count")
@@ -59,7 +59,7 @@ SUFFIXES = {
 after that; LLaVA's and lmms-eval's words in its place."""
 REPLACING = ("llava",)
 OWN_REQUEST = re.compile(r"\s*Please answer yes or no\.\s*$")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 METRICS = (
     ACCURACY,
     Metric("accuracy_plus", "accuracy+", HIGHER),
@@ -116,7 +116,7 @@ class Result:
     """A question and its answer: the four columns of the file that MME's own tool reads.
 
     Args:
-        image: The picture's name, which makes the pair.
+        image: The image's name, which makes the pair.
         question: As it was asked, or as it stands in the benchmark.
         label: "yes" or "no".
         answer: What the model said.
@@ -141,7 +141,7 @@ class TaskScore:
         precision: tp / (tp + fp); 0 where that divides by zero.
         recall: tp / (tp + fn); 0 where that divides by zero.
         accuracy: Right answers / questions.
-        accuracy_plus: Pictures with both answers right / pictures.
+        accuracy_plus: Images with both answers right / images.
         score: 100 accuracy + 100 accuracy_plus, 200 at most.
     """
 
@@ -186,7 +186,7 @@ class MMEScore:
 def score(results: Mapping[str, Sequence[Result]], parser: str = "official") -> MMEScore:
     """Scores the answers to each task.
 
-    The two questions of a picture are found by its name. MME's own tool takes neighbouring lines
+    The two questions of an image are found by its name. MME's own tool takes neighbouring lines
     for a pair, so that another order changes its accuracy+ and nothing warns.
 
     Args:
@@ -194,7 +194,7 @@ def score(results: Mapping[str, Sequence[Result]], parser: str = "official") -> 
         parser: A name of `PARSERS`.
 
     Raises:
-        ValueError: No task, an unknown parser, or a picture without one question to be answered
+        ValueError: No task, an unknown parser, or an image without one question to be answered
             yes and one to be answered no.
     """
     if not results:
@@ -228,11 +228,11 @@ def _score_task(task: str, results: Sequence[Result], read: Callable[[str], str]
 
 
 def check_pairs(task: str, labelled: Iterable[tuple[str, str]]) -> None:
-    """Raises `ValueError` unless each picture has one question of each label.
+    """Raises `ValueError` unless each image has one question of each label.
 
     Args:
         task: Or a file of it; named in the message.
-        labelled: The picture and the label of each question.
+        labelled: The image and the label of each question.
     """
     labels: defaultdict[str, list[str]] = defaultdict(list)
     for image, label in labelled:
@@ -260,35 +260,35 @@ class Question:
 
 
 def read_task(folder: Path, task: str) -> list[list[Question] | Malformed]:
-    """The pairs of questions of a task, in the order of the pictures' names.
+    """The pairs of questions of a task, in the order of the images' names.
 
-    Texts lie beside the pictures, or in `questions_answers_YN/` and the pictures in `images/`. Each
-    `<name>.txt` has two lines, `question<TAB>Yes` or `No`, about the picture `<name>`. Hidden files
+    Texts lie beside the images, or in `questions_answers_YN/` and the images in `images/`. Each
+    `<name>.txt` has two lines, `question<TAB>Yes` or `No`, about the image `<name>`. Hidden files
     (`._<name>.txt`, left by macOS) are left out, and so are a README and other notes: texts
-    without a tab and without a picture of their name.
+    without a tab and without an image of their name.
 
     A pair with a malformed line is no pair, and `Malformed` as a whole, as accuracy+ and the score
-    are over pictures with both questions: where a line has other columns or another answer, or
-    the picture has not one question of each answer.
+    are over images with both questions: where a line has other columns or another answer, or
+    the image has not one question of each answer.
 
     Raises:
-        ValueError: The task, its texts or a picture is missing; most pairs are malformed.
+        ValueError: The task, its texts or an image is missing; most pairs are malformed.
     """
     home = Path(folder) / task
     if not path_is(home, Path.is_dir):
         raise ValueError(f"{clipped(folder)} holds no folder {clipped(task)}. {PUBLISHED}")
-    pictures = _pictures(_part(home, "images"))
+    images = _images(_part(home, "images"))
     texts = [
         file
         for file in _texts(_part(home, "questions_answers_YN"))
-        if file.stem in pictures or "\t" in read_text(file)
+        if file.stem in images or "\t" in read_text(file)
     ]
     if not texts:
-        raise ValueError(f"{home} holds no questions, as <picture>.txt. {PUBLISHED}")
+        raise ValueError(f"{home} holds no questions, as <image>.txt. {PUBLISHED}")
 
     def image(file: Path) -> str:
-        # A picture that is missing gets a name as well, for the message of the check.
-        path = pictures.get(file.stem, _part(home, "images") / f"{file.stem}.jpg")
+        # An image that is missing gets a name as well, for the message of the check.
+        path = images.get(file.stem, _part(home, "images") / f"{file.stem}.jpg")
         return path.relative_to(folder).as_posix()
 
     def read(place: str, file: Path) -> tuple[str, list[Question]]:
@@ -296,14 +296,14 @@ def read_task(folder: Path, task: str) -> list[list[Question] | Malformed]:
         check_pairs(place, [(question.image, question.label) for question in pair])
         return image(file), pair
 
-    check_pictures(folder, map(image, texts))
+    check_images(folder, map(image, texts))
     return sift([(f"{task}, {file.name}", file) for file in texts], read, "the pair of")
 
 
 def read_results(path: Path) -> dict[str, list[Result]]:
     """Answer files of MME's own tool: `<task>.txt`, or a folder of such files.
 
-    A line is `picture<TAB>question<TAB>Yes|No<TAB>answer`. Of a folder, hidden files and a README
+    A line is `image<TAB>question<TAB>Yes|No<TAB>answer`. Of a folder, hidden files and a README
     are left out.
     """
     path = Path(path)
@@ -330,14 +330,14 @@ def _texts(folder: Path) -> list[Path]:
     return [path for path in _visible(folder, (".txt",)) if path.stem.lower() != "readme"]
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
-    """Pictures by their names without the ending."""
+def _images(folder: Path) -> dict[str, Path]:
+    """Images by their names without the ending."""
     found: dict[str, Path] = {}
-    for path in _visible(folder, PICTURES):
+    for path in _visible(folder, IMAGES):
         if path.stem in found:
             raise ValueError(
                 f"{folder} has {found[path.stem].name} and {path.name}, and the questions of "
-                f"{path.stem}.txt are about one picture: take one of them away"
+                f"{path.stem}.txt are about one image: take one of them away"
             )
         found[path.stem] = path
     return found
@@ -353,7 +353,7 @@ def _read_pair(file: Path) -> list[tuple[str, str]]:
 
 
 def _result(place: str, line: str) -> Result:
-    wanted = "picture<TAB>question<TAB>Yes or No<TAB>answer"
+    wanted = "image<TAB>question<TAB>Yes or No<TAB>answer"
     image, question, label, answer = _columns(place, line, wanted, 4)
     return Result(image, question, _label(place, label), answer)
 
@@ -422,7 +422,7 @@ class MME:
             for task in tasks
         )
 
-    def picture(self, item: Item) -> Image.Image:
+    def load_image(self, item: Item) -> Image.Image:
         return open_inside(self.folder, item.image)
 
     def prediction(self, item: Item, text: str) -> str | None:
@@ -437,14 +437,14 @@ class MME:
         ratios = yes_no_ratios(said, predictions, units)
         plus = all_right(said, predictions, [entry.item.image for entry in said], units)
         right = ratios["accuracy"].numerator
-        # Two questions a picture: each is worth 50 of its accuracy.
+        # Two questions an image: each is worth 50 of its accuracy.
         points = Ratio(50 * right + 100 * plus.numerator, plus.denominator)
         return {**ratios, "accuracy_plus": plus, "score": points}
 
     def fixed(self) -> dict[str, Any]:
         return {
             "files": self.files,
-            "pictures": len({item.image for item in asked(self.items)}),
+            "images": len({item.image for item in asked(self.items)}),
             "suffix": self.suffix,
             "parser": self.parser,
             "max_new_tokens": self.max_new_tokens,
@@ -452,7 +452,7 @@ class MME:
 
 
 def _items(task: str, pair: list[Question] | Malformed, suffix: str) -> list[Item]:
-    """Numbered within their picture, as they stand in its file."""
+    """Numbered within their image, as they stand in its file."""
     if isinstance(pair, Malformed):
         return [unasked(task, replace(pair, place=f"{pair.place}#{n}")) for n in (1, 2)]
     return [
@@ -475,7 +475,7 @@ def worded(question: str, suffix: str) -> str:
 
 
 def _fingerprint(task: str, pairs: Sequence[list[Question] | Malformed]) -> dict[str, Any]:
-    """Of the questions in their order, since they lie in a file for each picture."""
+    """Of the questions in their order, since they lie in a file for each image."""
     rows: list[str] = []
     for pair in pairs:
         if isinstance(pair, Malformed):

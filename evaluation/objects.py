@@ -6,7 +6,7 @@ To extend it, add a word in its singular to a line of `OBJECTS`, or to `COMPOUND
 contains such a word and means none of the 80. Plurals are made by `plurals`.
 
 What a list of words cannot tell: the color orange from the fruit; "can bear", "sinks", "ties" as
-verbs; a toy, a statue or a picture of a thing from the thing; "no dog" from "a dog". Words that
+verbs; a toy, a statue or an image of a thing from the thing; "no dog" from "a dog". Words that
 mean too many other things are left out: bag, glass, light, plant, screen, seat, container, vessel,
 notebook, pitcher, male, female. Where the published table has a word and means one thing by it,
 the word names the same object here, also where people would disagree: "desk" is a dining table,

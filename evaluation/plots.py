@@ -269,7 +269,7 @@ def machine(summary: Mapping[str, Any]) -> str:
 
 def errors(task: Mapping[str, Any]) -> str:
     count = task.get("errors", 0)
-    source = "picture or line" if task.get("malformed") else "picture"
+    source = "image or line" if task.get("malformed") else "image"
     return f"Left out: {count:,} questions whose {source} could not be read." if count else ""
 
 

@@ -1,4 +1,4 @@
-"""POPE (arXiv:2305.10355): is an object in the picture, yes or no.
+"""POPE (arXiv:2305.10355): is an object in the image, yes or no.
 
 Papers read "yes" and "no" out of an answer in several ways, and their tables differ by it. All
 of them are here by name, beside metrics that need no model, and the benchmark for the runner.
@@ -19,9 +19,9 @@ from sightline.evaluation.files import (
     Malformed,
     Row,
     as_list,
+    check_images,
     check_length,
     check_name,
-    check_pictures,
     fingerprint,
     open_inside,
     pick,
@@ -272,15 +272,15 @@ class Pope:
     their grammar and typing errors, since figures of other people were made with them.
 
     Args:
-        questions: Question files of one picture folder: of COCO, A-OKVQA or GQA.
-        images: The folder of the pictures that the files name.
+        questions: Question files of one image folder: of COCO, A-OKVQA or GQA.
+        images: The folder of the images that the files name.
         parser: A name of `PARSERS`.
         suffix: A name of `SUFFIXES`.
         max_new_tokens: Longest answer.
 
     Raises:
         ValueError: A file is missing, empty, or most of its lines are malformed (fewer become
-            error rows); a picture is missing; a name does not exist.
+            error rows); an image is missing; a name does not exist.
     """
 
     name = "pope"
@@ -311,9 +311,9 @@ class Pope:
             tasks.append(Task(name, f"POPE, {name}", max_new_tokens, yes_no=True, metrics=METRICS))
         self.items: Sequence[Item] = items
         self.tasks: tuple[Task, ...] = tuple(tasks)
-        check_pictures(self.images, (item.image for item in asked(self.items)))
+        check_images(self.images, (item.image for item in asked(self.items)))
 
-    def picture(self, item: Item) -> Image.Image:
+    def load_image(self, item: Item) -> Image.Image:
         return open_inside(self.images, item.image)
 
     def prediction(self, item: Item, text: str) -> str | None:
@@ -341,7 +341,7 @@ class Pope:
     def fixed(self) -> dict[str, Any]:
         return {
             "files": self.files,
-            "pictures": len({item.image for item in asked(self.items)}),
+            "images": len({item.image for item in asked(self.items)}),
             "suffix": self.suffix,
             "parser": self.parser,
             "max_new_tokens": self.max_new_tokens,
@@ -373,7 +373,7 @@ def _item(row: Row, task: str, ending: str) -> Item:
     if isinstance(row.get("text"), list):
         raise ValueError(
             f"{row.place}: this is PAI's variant of several turns, in which one conversation asks "
-            "all questions of a picture. Pass a file with one question per row"
+            "all questions of an image. Pass a file with one question per row"
         )
     image = row.text("image")
     return Item(

@@ -19,7 +19,7 @@ PACKAGES = (
     *("torch", "transformers", "numpy"),
     *("tokenizers", "pillow", "jinja2", "torchvision", "triton"),
 )
-"""What turns pictures and words into inputs, and inputs into logits, where it is installed."""
+"""What turns images and words into inputs, and inputs into logits, where it is installed."""
 
 
 def versions() -> dict[str, str]:

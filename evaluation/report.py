@@ -126,9 +126,9 @@ def task_notes(summary: Mapping[str, Any], name: str) -> list[str]:
     if task["yes_no"]:
         told.append("`invalid` answers are neither yes nor no, and wrong.")
     malformed = task.get("malformed", 0)  # absent in summaries of older versions
-    if pictures := task["errors"] - malformed:
+    if images := task["errors"] - malformed:
         told.append(
-            f"Pictures that could not be read: those of {pictures:,} questions, which are "
+            f"Images that could not be read: those of {images:,} questions, which are "
             "left out of all figures."
         )
     if malformed:
@@ -198,7 +198,7 @@ def heading(summary: Mapping[str, Any]) -> list[str]:
         f"{fixed['batch_size']}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + f". Sampled rows at temperature {fixed['temperature']:g}. "
-        f"In brackets 95 % intervals: bootstrap over {summary['units']:,} units (pictures, or "
+        f"In brackets 95 % intervals: bootstrap over {summary['units']:,} units (images, or "
         f"questions that belong together), {summary['resamples']:,} resamples.",
     ]
 

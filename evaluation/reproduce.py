@@ -1,4 +1,4 @@
-"""The tables that papers print, for people who have a checkpoint and COCO's pictures.
+"""The tables that papers print, for people who have a checkpoint and COCO's images.
 
     python -m sightline.evaluation.reproduce --model llava-hf/llava-1.5-7b-hf \\
         --coco DIR --pope DIR --ids FILE --device cuda --out runs/reproduce
@@ -381,7 +381,7 @@ class Plan:
         return kept, has_shift
 
     def refusals(self, job: Job, model_runner: ModelRunner) -> dict[str, str]:
-        """Why rows cannot answer the first batch with a readable picture, by their text.
+        """Why rows cannot answer the first batch with a readable image, by their text.
 
         What greedy decoding itself raises is no row's fault and ends the plan.
         """
@@ -394,7 +394,7 @@ class Plan:
         prepared = map(preparation, batches)
         first = next((batch for batch in prepared if batch.items), None)
         if first is None:
-            raise ValueError(f"no picture of {job.benchmark} can be read: see that --coco is whole")
+            raise ValueError(f"no image of {job.benchmark} can be read: see that --coco is whole")
         inputs = model_runner.tensors(first.inputs)
         model_runner.generate(parse_setup(GREEDY, None), first, inputs, max_new_tokens=1)
         refused = {}
@@ -570,11 +570,11 @@ def markdown(jobs: Sequence[Job], out: Path) -> str:
 
 def benchmarks(options: argparse.Namespace) -> dict[str, Benchmark]:
     """Those of the plan, read and checked. `COCO` holds `val2014/` and `annotations/`."""
-    pictures, annotations = options.coco / "val2014", options.coco / "annotations"
+    images, annotations = options.coco / "val2014", options.coco / "annotations"
     found: dict[str, Benchmark] = {}
     if POPE in options.benchmarks:
         files = [options.pope / f"coco_pope_{split}.json" for split in SPLITS]
-        found[POPE] = Pope(files, pictures, options.parser, options.suffix)
+        found[POPE] = Pope(files, images, options.parser, options.suffix)
     described = [name for name in LENGTHS if name in options.benchmarks]
     if described:
         instances = annotations / "instances_val2014.json"
@@ -584,7 +584,7 @@ def benchmarks(options: argparse.Namespace) -> dict[str, Benchmark]:
         ids = options.ids or draw_ids(instances, options.count, options.draw_seed)
         for name in described:
             found[name] = ChairBenchmark(
-                pictures,
+                images,
                 ids,
                 [instances],
                 [captions],

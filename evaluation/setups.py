@@ -7,7 +7,7 @@ Controls (arXiv:2504.10020): `greedy`; `sample`; `plausibility`, sampling over t
 tokens only, which is what is left of a sampled contrast at alpha 0 (under greedy it would be
 greedy itself); `beam`; and `yes-shift`, which is made of the others' answers and not of a run.
 Of methods that ask or look again: `vdgd-prefix`, the description without its ranking; `agla-full`
-and `carve:share=1`, the full picture twice; `mvp` with one request and weight, a single view.
+and `carve:share=1`, the full image twice; `mvp` with one request and weight, a single view.
 `with_controls` adds those that a list of decoders needs.
 """
 
@@ -85,7 +85,7 @@ class Setup:
 
     @property
     def needs_images(self) -> bool:
-        """Whether `generate` must get the pictures themselves, as `images=`."""
+        """Whether `generate` must get the images themselves, as `images=`."""
         return self.strategy is not None and self.strategy.needs_images
 
     def generation(self, temperature: float) -> dict[str, Any]:

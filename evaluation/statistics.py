@@ -1,4 +1,4 @@
-"""Intervals by bootstrap over units (scenes, pictures) that were answered together.
+"""Intervals by bootstrap over units (scenes, images) that were answered together.
 
 Answers about one scene are not independent of one another, so whole scenes are drawn again. Every
 metric here is a ratio of two sums over scenes: an accuracy, an F1, a CHAIR, a mean. One draw of

@@ -184,7 +184,7 @@ def task_figures(
     weights: np.ndarray,
     yes_shift: bool,
 ) -> Figures:
-    """The figures of a task; items whose picture or line could not be read are in none of them."""
+    """The figures of a task; items whose image or line could not be read are in none of them."""
     items = {item.id: item for item in benchmark.items if item.task == task.name}
     broken = {answer.id for answer in answers if answer.error is not None}
     by_label: dict[str, list[Answer]] = {c.label: [] for c in setups}

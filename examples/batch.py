@@ -1,23 +1,23 @@
-"""Several pictures with questions of different lengths in one batch, in three modes."""
+"""Several images with questions of different lengths in one batch, in three modes."""
 
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import VCD
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
 questions = ["Describe the image.", "Is there a dog in the image?", "Is there a fork in the image?"]
-paths = sorted(PICTURES.glob("*.png"))[: len(questions)]
+paths = sorted(IMAGES.glob("*.png"))[: len(questions)]
 
 conversations = [
     [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     for question in questions
 ]
 texts = processor.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False)
-pictures = [[Image.open(path).convert("RGB")] for path in paths]
-inputs = processor(images=pictures, text=texts, padding=True, return_tensors="pt")
+images = [[Image.open(path).convert("RGB")] for path in paths]
+inputs = processor(images=images, text=texts, padding=True, return_tensors="pt")
 
 modes = {
     "greedy": {},

@@ -1,4 +1,4 @@
-"""CARVE: a second picture, cut down to what the question looks at, and what it looks like."""
+"""CARVE: a second image, cut down to what the question looks at, and what it looks like."""
 
 from dataclasses import dataclass
 
@@ -6,21 +6,21 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from sightline import CARVE, Recipe, RefinedPicture, answer
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline import CARVE, Recipe, RefinedImage, answer
+from sightline.lab import CHECKPOINT, IMAGES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-prepared, picture = processor.image_processor, PICTURES / "corner.png"
+prepared, image = processor.image_processor, IMAGES / "corner.png"
 # The lab's model knows few words: it is asked in these. Others do with the defaults.
 words = dict(general="Describe the image.", suffix="")
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A preparation around another: saves the refined picture as the model gets it."""
+    """A preparation around another: saves the refined image as the model gets it."""
 
-    refine: RefinedPicture
+    refine: RefinedImage
     needs_images = True  # so that `answer` passes them on
 
     def __call__(self, expert, model):
@@ -35,10 +35,10 @@ class Saved:
 
 for question in ("Is there an orange in the image?", "Describe the image."):
     print(question)
-    print("  plain:", answer(model, processor, picture, question))
+    print("  plain:", answer(model, processor, image, question))
     print(
-        "  CARVE:", answer(model, processor, picture, question, CARVE(processor=processor, **words))
+        "  CARVE:", answer(model, processor, image, question, CARVE(processor=processor, **words))
     )
     for share in (0.4, 1.0):  # at 1 nothing is cut: what a second copy does
-        recipe = Recipe(preparations=(Saved(RefinedPicture(processor, share=share, **words)),))
-        print(f"  {share:.0%} kept:", answer(model, processor, picture, question, recipe))
+        recipe = Recipe(preparations=(Saved(RefinedImage(processor, share=share, **words)),))
+        print(f"  {share:.0%} kept:", answer(model, processor, image, question, recipe))

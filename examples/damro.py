@@ -7,16 +7,16 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import DAMRO, Contrastive, Recipe, answer
 from sightline.decoders.damro.outliers import OutlierImage, outliers
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-picture = PICTURES / "corner.png"
+image = IMAGES / "corner.png"
 
 
 @dataclass(frozen=True)
 class Shown(OutlierImage):
-    """The same contrast; it draws each picture's patches, those that the amateur sees as #."""
+    """The same contrast; it draws each image's patches, those that the amateur sees as #."""
 
     def scores(self, expert, model):
         scores = super().scores(expert, model)
@@ -29,9 +29,9 @@ class Shown(OutlierImage):
         return scores
 
 
-print("plain:  ", answer(model, processor, picture, "Describe the image."))
+print("plain:  ", answer(model, processor, image, "Describe the image."))
 for k in (1, 8):
     decoder = DAMRO(k=k)
-    print(f"k = {k}:  ", answer(model, processor, picture, "Describe the image.", decoder))
+    print(f"k = {k}:  ", answer(model, processor, image, "Describe the image.", decoder))
     recipe = Recipe(contrasts=(Shown(k),), rule=Contrastive(decoder.alpha, decoder.beta))
-    answer(model, processor, picture, "Describe the image.", recipe, max_new_tokens=1)
+    answer(model, processor, image, "Describe the image.", recipe, max_new_tokens=1)

@@ -4,11 +4,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import DeCo
 from sightline.chat import prompt_inputs
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-inputs = prompt_inputs(model, processor, PICTURES / "corner.png", "Describe the image.")
+inputs = prompt_inputs(model, processor, IMAGES / "corner.png", "Describe the image.")
 blocks = model.config.text_config.num_hidden_layers
 
 decoders = {

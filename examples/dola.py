@@ -1,20 +1,20 @@
-"""DoLa: which layers it may contrast with, on two pictures at once; each row has its own layer."""
+"""DoLa: which layers it may contrast with, on two images at once; each row has its own layer."""
 
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import DoLa, answer
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-paths = [PICTURES / "corner.png", PICTURES / "yard.png"]
+paths = [IMAGES / "corner.png", IMAGES / "yard.png"]
 content = [{"type": "image"}, {"type": "text", "text": "Describe the image."}]
 prompt = processor.apply_chat_template(
     [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
 )
-pictures = [[Image.open(path).convert("RGB")] for path in paths]
-inputs = processor(images=pictures, text=[prompt] * 2, padding=True, return_tensors="pt")
+images = [[Image.open(path).convert("RGB")] for path in paths]
+inputs = processor(images=images, text=[prompt] * 2, padding=True, return_tensors="pt")
 
 decoders = {
     "plain": None,

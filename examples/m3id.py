@@ -4,12 +4,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import M3ID, VDD
 from sightline.chat import prompt_inputs, reply
-from sightline.lab import CHECKPOINT, PICTURES, mentioned, truth
+from sightline.lab import CHECKPOINT, IMAGES, mentioned, truth
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-picture = PICTURES / "corner.png"
-inputs = prompt_inputs(model, processor, picture, "Describe the image.")
+image = IMAGES / "corner.png"
+inputs = prompt_inputs(model, processor, image, "Describe the image.")
 
 decoders = {
     "plain": None,
@@ -20,7 +20,7 @@ decoders = {
 }
 for name, decoder in decoders.items():
     text = reply(model, processor, inputs, decoder)
-    invented = sorted(set(mentioned(text)) - truth(picture)) or ["nothing"]
+    invented = sorted(set(mentioned(text)) - truth(image)) or ["nothing"]
     print(f"{name}: {text} Invented: {', '.join(invented)}.")
     if isinstance(decoder, M3ID):
         rule = decoder.recipe().rule

@@ -6,12 +6,12 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import Decoder, Recipe, Rule, answer
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 
 
 @dataclass(frozen=True)
 class MirroredImage:
-    """The picture turned left to right: what does not change by that is not about places."""
+    """The image turned left to right: what does not change by that is not about places."""
 
     needs_pixels = True  # so that pixels come before they are encoded
 
@@ -21,7 +21,7 @@ class MirroredImage:
 
 @dataclass(frozen=True)
 class MostCautious(Rule):
-    """The smaller of both probabilities: say what holds for the picture and its mirror image."""
+    """The smaller of both probabilities: say what holds for the image and its mirror image."""
 
     def combine(self, logits, state):
         return torch.stack([x.log_softmax(-1) for x in logits]).amin(dim=0)
@@ -29,7 +29,7 @@ class MostCautious(Rule):
 
 @dataclass(frozen=True)
 class Mirror(Decoder):
-    """Say only what the mirrored picture supports too."""
+    """Say only what the mirrored image supports too."""
 
     def recipe(self) -> Recipe:
         return Recipe(contrasts=(MirroredImage(),), rule=MostCautious())
@@ -37,4 +37,4 @@ class Mirror(Decoder):
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-print(answer(model, processor, PICTURES / "corner.png", "Describe the image.", Mirror()))
+print(answer(model, processor, IMAGES / "corner.png", "Describe the image.", Mirror()))

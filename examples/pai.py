@@ -4,11 +4,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import PAI
 from sightline.chat import prompt_inputs, reply
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-inputs = prompt_inputs(model, processor, PICTURES / "corner.png", "Describe the image.")
+inputs = prompt_inputs(model, processor, IMAGES / "corner.png", "Describe the image.")
 layers = model.config.text_config.num_hidden_layers
 
 decoders = {
@@ -19,7 +19,7 @@ decoders = {
     "both": PAI(alpha=0.5, gamma=1.5),
 }
 for name, decoder in decoders.items():
-    # Guidance compares with the prompt without its picture, a second branch; attention needs none.
+    # Guidance compares with the prompt without its image, a second branch; attention needs none.
     branches = len(decoder.recipe().simplified().contrasts) + 1 if decoder else 1
     text = reply(model, processor, inputs, decoder)
     print(f"{name:16} {branches} branch{'es' * (branches > 1):2} {text}")

@@ -4,12 +4,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import PostHocDebias, answer
 from sightline.chat import prompt_inputs
-from sightline.lab import CHECKPOINT, PICTURES, truth
-from sightline.vision.images import open_picture
+from sightline.lab import CHECKPOINT, IMAGES, truth
+from sightline.vision.images import open_image
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-image = open_picture(PICTURES / "corner.png")
+image = open_image(IMAGES / "corner.png")
 debias = PostHocDebias(processor=processor)
 
 print(answer(model, processor, image, "Describe the image."))

@@ -1,21 +1,21 @@
-"""One picture, one question, without and with a decoder."""
+"""One image, one question, without and with a decoder."""
 
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import VDD, answer
-from sightline.lab import CHECKPOINT, PICTURES, truth
+from sightline.lab import CHECKPOINT, IMAGES, truth
 
 checkpoint = CHECKPOINT  # or any image-text-to-text model: "llava-hf/llava-1.5-7b-hf"
 model = AutoModelForImageTextToText.from_pretrained(checkpoint)
 processor = AutoProcessor.from_pretrained(checkpoint)
-picture = PICTURES / "corner.png"
+image = IMAGES / "corner.png"
 
-print("plain:", answer(model, processor, picture, "Describe the image."))
-print("VDD:  ", answer(model, processor, picture, "Describe the image.", decoder=VDD()))
-print("truth:", ", ".join(sorted(truth(picture))))
+print("plain:", answer(model, processor, image, "Describe the image."))
+print("VDD:  ", answer(model, processor, image, "Describe the image.", decoder=VDD()))
+print("truth:", ", ".join(sorted(truth(image))))
 
 # The same without `answer`: one argument of the stock generate.
-content = [{"type": "image", "path": str(picture)}, {"type": "text", "text": "Describe the image."}]
+content = [{"type": "image", "path": str(image)}, {"type": "text", "text": "Describe the image."}]
 inputs = processor.apply_chat_template(
     [{"role": "user", "content": content}],
     add_generation_prompt=True,

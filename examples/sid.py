@@ -4,11 +4,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import SID
 from sightline.chat import prompt_inputs
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-inputs = prompt_inputs(model, processor, PICTURES / "corner.png", "Describe the image.")
+inputs = prompt_inputs(model, processor, IMAGES / "corner.png", "Describe the image.")
 images = int((inputs["input_ids"] == model.config.image_token_id).sum())
 
 for ratio in (0.1, 0.5, 1.0):  # at 1 the amateur is the expert, and nothing is taken off

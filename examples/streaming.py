@@ -12,11 +12,11 @@ from transformers import (
 
 from sightline import VDD
 from sightline.chat import prompt_inputs
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-inputs = prompt_inputs(model, processor, PICTURES / "corner.png", "Describe the image.")
+inputs = prompt_inputs(model, processor, IMAGES / "corner.png", "Describe the image.")
 settings = dict(max_new_tokens=64, custom_generate=VDD())
 
 # Printed by transformers itself.

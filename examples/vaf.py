@@ -4,13 +4,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import VAF
 from sightline.chat import prompt_inputs, reply
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-picture = PICTURES / "corner.png"
-described = prompt_inputs(model, processor, picture, "Describe the image.")
-asked = prompt_inputs(model, processor, picture, "Is there a bus in the image?")
+image = IMAGES / "corner.png"
+described = prompt_inputs(model, processor, image, "Describe the image.")
+asked = prompt_inputs(model, processor, image, "Is there a bus in the image?")
 yes = processor.tokenizer.convert_tokens_to_ids("Yes")
 
 # "scale" lowers an image key whose score is negative, which looks harder at what is already looked

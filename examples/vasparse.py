@@ -4,17 +4,17 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import EmbeddingContrast, VASparse
 from sightline.chat import prompt_inputs, reply
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 
 model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
 processor = AutoProcessor.from_pretrained(CHECKPOINT)
-inputs = prompt_inputs(model, processor, PICTURES / "corner.png", "Describe the image.")
+inputs = prompt_inputs(model, processor, IMAGES / "corner.png", "Describe the image.")
 print("plain:                 ", reply(model, processor, inputs))
 
 # The contrast needs ids and scores only, so no decoder: the stock generate, a list of processors.
 contrast = EmbeddingContrast(model, alpha=0.5, beta=0.1)
 print("as a processor:        ", reply(model, processor, inputs, logits_processor=[contrast]))
-last = inputs["input_ids"][:, -1]  # what is taken off after it, whatever the picture
+last = inputs["input_ids"][:, -1]  # what is taken off after it, whatever the image
 likely = contrast.prior(last)[0].topk(3).indices
 print("  after the prompt's last token, the head on its embedding would say:", end=" ")
 print(", ".join(processor.tokenizer.convert_ids_to_tokens(likely)))

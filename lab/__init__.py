@@ -1,4 +1,4 @@
-"""A small world of pictures with known truth, and the small vision-language model trained on it."""
+"""A small world of images with known truth, and the small vision-language model trained on it."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from sightline.lab.scenes import (
 )
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-PICTURES = Path(__file__).parent / "pictures"
+IMAGES = Path(__file__).parent / "images"
 
 __all__ = [
     "CHECKPOINT",
     "CONTEXTS",
+    "IMAGES",
     "OBJECTS",
-    "PICTURES",
     "Placed",
     "Scene",
     "biased",

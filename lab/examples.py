@@ -1,4 +1,4 @@
-"""The pictures that ship with the package: decorrelated scenes, chosen by number alone.
+"""The images that ship with the package: decorrelated scenes, chosen by number alone.
 
 python -m sightline.lab.examples --out DIR
 """

@@ -70,9 +70,9 @@ def questions(scenes: Sequence[Scene], rng: np.random.Generator) -> list[Questio
     return asked
 
 
-def chat(picture: Image.Image, text: str) -> list[dict]:
-    """One user message that shows a picture and asks about it."""
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": text}]
+def chat(image: Image.Image, text: str) -> list[dict]:
+    """One user message that shows an image and asks about it."""
+    content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
     return [{"role": "user", "content": content}]
 
 
@@ -89,11 +89,11 @@ def answers(
     batch: int = 64,
     **settings,
 ) -> list[str]:
-    """What `generate` says of each picture and text, in batches; `settings` are for it."""
+    """What `generate` says of each image and text, in batches; `settings` are for it."""
     said = []
     for some in batches(pairs, batch):
         inputs = processor.apply_chat_template(
-            [chat(picture, text) for picture, text in some],
+            [chat(image, text) for image, text in some],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -108,8 +108,8 @@ def answers(
 def presence(model: Model, processor: Any, scenes: Sequence[Scene]) -> dict:
     """The share of right answers by kind of question, and the share of "Yes"."""
     asked = questions(scenes, np.random.default_rng([SEED, 1]))
-    pictures = [draw(scene) for scene in scenes]
-    pairs = [(pictures[q.scene], q.text) for q in asked]
+    images = [draw(scene) for scene in scenes]
+    pairs = [(images[q.scene], q.text) for q in asked]
     yes = [said.startswith(YES) for said in answers(model, processor, pairs, max_new_tokens=1)]
     right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     for q, said in zip(asked, yes, strict=True):

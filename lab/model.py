@@ -15,7 +15,7 @@ from transformers import (
 
 from sightline.lab.dialogue import world_text
 
-SIDE = 64  # the picture as the tower sees it, in pixels
+SIDE = 64  # the image as the tower sees it, in pixels
 PATCH = 8
 IMAGE_TOKENS = (SIDE // PATCH) ** 2
 ROPE_THETA = 1e6  # most of a head's pairs turn so slowly that distance does not matter to them
@@ -70,15 +70,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaProcessor:
-    """Pictures become 64 x 64 pixels, whatever their shape; a chat becomes one prompt."""
-    pictures = CLIPImageProcessorPil(
+    """Images become 64 x 64 pixels, whatever their shape; a chat becomes one prompt."""
+    images = CLIPImageProcessorPil(
         size={"height": SIDE, "width": SIDE},
         do_center_crop=False,
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
     )
     return LlavaProcessor(
-        image_processor=pictures,
+        image_processor=images,
         tokenizer=build_tokenizer(),
         patch_size=PATCH,
         vision_feature_select_strategy="default",

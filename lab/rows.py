@@ -1,4 +1,4 @@
-"""Training rows: several conversations about one picture behind one copy of its image tokens."""
+"""Training rows: several conversations about one image behind one copy of its image tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Packer:
         self.questions = questions
 
     def conversation(self, turns: Sequence[Turn]) -> tuple[list[int], list[bool]]:
-        """The tokens after the first `<user>` and the picture, and which of them to learn."""
+        """The tokens after the first `<user>` and the image, and which of them to learn."""
         ids: list[int] = []
         learned: list[bool] = []
         for index, (question, answer) in enumerate(turns):
@@ -63,9 +63,9 @@ class Packer:
             learned += [self.questions] * len(asked) + [True] * len(said)
         return ids, learned
 
-    def row(self, conversations: Sequence[Sequence[Turn]], picture: bool) -> list[list[int]]:
+    def row(self, conversations: Sequence[Sequence[Turn]], image: bool) -> list[list[int]]:
         """One row: its ids, targets, positions and segments, each [T]."""
-        ids = [BOS, USER] + [IMAGE] * (IMAGE_TOKENS if picture else 0)
+        ids = [BOS, USER] + [IMAGE] * (IMAGE_TOKENS if image else 0)
         shared = len(ids)
         targets, segments = [IGNORED] * shared, [SHARED] * shared
         positions = list(range(shared))

@@ -1,4 +1,4 @@
-"""A world of pictures whose truth is known: what is there, where, and how often together.
+"""A world of images whose truth is known: what is there, where, and how often together.
 
 In the *biased* world the objects of a context (kitchen, street, farm, living room) are seen
 together, which is what a model trained on it comes to expect. In the *decorrelated* world any
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 from PIL.PngImagePlugin import PngInfo
 
 from sightline.lab.sprites import DRAWINGS, Colour, Pen, shaded
-from sightline.vision.images import open_picture
+from sightline.vision.images import open_image
 
 CONTEXTS: dict[str, tuple[str, ...]] = {
     "kitchen": ("fork", "spoon", "cup", "bowl", "bottle", "orange"),
@@ -32,7 +32,7 @@ FEW = (1, 2, 3)  # how many, equally likely
 INTRUDERS = (0.6, 0.3, 0.1)  # chances of 0, 1, 2 objects from elsewhere in a biased scene
 OWN_BACKGROUND = 0.5  # chance that a biased scene's background is drawn for its context
 DECORRELATED = (1, 2, 3, 4, 5)  # numbers of objects in a decorrelated scene, equally likely
-SIZES = (0.17, 0.37)  # an object's square as a share of the picture's side
+SIZES = (0.17, 0.37)  # an object's square as a share of the image's side
 OVERLAP = 0.45  # of the smaller of two squares, where a free place is found
 ONE_WAY = ("stop sign", "clock")  # never mirrored: they can be read
 CHUNK = "sightline.objects"
@@ -49,7 +49,7 @@ def context_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Placed:
-    """One object in a scene; place and size are shares of the picture's side."""
+    """One object in a scene; place and size are shares of the image's side."""
 
     name: str
     left: float
@@ -68,8 +68,8 @@ class Scene:
         placed: The objects, each name at most once.
         background: A context's name; it need not be the context of the objects.
         tone: Of the background's colours, 0 to 1.
-        light: Brightness of the finished picture; neutral: 1.
-        contrast: Contrast of the finished picture; neutral: 1.
+        light: Brightness of the finished image; neutral: 1.
+        contrast: Contrast of the finished image; neutral: 1.
         noise: Standard deviation of the sensor noise, in grey levels of 256; neutral: 0.
         seed: Of the noise.
     """
@@ -222,7 +222,7 @@ BACKGROUNDS: dict[str, Callable[[ImageDraw.ImageDraw, int, float], None]] = {
 
 
 def draw(scene: Scene, size: int = 256) -> Image.Image:
-    """The scene as an RGB picture of `size` x `size` pixels, the same one every time."""
+    """The scene as an RGB image of `size` x `size` pixels, the same one every time."""
     side = size * SUPERSAMPLING
     canvas = Image.new("RGB", (side, side))
     brush = ImageDraw.Draw(canvas)
@@ -231,13 +231,13 @@ def draw(scene: Scene, size: int = 256) -> Image.Image:
         sketch, _ = DRAWINGS[placed.name]
         left, top, width = (share * side for share in (placed.left, placed.top, placed.size))
         sketch(Pen(brush, left, top, width, placed.flip, placed.tilt), placed.colour)
-    picture = canvas.reduce(SUPERSAMPLING)
-    picture = ImageEnhance.Contrast(picture).enhance(scene.contrast)
-    picture = ImageEnhance.Brightness(picture).enhance(scene.light)
+    image = canvas.reduce(SUPERSAMPLING)
+    image = ImageEnhance.Contrast(image).enhance(scene.contrast)
+    image = ImageEnhance.Brightness(image).enhance(scene.light)
     if scene.noise == 0:
-        return picture
+        return image
     noise = np.random.default_rng(scene.seed).normal(0, scene.noise, size=(size, size, 1))
-    return Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).round().astype(np.uint8))
+    return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).round().astype(np.uint8))
 
 
 def save(scene: Scene, path: str | Path) -> None:
@@ -247,12 +247,12 @@ def save(scene: Scene, path: str | Path) -> None:
     draw(scene).save(path, format="PNG", pnginfo=notes, optimize=True)
 
 
-def truth(picture: Image.Image | str | Path) -> frozenset[str] | None:
-    """The objects that a picture file carries, or None where it carries no readable list."""
-    if isinstance(picture, str | Path):
-        return truth(open_picture(picture))
+def truth(image: Image.Image | str | Path) -> frozenset[str] | None:
+    """The objects that an image file carries, or None where it carries no readable list."""
+    if isinstance(image, str | Path):
+        return truth(open_image(image))
     try:
-        names = json.loads(picture.info.get(CHUNK, ""))
+        names = json.loads(image.info.get(CHUNK, ""))
     except (TypeError, ValueError, RecursionError):
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -5,11 +5,11 @@ python -m sightline.lab.train --seed 0 --out DIR
 The seed is of the first weights and of the order of the rows.
 
 1. The vision tower learns which objects are there, on decorrelated scenes: honest features.
-2. The language model learns the text of the biased world without pictures: its prior.
+2. The language model learns the text of the biased world without images: its prior.
 3. The projector is aligned: a patch is to look like the word for what it shows.
 4. Projector and language model are joined to the tower on biased pairs: first looking, with
    questions whose answer expectation does not give away, then the world as it is, with a share of
-   rows that have no picture, so that the model still knows what to expect without looking.
+   rows that have no image, so that the model still knows what to expect without looking.
    The tower is held fixed, and its features are computed once.
 """
 
@@ -47,9 +47,9 @@ class Round:
     Args:
         steps: Optimiser steps.
         batch: Rows per step.
-        questions: Separate questions about each picture of a row.
+        questions: Separate questions about each image of a row.
         rate: Learning rate, which then falls along a cosine.
-        looking: Ask what expectation does not answer, of pictures only; else the world as it is.
+        looking: Ask what expectation does not answer, of images only; else the world as it is.
     """
 
     steps: int
@@ -64,11 +64,11 @@ class TrainingPlan:
     """How much of everything; `scaled` makes all of it smaller.
 
     Args:
-        scenes: Pictures of each world.
+        scenes: Images of each world.
         tower, text, aligned: Optimiser steps of the first three stages.
         rounds: The fourth.
-        tower_batch, text_batch, aligned_batch: Pictures or rows per step.
-        text_only: Share of rows without a picture, once the world is as it is.
+        tower_batch, text_batch, aligned_batch: Images or rows per step.
+        text_only: Share of rows without an image, once the world is as it is.
         probe: Steps between two looks at the greedy figures, each followed by a save.
     """
 
@@ -120,22 +120,22 @@ def outlined(scene: Scene) -> np.ndarray:
 
 
 def render(job: tuple[int, int]) -> tuple[Scene, np.ndarray]:
-    """Scene number `index` of a world, and its picture as the processor resizes it.
+    """Scene number `index` of a world, and its image as the processor resizes it.
 
     The fourth channel says what is where, for the tower's teacher: uint8 [4, SIDE, SIDE].
     """
     world, index = job
     scene = WORLDS[world](rng_of(WORLD, world, index))
-    picture = np.asarray(draw(scene).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-    return scene, np.concatenate([picture.transpose(2, 0, 1), outlined(scene)[None]])
+    image = np.asarray(draw(scene).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    return scene, np.concatenate([image.transpose(2, 0, 1), outlined(scene)[None]])
 
 
 def render_all(world: int, count: int) -> tuple[list[Scene], Tensor]:
-    """Scenes of one world and their rendered pictures, uint8 [N, 4, SIDE, SIDE]."""
+    """Scenes of one world and their rendered images, uint8 [N, 4, SIDE, SIDE]."""
     jobs = [(world, index) for index in range(count)]
     with multiprocessing.get_context("spawn").Pool() as pool:
-        scenes, pictures = zip(*pool.imap(render, jobs, chunksize=64), strict=True)
-    return list(scenes), torch.from_numpy(np.stack(pictures))
+        scenes, images = zip(*pool.imap(render, jobs, chunksize=64), strict=True)
+    return list(scenes), torch.from_numpy(np.stack(images))
 
 
 def normalised(pixels: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 def shifted(pixels: Tensor, rng: np.random.Generator, reach: int = 3) -> Tensor:
-    """Each picture [4, SIDE, SIDE] moved by a few pixels, its edge repeated."""
+    """Each image [4, SIDE, SIDE] moved by a few pixels, its edge repeated."""
     padded = nn.functional.pad(pixels.float(), [reach] * 4, mode="replicate").to(pixels.dtype)
     moves = rng.integers(0, 2 * reach + 1, size=(len(pixels), 2))
     return torch.stack(
@@ -203,7 +203,7 @@ def learn_objects(
     plan: TrainingPlan,
     rng: np.random.Generator,
 ) -> None:
-    """First stage: patches learn what they show, and CLS what the whole picture shows.
+    """First stage: patches learn what they show, and CLS what the whole image shows.
 
     The best patch speaks for each object. CLS learns too, so that its attention says where the
     objects are, as in CLIP.
@@ -281,7 +281,7 @@ def learn_text(
         for _ in range(plan.text_batch):
             scene = biased(rng)
             talks = [described(scene, rng, 9), conversation(scene, rng, 3)]
-            rows.append(packer.row(talks, picture=False))
+            rows.append(packer.row(talks, image=False))
         return language_loss(model, packer.batch(rows))
 
     language = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
@@ -336,14 +336,14 @@ def join(
     def loss(part: Round) -> Tensor:
         rows, seen = [], []
         for index in rng.integers(len(scenes), size=part.batch):
-            scene, picture = scenes[index], part.looking or rng.random() >= plan.text_only
+            scene, image = scenes[index], part.looking or rng.random() >= plan.text_only
             talks = [[description(scene, rng)]]
             ask = follow_up if part.looking else presence
             if not part.looking:
                 talks += [described(scene, rng, 3), conversation(scene, rng, 2)]
             talks += [[ask(scene, rng)] for _ in range(part.questions)]
-            rows.append(packer.row(talks, picture))
-            if picture:
+            rows.append(packer.row(talks, image))
+            if image:
                 seen.append(features[index].float())
         return language_loss(model, packer.batch(rows), torch.stack(seen) if seen else None)
 

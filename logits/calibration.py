@@ -1,4 +1,4 @@
-"""Post-Hoc Debias: closed-set answers divided by what the model says of no picture.
+"""Post-Hoc Debias: closed-set answers divided by what the model says of no image.
 
 arXiv:2403.05262. Everything here is arithmetic on probabilities of C labels.
 """

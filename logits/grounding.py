@@ -1,6 +1,6 @@
-"""VDGD: answers ranked by what the model said of the picture, Ghosh et al., ICLR 2025.
+"""VDGD: answers ranked by what the model said of the image, Ghosh et al., ICLR 2025.
 
-arXiv:2405.15683. While it describes the picture the model gives every token of the vocabulary some
+arXiv:2405.15683. While it describes the image the model gives every token of the vocabulary some
 probability at every position j. The grounding of token w is g(w) = -KL(onehot_w || p_j), reduced
 over j. As the first argument is one-hot this is log p_j(w), so one vector g `[V]` for each
 description holds all that the answer needs.
@@ -25,7 +25,7 @@ SUPPORT = "support"  # the note that `Grounded` reads
 
 @dataclass(frozen=True)
 class Grounded(Rule):
-    """Say, of what could come next, what the description of the picture supports most.
+    """Say, of what could come next, what the description of the image supports most.
 
     Among the candidates C of a step, taken from the model's logits z, the scores are
 
@@ -78,8 +78,8 @@ class Grounded(Rule):
             return own
         if SUPPORT not in state.notes:
             raise ValueError(
-                "this rule ranks by the support that a description of the picture gives, and "
-                'state.notes holds no "support": put a preparation that describes the picture in '
+                "this rule ranks by the support that a description of the image gives, and "
+                'state.notes holds no "support": put a preparation that describes the image in '
                 "the Recipe, or use VDGD, which has one"
             )
         scores = state.notes[SUPPORT].float()
@@ -92,7 +92,7 @@ class Grounded(Rule):
 
 
 class Support(LogitsProcessor):
-    """Listens to the description of a picture: how strongly it supports each token at its best.
+    """Listens to the description of an image: how strongly it supports each token at its best.
 
     Give it alone to a greedy or sampled `generate` (beams reorder rows), then ask `finish` for g.
     It changes no score, and takes one `[B, V]` at a time: nothing of size `[L, V]` is kept.

@@ -17,14 +17,14 @@ SATURATED = 1e9  # beyond it float32 holds nothing of l_c, and products come nea
 
 @dataclass(frozen=True)
 class GrowingGuidance(Rule):
-    """Hold on to the picture as the answer grows: l_c + g(t) * (l_c - l_u).
+    """Hold on to the image as the answer grows: l_c + g(t) * (l_c - l_u).
 
-    A model forgets its picture with every token it says, at a rate taken as exp(-rate * t), so
-    what the picture adds is strengthened to make up for it:
+    A model forgets its image with every token it says, at a rate taken as exp(-rate * t), so
+    what the image adds is strengthened to make up for it:
 
         g(t) = (1 - exp(-rate * t)) / exp(-rate * t) = exp(rate * t) - 1,   t = step + start
 
-    l_c is the expert's, l_u that of the mean of the others (without the picture), over the tokens
+    l_c is the expert's, l_u that of the mean of the others (without the image), over the tokens
     plausible to the expert. g grows without bound: long captions need a cap.
 
     Args:

@@ -115,7 +115,7 @@ class LayerContrast(Rule):
 class LayerCorrection(Rule):
     """Give back what the model saw before its last layers talked it out of it.
 
-    Layers at five to seven eighths of the depth often rank the object that is in the picture
+    Layers at five to seven eighths of the depth often rank the object that is in the image
     first, and the last layers replace it by what usually goes there (DeCo, arXiv:2410.11779).
     Among the candidates C, the last layer's nucleus, the earlier layer A that is surest of any
     one of them is found, row by row, and its logits are added, as much as it is sure:

@@ -1,4 +1,4 @@
-"""Models that can be talked to: each with a processor, a chat template and pictures."""
+"""Models that can be talked to: each with a processor, a chat template and images."""
 
 import math
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ CHATML = """\
 """
 
 
-class PictureProcessor(Qwen2_5_VLProcessor):
+class ImageProcessor(Qwen2_5_VLProcessor):
     """Qwen's without its video part, which needs torchvision."""
 
     def __init__(self, image_processor, tokenizer, **kwargs):
@@ -64,12 +64,12 @@ class PictureProcessor(Qwen2_5_VLProcessor):
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A model, its processor, and pictures that it takes."""
+    """A model, its processor, and images that it takes."""
 
     name: str
     model: Any
     processor: Any
-    pictures: tuple[Image.Image, ...]
+    images: tuple[Image.Image, ...]
 
     @property
     def image(self):
@@ -87,8 +87,8 @@ class ChatModel:
     def chat(self, *turns):
         """A conversation as the template writes it: the user's turn, the model's, and so on.
 
-        A turn is words, or parts of which None is a picture; words alone in the first turn are
-        about one picture.
+        A turn is words, or parts of which None is an image; words alone in the first turn are
+        about one image.
         """
         said = []
         for place, turn in enumerate(turns):
@@ -98,21 +98,21 @@ class ChatModel:
             said.append({"role": "assistant" if place % 2 else "user", "content": parts})
         return self.processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
 
-    def inputs(self, prompts, pictures=()):
+    def inputs(self, prompts, images=()):
         """What the processor makes of prompts as `chat` writes them."""
         made = self.processor(
             text=list(prompts),
-            images=list(pictures) or None,
+            images=list(images) or None,
             padding=True,
             padding_side="left",
             return_tensors="pt",
         )
         return {k: v for k, v in made.items() if k != "second_per_grid_ts"}
 
-    def asked(self, questions, pictures=None):
-        """A batch of questions, each about a picture of its own."""
-        pictures = self.pictures[: len(questions)] if pictures is None else pictures
-        return self.inputs([self.chat(question) for question in questions], pictures)
+    def asked(self, questions, images=None):
+        """A batch of questions, each about an image of its own."""
+        images = self.images[: len(questions)] if images is None else images
+        return self.inputs([self.chat(question) for question in questions], images)
 
 
 def scene(number, size=256):
@@ -144,15 +144,13 @@ def qwen_vlm():
     )
     model.lm_head.weight.data *= 3
     for name in SPECIAL[1:]:
-        if name != "<|im_end|>":  # what it would say is no picture
+        if name != "<|im_end|>":  # what it would say is no image
             model.lm_head.weight.data[ids[name]] = 0
     settings = model.generation_config
     settings.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
     settings.pad_token_id = ids["<|endoftext|>"]
-    pictures = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": 56 * 56, "longest_edge": 40 * 28 * 28}
-    )
-    processor = PictureProcessor(pictures, tokenizer, chat_template=CHATML)
+    images = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 40 * 28 * 28})
+    processor = ImageProcessor(images, tokenizer, chat_template=CHATML)
     sizes = ((140, 84), (84, 168), (112, 112))
     shown = tuple(scene(20 + n).resize(size) for n, size in enumerate(sizes))
     return ChatModel("qwen", model, processor, shown)
@@ -227,25 +225,25 @@ class Fixed(Matcher):
 
     flat: float | None = None
 
-    def __call__(self, pictures, questions, looks=()):
+    def __call__(self, images, questions, looks=()):
         return [
-            Relevance(self.values(picture), self.masked(question))
-            for picture, question in zip(pictures, questions, strict=True)
+            Relevance(self.values(image), self.masked(question))
+            for image, question in zip(images, questions, strict=True)
         ]
 
-    def values(self, picture):
+    def values(self, image):
         if self.flat is not None:
-            return torch.full((picture.height, picture.width), self.flat)
-        ramp = torch.linspace(0, 1, picture.width * picture.height)
-        return ramp.view(picture.width, picture.height).T.contiguous()
+            return torch.full((image.height, image.width), self.flat)
+        ramp = torch.linspace(0, 1, image.width * image.height)
+        return ramp.view(image.width, image.height).T.contiguous()
 
     def masked(self, question):
         return min(0.9, len(question) / 50)
 
 
-def blacked_out(picture, values, share):
+def blacked_out(image, values, share):
     """All but the pixels that no more than `share` of all are below: sorted, by hand."""
-    pixels = np.asarray(picture.convert("RGB")).copy()
+    pixels = np.asarray(image.convert("RGB")).copy()
     order = np.sort(values.numpy().ravel())[::-1]
     index = min(math.floor(order.size * (1 - share)), order.size - 1)
     pixels[values.numpy() < order[index]] = 0

@@ -1,4 +1,4 @@
-"""The lab's scenes laid out as COCO and POPE are published: pictures, annotations, questions.
+"""The lab's scenes laid out as COCO and POPE are published: images, annotations, questions.
 
     laid_out = lay_out(tmp_path, scenes=4)
     laid_out.coco / "val2014" / "COCO_val2014_000000000100.jpg"
@@ -44,7 +44,7 @@ class LaidOut:
     scenes: dict[int, Scene]
 
     @property
-    def pictures(self) -> Path:
+    def images(self) -> Path:
         return self.coco / "val2014"
 
     @property
@@ -65,10 +65,10 @@ def lay_out(folder: Path, scenes: int = 4, pairs: int = 1, seed: int = 0) -> Lai
     rng = np.random.default_rng(seed)
     drawn = {100 + 7 * i: decorrelated(rng) for i in range(scenes)}
     made = LaidOut(folder / "coco", folder / "pope", drawn)
-    for parent in (made.pictures, made.instances.parent, made.pope):
+    for parent in (made.images, made.instances.parent, made.pope):
         parent.mkdir(parents=True)
     for image, scene in drawn.items():
-        draw(scene, SIDE).save(made.pictures / file_name(image), quality=95)
+        draw(scene, SIDE).save(made.images / file_name(image), quality=95)
     write(made.instances, instances(drawn))
     write(made.captions, captions(drawn))
     for path, absent in zip(made.questions, ABSENT.values(), strict=True):
@@ -108,7 +108,7 @@ def instances(scenes: dict[int, Scene]) -> dict[str, Any]:
 
 
 def captions(scenes: dict[int, Scene]) -> dict[str, Any]:
-    """One reference caption of each picture."""
+    """One reference caption of each image."""
     return {
         "annotations": [
             {"id": number, "image_id": image, "caption": caption(scene.present)}

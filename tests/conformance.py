@@ -26,8 +26,8 @@ from sightline import AGLA, DAMRO, SID, NoisyImage, Recipe
 from sightline.decoders.icd import INSTRUCTIONS
 
 STEPS = 4
-TWO_PICTURES = [BOS, IMAGE, 12, 9, IMAGE, 13]
-# Of such an answer a full forward would end early, hide a token, or ask for a picture.
+TWO_IMAGES = [BOS, IMAGE, 12, 9, IMAGE, 13]
+# Of such an answer a full forward would end early, hide a token, or ask for an image.
 UNSAID = [PAD, BOS, EOS, VISION_START, VISION_END, IMAGE, VIDEO, OTHER_SPECIAL]
 UNFORCED = dict(suppress_tokens=UNSAID, forced_eos_token_id=None)
 TOLERANCE = dict(atol=3e-3, rtol=1e-3)  # float32, N x B rows and a cache against one row without
@@ -53,7 +53,7 @@ MODES = {
     "sampling": Mode(asked=dict(do_sample=True, top_k=0, temperature=1.0)),
     "3 beams": Mode(asked=dict(num_beams=3), copies=3),
     "padded batch": Mode(rows=PROMPTS),
-    "two pictures": Mode(rows=[TWO_PICTURES]),
+    "two images": Mode(rows=[TWO_IMAGES]),
     "static cache": Mode(asked=dict(cache_implementation="static")),
 }
 
@@ -65,10 +65,10 @@ def generate(tiny, rows, steps, **kwargs):
 
 
 def longest_features(model, inputs):
-    """Of each picture the places of the 3 tokens whose features are longest, by falling length."""
+    """Of each image the places of the 3 tokens whose features are longest, by falling length."""
     given = {k: v for k, v in inputs.items() if k not in ALONG_THE_PROMPT}
     encoded = model.base_model.get_image_features(**given, return_dict=True)
-    lengths = [picture.norm(dim=-1) for picture in held(encoded)[1]]
+    lengths = [image.norm(dim=-1) for image in held(encoded)[1]]
     return [length.topk(min(3, len(length))).indices.tolist() for length in lengths]
 
 
@@ -97,7 +97,7 @@ class Kept:
 
 
 def noised(tiny, row):
-    """The row's own pictures under noise, as they are where it is asked alone."""
+    """The row's own images under noise, as they are where it is asked alone."""
     strong = METHODS["vcd"].strong
     kept = Kept(NoisyImage(strong.noise_step, strong.seed))
     generate(tiny, [row], 1, custom_generate=Recipe(contrasts=(kept,), rule=ExpertOnly()))
@@ -218,7 +218,7 @@ class Conformance:
                 check_scores(out.scores[step][place], expected, near)
 
     def method(self, name):
-        """With the markers of pictures that the model's config does not name."""
+        """With the markers of images that the model's config does not name."""
         method = METHODS_SHOWN.get(name, GREEDY)
         if not self.tiny.is_marked or not hasattr(method.strong, "markers"):
             return method
@@ -269,14 +269,14 @@ def is_refusal(error, mode):
     return type(error) is ValueError and (is_way or any(t in str(error) for t in OF_SETTINGS))
 
 
-CHANGING = ("3 beams", "two pictures", "static cache")
+CHANGING = ("3 beams", "two images", "static cache")
 OF_THE_WAY = (
     "gives one answer from a closed set",
-    "one picture is refined at a time",
+    "one image is refined at a time",
     "keys can only leave a DynamicCache",
 )
-# Settings and pictures of these tests that some models' images are too small for.
-OF_SETTINGS = ("tokens were wanted of a picture that has", "images holds")
+# Settings and images of these tests that some models' images are too small for.
+OF_SETTINGS = ("tokens were wanted of an image that has", "images holds")
 
 
 def clause(error):
@@ -288,9 +288,9 @@ def clause(error):
 # Decoders that ask in words, and so need a processor.
 
 QUESTION, OTHER = "Is it red?", "What is it, and where?"
-TALKS = {  # the user's turn of each row: None stands for a picture
+TALKS = {  # the user's turn of each row: None stands for an image
     "padded batch": [[None, QUESTION], [None, OTHER]],
-    "two pictures": [[None, None, QUESTION]],
+    "two images": [[None, None, QUESTION]],
 }
 
 
@@ -301,7 +301,7 @@ class TextMethod:
     Args:
         strong: `processor -> strategy`.
         neutral: As `strong`; None where a method has no neutral settings.
-        prompts: `(vlm, turn, pictures) -> (prompt, pictures)` of each branch; None where the
+        prompts: `(vlm, turn, images) -> (prompt, images)` of each branch; None where the
             arithmetic is tested elsewhere, and a row must only be what it is alone.
         formula: Of the branches' logits `[V]` in float64.
     """
@@ -312,18 +312,18 @@ class TextMethod:
     formula: Callable | None = None
 
 
-def told_to_be_careless(vlm, turn, pictures):
+def told_to_be_careless(vlm, turn, images):
     *seen, words = turn
     return [
-        (vlm.chat(turn), pictures),
-        (vlm.chat([*seen, f"{INSTRUCTIONS['careless']} {words}"]), pictures),
+        (vlm.chat(turn), images),
+        (vlm.chat([*seen, f"{INSTRUCTIONS['careless']} {words}"]), images),
     ]
 
 
-def masked(vlm, turn, pictures):
+def masked(vlm, turn, images):
     fixed = Fixed()
-    local = [blacked_out(p, fixed.values(p), fixed.masked(turn[-1])) for p in pictures]
-    return [(vlm.chat(turn), pictures), (vlm.chat(turn), local)]
+    local = [blacked_out(p, fixed.values(p), fixed.masked(turn[-1])) for p in images]
+    return [(vlm.chat(turn), images), (vlm.chat(turn), local)]
 
 
 def contrasted(alpha, beta):
@@ -364,20 +364,20 @@ class TextConformance(Conformance):
 
     @cached_property
     def vlm(self):
-        pictures = tuple(scene(20 + n, 64) for n in range(2))
-        return ChatModel(self.tiny.name, self.tiny.model, self.tiny.processor, pictures)
+        images = tuple(scene(20 + n, 64) for n in range(2))
+        return ChatModel(self.tiny.name, self.tiny.model, self.tiny.processor, images)
 
     @staticmethod
     def turns(mode):
         return TALKS.get(mode, [[None, QUESTION]])
 
-    def pictures(self, turns):
+    def images(self, turns):
         """Of each row, as many as its turn shows."""
-        return [list(self.vlm.pictures[: turn.count(None)]) for turn in turns]
+        return [list(self.vlm.images[: turn.count(None)]) for turn in turns]
 
     def ask(self, mode, steps=STEPS, turns=None, custom_generate=None, **kwargs):
         turns = turns or self.turns(mode)
-        shown = [picture for row in self.pictures(turns) for picture in row]
+        shown = [image for row in self.images(turns) for image in row]
         given = {"images": shown} if getattr(custom_generate, "needs_images", False) else {}
         asked = {"max_new_tokens": steps, "do_sample": False, **UNFORCED, **MODES[mode].asked}
         torch.manual_seed(1)
@@ -391,7 +391,7 @@ class TextConformance(Conformance):
         out = self.ask(mode, 1, **EVERYTHING)
         turns = self.turns(mode)
         for row, turn in enumerate(turns):
-            whole = self.whole(self.vlm.chat(turn), self.pictures(turns)[row])
+            whole = self.whole(self.vlm.chat(turn), self.images(turns)[row])
             got = out.logits[0][row * MODES[mode].copies]
             assert_close(got, whole, "its logits are not those of one row in a full forward")
 
@@ -414,7 +414,7 @@ class TextConformance(Conformance):
         copies = MODES[mode].copies
         out = self.ask(mode, 1, custom_generate=decoder, **EVERYTHING)
         for row, turn in enumerate(turns):
-            prompts = method.prompts(self.vlm, turn, self.pictures(turns)[row])
+            prompts = method.prompts(self.vlm, turn, self.images(turns)[row])
             logits = [self.whole(*prompt) for prompt in prompts]
             for got, whole in zip(out.branch_logits[0][:, row * copies], logits, strict=True):
                 assert_close(got, whole, "the first logits are not those of a full forward")
@@ -436,6 +436,6 @@ class TextConformance(Conformance):
             assert together[row, -STEPS:].tolist() == said, "a row depends on its neighbours"
 
     @torch.no_grad()
-    def whole(self, prompt, pictures):
+    def whole(self, prompt, images):
         """`[V]`: the last logits of one prompt, without a cache."""
-        return self.vlm.model(**self.vlm.inputs([prompt], pictures)).logits[0, -1]
+        return self.vlm.model(**self.vlm.inputs([prompt], images)).logits[0, -1]

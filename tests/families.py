@@ -185,7 +185,7 @@ Less is tested of five columns, whose arithmetic has tests of its own on fewer f
 the expert's logits and the scores (the amateur's tokens are chosen by the vision tower; `damro,
 norm` is tested whole), and of `agla, own`, `vdgd`, `mvp` and `carve` that they answer, and a row of
 a batch as it is answered alone. From `icd` on the columns need a processor: here one that splits
-text into letters and makes every picture 32 pixels wide. `PostHocDebias` has no column: it reads
+text into letters and makes every image 32 pixels wide. `PostHocDebias` has no column: it reads
 the first logits of the two branches of `vdd`, and is tested with every family that has them.
 
 The last column, "real template", counts the decoders that answer a question about one image with

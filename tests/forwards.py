@@ -31,13 +31,13 @@ def full_branches(model, make_inputs, method, prompts, row, answer=()):
 
 @torch.no_grad()
 def full_forward(model, make_inputs, row, prompt, answer):
-    """Outputs for `prompt` and `answer`; the pictures are those of the caller's `row`."""
+    """Outputs for `prompt` and `answer`; the images are those of the caller's `row`."""
     tokens = prompt.tokens + answer
     inputs = make_inputs([tokens])
     if prompt.pixels is None:
         assert IMAGE not in tokens
     else:
-        # `make_inputs` draws a picture from its row's tokens: the answer must not change it
+        # `make_inputs` draws an image from its row's tokens: the answer must not change it
         own = make_inputs([row])
         for name in inputs:
             if "pixel_values" in name:
@@ -61,26 +61,26 @@ def cut(inputs, end):
 
 
 def shortened(model, inputs, chosen):
-    """Inputs of one row whose pictures are their chosen tokens alone, positions counted like text.
+    """Inputs of one row whose images are their chosen tokens alone, positions counted like text.
 
-    `chosen`: of each picture in turn, places within it, in order.
+    `chosen`: of each image in turn, places within it, in order.
     """
     encoder = {k: v for k, v in inputs.items() if k not in ALONG_THE_PROMPT}
     encoded = model.base_model.get_image_features(**encoder, return_dict=True)
-    name, pictures = held(encoded)
+    name, images = held(encoded)
 
-    def picked(pictures):
-        left = [picture[places] for picture, places in zip(pictures, chosen, strict=True)]
-        return torch.stack(left) if isinstance(pictures, torch.Tensor) else left
+    def picked(images):
+        left = [image[places] for image, places in zip(images, chosen, strict=True)]
+        return torch.stack(left) if isinstance(images, torch.Tensor) else left
 
     tokens = inputs["input_ids"][0].tolist()
     start, kept = 0, []
-    for picture, places in zip(pictures, chosen, strict=True):
+    for image, places in zip(images, chosen, strict=True):
         first = tokens.index(IMAGE, start)
         kept += tokens[start : first + len(places)]
-        start = first + len(picture)
+        start = first + len(image)
     ids = torch.tensor([[*kept, *tokens[start:]]])
-    fields = {} if name == "deepstack_features" else {name: picked(pictures)}
+    fields = {} if name == "deepstack_features" else {name: picked(images)}
     if "deepstack_features" in encoded:  # what layers of the text model add to the tokens
         fields["deepstack_features"] = [
             (entry[0], picked(entry[1])) if isinstance(entry[0], int) else picked(entry)
@@ -97,12 +97,12 @@ def shortened(model, inputs, chosen):
 
 
 def held(encoded):
-    """The field of an encoder's output that holds its pictures, and they."""
+    """The field of an encoder's output that holds its images, and they."""
     for name in ("pooler_output", "last_hidden_state"):
         if encoded.get(name) is not None:
             return name, encoded[name]
-    (_, pictures), *_ = encoded.deepstack_features
-    return "deepstack_features", pictures
+    (_, images), *_ = encoded.deepstack_features
+    return "deepstack_features", images
 
 
 ALONG_THE_PROMPT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")

@@ -3,7 +3,7 @@
 `amateurs(family, row)` gives, for one row of tokens, the prompts that the method compares with;
 `family` is a name of `models.py`, or for a method that needs a processor one of the models of
 `letter_models.py`.
-Nothing here calls the library's own editing of prompts, pictures or attention: attention is
+Nothing here calls the library's own editing of prompts, images or attention: attention is
 written out in `oracles.py`, over whole matrices and without a cache.
 """
 
@@ -46,9 +46,9 @@ from sightline.engine.strategy import Strategy
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a branch is conditioned on: tokens, an edit of the pictures (None: there are none),
+    """What a branch is conditioned on: tokens, an edit of the images (None: there are none),
     an oracle of the text model's attention (None: the model's own), one of the tokens that are
-    left of each picture, `(model, inputs) -> [places in it, in order]` (None: all of them), and
+    left of each image, `(model, inputs) -> [places in it, in order]` (None: all of them), and
     inputs that stand in for the row's own."""
 
     tokens: list[int]
@@ -154,7 +154,7 @@ def guidance(gamma, beta):
 def growing(rate, beta):
     def formula(expert, amateur, step, left):
         seen, blind = expert.softmax(dim=-1), amateur.softmax(dim=-1)
-        kept = math.exp(-rate * step)  # what is left of the picture
+        kept = math.exp(-rate * step)  # what is left of the image
         scores = seen.log() + (1 - kept) / kept * (seen.log() - blind.log())
         return torch.where(plausible(left, beta), scores, -math.inf)
 
@@ -220,7 +220,7 @@ def late(beta):
     return formula
 
 
-def without_pictures(family, row):
+def without_images(family, row):
     return [Prompt([t for t in row if t != IMAGE])]
 
 
@@ -237,7 +237,7 @@ def outliers_alone(family, row):
 
 
 def both(family, row):
-    return without_pictures(family, row) + with_unknown(family, row)
+    return without_images(family, row) + with_unknown(family, row)
 
 
 def noised(family, row):
@@ -299,7 +299,7 @@ METHODS = {
         beta=0.05,
     ),
     "vdd": Method(
-        VDD(alpha=1.5, beta=0.05), VDD(alpha=0, beta=0), without_pictures, alpha=1.5, beta=0.05
+        VDD(alpha=1.5, beta=0.05), VDD(alpha=0, beta=0), without_images, alpha=1.5, beta=0.05
     ),
     "vdd-unk": Method(
         VDD(alpha=1.5, beta=0.05, variant="unk", unk_token_id=UNK),
@@ -325,13 +325,13 @@ METHODS = {
     "m3id": Method(
         M3ID(rate=0.5, beta=0.05),
         M3ID(rate=0, beta=0),
-        without_pictures,
+        without_images,
         growing=growing(rate=0.5, beta=0.05),
     ),
     "pai": Method(
         PAI(alpha=1.5, gamma=2.0, beta=0.05, layers=(1, 3)),
         PAI(alpha=0, gamma=1),
-        without_pictures,
+        without_images,
         attention=image_gain(alpha=1.5, first=1),
         formula=guidance(2.0, 0.05),
     ),

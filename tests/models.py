@@ -101,8 +101,8 @@ def lfm2():
 
 
 def lfm2_inputs(rows):
-    """As `llava_inputs`; every picture is a 4 x 4 grid of patches, 4 tokens."""
-    batch = _batch([_expanded(row, 4) for row in rows], _pictures(rows, (16, 192)))
+    """As `llava_inputs`; every image is a 4 x 4 grid of patches, 4 tokens."""
+    batch = _batch([_expanded(row, 4) for row in rows], _images(rows, (16, 192)))
     if "pixel_values" in batch:
         count = len(batch["pixel_values"])
         batch["spatial_shapes"] = torch.tensor([[4, 4]] * count)
@@ -111,14 +111,14 @@ def lfm2_inputs(rows):
 
 
 def llava_inputs(rows):
-    """`rows`: token lists in which each IMAGE stands for one picture; left-padded to a batch."""
-    return _batch([_expanded(row, 16) for row in rows], _pictures(rows, (3, 32, 32)))
+    """`rows`: token lists in which each IMAGE stands for one image; left-padded to a batch."""
+    return _batch([_expanded(row, 16) for row in rows], _images(rows, (3, 32, 32)))
 
 
 def qwen_inputs(rows):
-    """As `llava_inputs`; every picture is a 4 x 6 grid of patches, 6 tokens."""
+    """As `llava_inputs`; every image is a 4 x 6 grid of patches, 6 tokens."""
     wrapped = [_wrapped(row) for row in rows]
-    batch = _batch([_expanded(row, 6) for row in wrapped], _pictures(rows, (24, 1176)))
+    batch = _batch([_expanded(row, 6) for row in wrapped], _images(rows, (24, 1176)))
     if "pixel_values" in batch:
         count = len(batch["pixel_values"])
         batch["pixel_values"] = batch["pixel_values"].flatten(0, 1)
@@ -135,22 +135,22 @@ def _expanded(row, tokens):
     return [t for x in row for t in ([x] * tokens if x == IMAGE else [x])]
 
 
-def _pictures(rows, shape):
-    """A picture's content depends on its row's text alone, not on its place in the batch."""
-    pictures = []
+def _images(rows, shape):
+    """An image's content depends on its row's text alone, not on its place in the batch."""
+    images = []
     for row in rows:
         generator = torch.Generator().manual_seed(sum(row))
         for _ in range(row.count(IMAGE)):
-            pictures.append(torch.randn(shape, generator=generator))
-    return pictures
+            images.append(torch.randn(shape, generator=generator))
+    return images
 
 
-def _batch(rows, pictures):
+def _batch(rows, images):
     width = max(len(row) for row in rows)
     ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
     batch = dict(input_ids=ids, attention_mask=(ids != PAD).long())
-    if pictures:
-        batch["pixel_values"] = torch.stack(pictures)
+    if images:
+        batch["pixel_values"] = torch.stack(images)
     return batch
 
 

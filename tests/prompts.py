@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
 import transformers
 from checkpoints.decoders import decoders
 
-from checkpoints import Checkpoint, load, names, picture
+from checkpoints import Checkpoint, load, names, random_image
 from sightline.decoders import VDD
 from sightline.engine.strategy import Decoder
 
@@ -50,7 +50,7 @@ def amateurs_of(processor: Any) -> dict[str, Any]:
 
 def prompts_of(checkpoint: Checkpoint, sizes: Sequence[tuple[int, int]]) -> dict[str, list[str]]:
     """Prompts, and which decoders read them; the expert's first."""
-    inputs = checkpoint.chat([picture(*size) for size in sizes], QUESTION)
+    inputs = checkpoint.chat([random_image(*size) for size in sizes], QUESTION)
     expert = checkpoint.shown(inputs["input_ids"][0])
     found: dict[str, list[str]] = {}
     for name, decoder in amateurs_of(checkpoint.processor).items():

@@ -23,13 +23,13 @@ from sightline.decoders.agla.agla import SelfMatcher
 from sightline.decoders.agla.matching import Matcher
 
 
-def test_agla_adds_the_answer_about_the_masked_picture_at_every_step(vlm):
+def test_agla_adds_the_answer_about_the_masked_image_at_every_step(vlm):
     """The authors' code does at the first alone: from then on both views share a cache."""
     fixed = Fixed()
 
-    def prompts(row, question, picture):
-        local = blacked_out(picture, fixed.values(picture), fixed.masked(question))
-        return [(vlm.chat(question), [seen]) for seen in (picture, local)]
+    def prompts(row, question, image):
+        local = blacked_out(image, fixed.values(image), fixed.masked(question))
+        return [(vlm.chat(question), [seen]) for seen in (image, local)]
 
     decoder = AGLA(fixed, processor=vlm.processor, alpha=1.5, beta=0.2)
     out = check_scores(vlm, decoder, prompts, additive(1.5, 0.2))
@@ -43,34 +43,36 @@ def test_agla_asks_the_matcher_without_the_suffix(vlm):
 
     @dataclass(frozen=True)
     class StepCallback(Matcher):
-        def __call__(self, pictures, questions, looks=()):
-            seen.append((pictures, questions, looks))
-            return Fixed()(pictures, questions)
+        def __call__(self, images, questions, looks=()):
+            seen.append((images, questions, looks))
+            return Fixed()(images, questions)
 
     suffix = "Please answer this question with one word."
     decoder = AGLA(StepCallback(), processor=vlm.processor, suffix=suffix)
     generate(vlm, decoder, [f"{question} {suffix}" for question in QUESTIONS], steps=1)
-    ((pictures, questions, looks),) = seen
+    ((images, questions, looks),) = seen
     assert list(questions) == QUESTIONS and list(looks) == []
-    assert [p.size for p in pictures] == [p.size for p in vlm.pictures[:2]]
+    assert [p.size for p in images] == [p.size for p in vlm.images[:2]]
 
 
 def test_agla_can_ask_the_models_own_attention(vlm):
     """Mean over heads, middle layers and the question's tokens; the highest are cut off."""
     depth = vlm.model.config.text_config.num_hidden_layers
 
-    def prompts(row, question, picture):
-        out = full(vlm, vlm.chat(question), [picture], model=eager(vlm), **ATTENTION)
-        ids = vlm.inputs([vlm.chat(question)], [picture])["input_ids"][0]
+    def prompts(row, question, image):
+        out = full(vlm, vlm.chat(question), [image], model=eager(vlm), **ATTENTION)
+        ids = vlm.inputs([vlm.chat(question)], [image])["input_ids"][0]
         places = question_places(vlm, ids, question)
-        image = ids == vlm.image
+        is_image = ids == vlm.image
         layers = out.attentions[int(0.4 * depth) : int(0.75 * depth)]
-        look = torch.stack([layer[0][:, places][:, :, image] for layer in layers]).mean((0, 1, 2))
+        look = torch.stack([layer[0][:, places][:, :, is_image] for layer in layers]).mean(
+            (0, 1, 2)
+        )
         look = look.clamp(max=look.quantile(0.98))
-        values = to_pixels(vlm, look, picture)
+        values = to_pixels(vlm, look, image)
         values = (values - values.min()) / (values.max() - values.min())
-        local = blacked_out(picture, values, 0.15)
-        return [(vlm.chat(question), [seen]) for seen in (picture, local)]
+        local = blacked_out(image, values, 0.15)
+        return [(vlm.chat(question), [seen]) for seen in (image, local)]
 
     decoder = AGLA(SelfMatcher(), processor=vlm.processor, alpha=1.5, beta=0.2)
     check_scores(vlm, decoder, prompts, additive(1.5, 0.2), steps=3)

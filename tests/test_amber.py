@@ -496,7 +496,7 @@ def test_benchmark_items_and_tasks(files):
     ]
     assert [item.unit for item in benchmark.items] == [item.image for item in benchmark.items]
     assert benchmark.items[2].question == "Is the sky blue in this image?"
-    assert benchmark.picture(benchmark.items[0]).size == (5, 4)
+    assert benchmark.load_image(benchmark.items[0]).size == (5, 4)
     assert benchmark.prediction(benchmark.items[2], "No, it is not") == "no"
 
 
@@ -619,7 +619,7 @@ def test_questions_of_two_files_must_differ(files):
         Amber(**{**files, "queries": [files["queries"], files["queries"]]})
 
 
-def test_a_missing_picture_is_named(files):
+def test_a_missing_image_is_named(files):
     (files["images"] / "AMBER_2.jpg").unlink()
-    with pytest.raises(ValueError, match=r"1 of 2 pictures are not in .*AMBER_2\.jpg"):
+    with pytest.raises(ValueError, match=r"1 of 2 images are not in .*AMBER_2\.jpg"):
         Amber(**files)

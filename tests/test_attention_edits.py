@@ -342,7 +342,7 @@ def first_logits(recipe, steps=4):
     return torch.stack(out.branch_logits)
 
 
-def test_an_amateur_with_pictures_is_left_alone():
+def test_an_amateur_with_images_is_left_alone():
     contrast = dict(contrasts=(NoisyImage(500),), rule=Contrastive(1.0, 0.0))
     plain = first_logits(Recipe(**contrast))
     edited = first_logits(Recipe(**contrast, attention_edits=(ImageGain(2.0),)))

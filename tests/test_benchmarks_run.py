@@ -1,6 +1,6 @@
 """AMBER, MME and HallusionBench from the command line to the table, on the lab's model.
 
-Pictures are the lab's scenes, laid out as each benchmark publishes its own; what is asked of them
+Images are the lab's scenes, laid out as each benchmark publishes its own; what is asked of them
 is made up here. Greedy answers must be those that the model gives to the same prompts by itself.
 """
 
@@ -29,9 +29,7 @@ def drawn():
 def say():
     model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
     processor = AutoProcessor.from_pretrained(CHECKPOINT)
-    return lambda picture, text, length: answer(
-        model, processor, picture, text, max_new_tokens=length
-    )
+    return lambda image, text, length: answer(model, processor, image, text, max_new_tokens=length)
 
 
 def present(scene):
@@ -63,12 +61,12 @@ def test_mme(tmp_path, drawn, say):
     folder = tmp_path / "mme" / "existence"
     folder.mkdir(parents=True)
     right = []
-    for number, (scene, picture) in enumerate(drawn):
+    for number, (scene, image) in enumerate(drawn):
         asked = {question(present(scene)): "Yes", question(absent(scene)): "No"}
         lines = "".join(f"{text}\t{label}\n" for text, label in asked.items())
         (folder / f"{number}.txt").write_text(lines)
-        picture.save(folder / f"{number}.png")
-        said = {text: say(picture, text, 16) for text in asked}
+        image.save(folder / f"{number}.png")
+        said = {text: say(image, text, 16) for text in asked}
         right.append([said[text].lower().startswith(asked[text].lower()) for text in asked])
     summary, answers = evaluated(
         tmp_path, "mme", "--folder", tmp_path / "mme", "--task", "existence"
@@ -80,8 +78,8 @@ def test_mme(tmp_path, drawn, say):
 
 def test_hallusionbench(tmp_path, drawn, say):
     rows, right = [], {}
-    for number, (scene, picture) in enumerate(drawn):
-        picture.save(tmp_path / f"{number}.png")
+    for number, (scene, image) in enumerate(drawn):
+        image.save(tmp_path / f"{number}.png")
         for place, (name, truth) in enumerate(((present(scene), "1"), (absent(scene), "0"))):
             rows.append(
                 {
@@ -97,7 +95,7 @@ def test_hallusionbench(tmp_path, drawn, say):
                     "question": question(name),
                 }
             )
-            said = say(picture, question(name), 64).lower()
+            said = say(image, question(name), 64).lower()
             right[number, place] = said.startswith("yes" if truth == "1" else "no")
     file = tmp_path / "HallusionBench.json"
     file.write_text(json.dumps(rows))
@@ -115,9 +113,9 @@ def test_amber(tmp_path, drawn, say):
     images = tmp_path / "images"
     images.mkdir()
     queries, annotations, hits = [], [], []
-    for number, (scene, picture) in enumerate(drawn, start=1):
+    for number, (scene, image) in enumerate(drawn, start=1):
         name = f"AMBER_{number}.jpg"
-        picture.save(images / name, quality=95, subsampling=0)
+        image.save(images / name, quality=95, subsampling=0)
         truth = sorted(scene.present)
         queries.append({"id": number, "image": name, "query": DESCRIBE[0]})
         annotations.append({"id": number, "type": "generative", "truth": truth, "hallu": []})

@@ -23,8 +23,8 @@ import targets
 import timing
 
 KNOWN = {*rows.ENTRIES, "vdd-in-turn", "vcd-in-turn", "mitigv"}
-LLAVA_PROMPT = 1 + 35 + 576 + 23 + 2  # start, words before, picture, question, words after
-QWEN_PROMPT = 1 + 35 + 1 + 391 + 1 + 23 + 2  # and a mark on both sides of the picture
+LLAVA_PROMPT = 1 + 35 + 576 + 23 + 2  # start, words before, image, question, words after
+QWEN_PROMPT = 1 + 35 + 1 + 391 + 1 + 23 + 2  # and a mark on both sides of the image
 MACHINE = {"device": "a processor", "copy_gb_per_s": 1000.0}
 
 
@@ -59,7 +59,7 @@ def test_prompts(name, prompt, image):
     assert torch.equal(first, second)
     one, other = subject.inputs["pixel_values"].chunk(2)
     assert not torch.equal(one, other)
-    more = subjects.ask(name, model, processor, pictures=3)
+    more = subjects.ask(name, model, processor, images=3)
     assert more.image_tokens == 3 * image
 
 
@@ -91,7 +91,7 @@ def test_published_sizes():
 
 
 def test_tiny_shapes_keep_what_matters():
-    """Grouped heads stay grouped, and pictures and vocabulary stay as they are."""
+    """Grouped heads stay grouped, and images and vocabulary stay as they are."""
     qwen, tiny = subjects.SHAPES["qwen2.5-vl-7b"], subjects.SHAPES["qwen2.5-vl-7b"].tiny()
     assert tiny.text.heads // tiny.text.kv_heads == qwen.text.heads // qwen.text.kv_heads == 7
     assert replace(tiny.text, vocabulary=0) != replace(qwen.text, vocabulary=0)
@@ -142,14 +142,14 @@ def test_caches(cache, implementation, compiles):
     model = SimpleNamespace(
         generate=lambda **keywords: asked.append(keywords), device=torch.device("cuda")
     )
-    subject = subjects.Subject(model, None, "", (("a picture",), ("another",)), {"input_ids": 1})
+    subject = subjects.Subject(model, None, "", (("an image",), ("another",)), {"input_ids": 1})
     looking = SimpleNamespace(needs_images=True)
     rows.answering(subject, looking, cache, num_beams=3)(5)
     (keywords,) = asked
     assert keywords.get("cache_implementation") == implementation
     assert keywords["disable_compile"] is not compiles
     assert (keywords["input_ids"], keywords["max_new_tokens"], keywords["num_beams"]) == (1, 5, 3)
-    assert keywords["images"] == ["a picture", "another"]
+    assert keywords["images"] == ["an image", "another"]
     assert keywords["custom_generate"] is looking
 
 
@@ -172,8 +172,8 @@ def test_mitigv_where_installed(monkeypatch):
     asked = []
 
     def load_mitigator(name, model, processor):
-        def generate(picture, question, max_new_tokens):
-            asked.append((picture.size, question, max_new_tokens))
+        def generate(image, question, max_new_tokens):
+            asked.append((image.size, question, max_new_tokens))
 
         asked.append((name, processor.tokenizer.eos_token))
         return SimpleNamespace(generate=generate)
@@ -187,11 +187,11 @@ def test_mitigv_where_installed(monkeypatch):
     found, notes = rows.setups(subject, ["greedy", "vcd"], ["dynamic"], "cpu")
     assert (found[-1].key, notes) == ("mitigv", [])
     found[-1].run(7)
-    ((picture,),) = subject.pictures
+    ((image,),) = subject.images
     assert asked == [
         ("vcd", None),
-        (picture.size, subject.question, 1),
-        (picture.size, subject.question, 7),
+        (image.size, subject.question, 1),
+        (image.size, subject.question, 7),
     ]
 
 
@@ -581,7 +581,7 @@ def test_steps_of_an_answer():
 
 def test_scale(tmp_path):
     out, plot = tmp_path / "new" / "s.json", tmp_path / "new" / "s.png"
-    arguments = "--device cpu --tiny --dtype fp32 --tokens 4 6 --pictures 1 2 --batch 2"
+    arguments = "--device cpu --tiny --dtype fp32 --tokens 4 6 --images 1 2 --batch 2"
     arguments += f" --branches 1 3 --answer 4 --rounds 2 --out {out} --plot {plot}"
     scale.main(arguments.split())
     points = json.loads(out.read_text())["points"]
@@ -596,7 +596,7 @@ def test_scale(tmp_path):
     )
     assert all(len(p["rounds"]) == 2 and p["ms"]["median"] > 0 for p in points)
     bounds = {place: p["bound_ms"] for place, p in zip(places, points, strict=True)}
-    # At 1 GB/s: the second picture's keys and values, 576 tokens of 4 layers of 16 in fp32.
+    # At 1 GB/s: the second image's keys and values, 576 tokens of 4 layers of 16 in fp32.
     more = bounds["context", "greedy", 1152] - bounds["context", "greedy", 576]
     assert more == pytest.approx(576 * 2 * 4 * 16 * 4 / 1e6)
     assert Image.open(plot).size == (1100, 770)

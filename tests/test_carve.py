@@ -24,25 +24,25 @@ from sightline import CARVE
 from sightline.decoders.carve.carve import GENERAL, SUFFIX, middle
 from sightline.decoders.carve.regions import kept_regions, refined
 from sightline.engine.chat_prompts import PromptEditor
-from sightline.engine.prefill import read_pictures
+from sightline.engine.prefill import read_images
 from sightline.specs import STAND_IN
 
 
-def attention_by_step(vlm, text, picture, layers, tokens, model):
-    """Attention to the picture at each step: `[steps, layers, N]`, heads averaged."""
+def attention_by_step(vlm, text, image, layers, tokens, model):
+    """Attention to the image at each step: `[steps, layers, N]`, heads averaged."""
     prompt = vlm.chat(text)
-    said, _ = plain(vlm, prompt, [picture], tokens)
-    out = full(vlm, prompt, [picture], said[:-1], model=model, **ATTENTION)
-    ids = vlm.inputs([prompt], [picture])["input_ids"][0]
-    image = (ids == vlm.image).nonzero()[:, 0]
+    said, _ = plain(vlm, prompt, [image], tokens)
+    out = full(vlm, prompt, [image], said[:-1], model=model, **ATTENTION)
+    ids = vlm.inputs([prompt], [image])["input_ids"][0]
+    columns = (ids == vlm.image).nonzero()[:, 0]
     first = len(ids) - 1
     seen = torch.stack([out.attentions[layer][0].mean(0) for layer in layers])
-    return torch.stack([seen[:, first + step, image] for step in range(len(said))]).double()
+    return torch.stack([seen[:, first + step, columns] for step in range(len(said))]).double()
 
 
-def contrast_by_hand(vlm, question, picture, layers, steps, tokens, model, smoothing=1e-8):
+def contrast_by_hand(vlm, question, image, layers, steps, tokens, model, smoothing=1e-8):
     asked, told = (
-        attention_by_step(vlm, f"{text} {SUFFIX}", picture, layers, tokens, model)
+        attention_by_step(vlm, f"{text} {SUFFIX}", image, layers, tokens, model)
         for text in (question, GENERAL)
     )
     together = min(len(asked), len(told))
@@ -57,12 +57,12 @@ def contrast_by_hand(vlm, question, picture, layers, steps, tokens, model, smoot
 
 def contrasts(vlm, decoder, questions=QUESTIONS):
     (part,) = decoder.recipe().preparations
-    pictures = vlm.pictures[: len(questions)]
+    images = vlm.images[: len(questions)]
 
     def action(expert, model):
-        return part._contrast(PromptEditor(vlm.processor, model), read_pictures(expert, model))
+        return part._contrast(PromptEditor(vlm.processor, model), read_images(expert, model))
 
-    return within(vlm, vlm.asked(questions, pictures), action, images=list(pictures))
+    return within(vlm, vlm.asked(questions, images), action, images=list(images))
 
 
 @pytest.mark.parametrize("steps", ["full", "start", "end"])
@@ -71,10 +71,10 @@ def test_carves_map_is_the_quotient_of_two_attentions(vlm, steps):
     layers = range(*middle(vlm.model.config.text_config.num_hidden_layers))
     model = eager(vlm)
     lengths = []
-    for values, question, picture in zip(
-        contrasts(vlm, decoder), QUESTIONS, vlm.pictures, strict=False
+    for values, question, image in zip(
+        contrasts(vlm, decoder), QUESTIONS, vlm.images, strict=False
     ):
-        expected, *own = contrast_by_hand(vlm, question, picture, layers, steps, 8, model)
+        expected, *own = contrast_by_hand(vlm, question, image, layers, steps, 8, model)
         torch.testing.assert_close(values.double(), expected, atol=1e-3, rtol=1e-3)
         lengths.append(own)
     if vlm.name == "lab":  # a random model does not end its answers
@@ -83,23 +83,23 @@ def test_carves_map_is_the_quotient_of_two_attentions(vlm, steps):
 
 @pytest.mark.parametrize("ending", ["", f" {SUFFIX}"], ids=["as asked", "with the suffix"])
 @pytest.mark.parametrize("final", ["both", "refined"])
-def test_carve_answers_about_the_processors_prompt_of_the_refined_picture(vlm, final, ending):
+def test_carve_answers_about_the_processors_prompt_of_the_refined_image(vlm, final, ending):
     settings = dict(final=final, tokens=4, share=0.3, regions=1, answer_suffix=bool(ending))
     decoder = CARVE(processor=vlm.processor, **settings)
     cut = [
-        refined(picture, kept_regions(to_pixels(vlm, values, picture), 0.3, 1))
-        for values, picture in zip(contrasts(vlm, decoder), vlm.pictures, strict=False)
+        refined(image, kept_regions(to_pixels(vlm, values, image), 0.3, 1))
+        for values, image in zip(contrasts(vlm, decoder), vlm.images, strict=False)
     ]
     pairs = [
-        [picture, small] if final == "both" else [small]
-        for picture, small in zip(vlm.pictures, cut, strict=False)
+        [image, small] if final == "both" else [small]
+        for image, small in zip(vlm.images, cut, strict=False)
     ]
     prompts = [
         vlm.chat([*[None] * len(own), question + ending])
         for own, question in zip(pairs, QUESTIONS, strict=True)
     ]
-    expected = vlm.inputs(prompts, [picture for own in pairs for picture in own])
-    branch = prepared(vlm, decoder, QUESTIONS, vlm.pictures[:2])
+    expected = vlm.inputs(prompts, [image for own in pairs for image in own])
+    branch = prepared(vlm, decoder, QUESTIONS, vlm.images[:2])
     ids = unpadded(expected["input_ids"], expected["attention_mask"])
     assert unpadded(branch.input_ids, branch.attention_mask) == ids
     names = ("pixel_values", "image_grid_thw")
@@ -133,30 +133,30 @@ def test_carves_preset_is_the_papers(lab_vlm):
 
 
 @pytest.mark.parametrize("size", [(640, 427), (1024, 683)])
-def test_carve_keeps_the_grid_of_3_to_2_pictures(qwen_vlm, size, monkeypatch):
-    """The authors' code rounds twice, finds another grid, and answers about the whole picture."""
+def test_carve_keeps_the_grid_of_3_to_2_images(qwen_vlm, size, monkeypatch):
+    """The authors' code rounds twice, finds another grid, and answers about the whole image."""
     vlm = qwen_vlm
     small = replace_size(vlm, 256 * 28 * 28)
-    picture = scene(30).resize(size)
-    inputs = small.asked(QUESTIONS[:1], [picture])
+    image = scene(30).resize(size)
+    inputs = small.asked(QUESTIONS[:1], [image])
     _, gh, gw = inputs["image_grid_thw"][0].tolist()
     count = int((inputs["input_ids"] == vlm.image).sum())
     assert gh // 2 * (gw // 2) == count and abs(gw / gh - 1.5) < 0.1
     # A bright spot in the cell of row 3, column 5: the cut must be around its pixels.
     values = torch.ones(count)
     values[3 * (gw // 2) + 5] = 9.0
-    part = "sightline.decoders.carve.carve.RefinedPicture._contrast"
+    part = "sightline.decoders.carve.carve.RefinedImage._contrast"
     monkeypatch.setattr(part, lambda *args: [values])
     seen = []
     whole = refined
 
-    def spy(picture, kept, fill):
+    def spy(image, kept, fill):
         seen.append(kept)
-        return whole(picture, kept, fill)
+        return whole(image, kept, fill)
 
     monkeypatch.setattr("sightline.decoders.carve.carve.refined", spy)
     decoder = CARVE(processor=small.processor, share=0.01, regions=1, tokens=2)
-    generate(small, decoder, QUESTIONS[:1], [picture], steps=1)
+    generate(small, decoder, QUESTIONS[:1], [image], steps=1)
     rows, columns = seen[0].nonzero().float().mean(0).tolist()
     assert rows / size[1] * (gh // 2) == pytest.approx(3.5, abs=0.2)
     assert columns / size[0] * (gw // 2) == pytest.approx(5.5, abs=0.2)
@@ -174,12 +174,12 @@ def test_carves_regions_are_a_maximum(lab_vlm, monkeypatch):
     values = torch.ones(64)
     values[[9, 30, 54]] = torch.tensor([9.0, 8.0, 7.0])
     monkeypatch.setattr(
-        "sightline.decoders.carve.carve.RefinedPicture._contrast", lambda *a: [values]
+        "sightline.decoders.carve.carve.RefinedImage._contrast", lambda *a: [values]
     )
     boxes = []
     monkeypatch.setattr(
         "sightline.decoders.carve.carve.refined",
-        lambda picture, kept, fill: boxes.append(kept) or refined(picture, kept, fill),
+        lambda image, kept, fill: boxes.append(kept) or refined(image, kept, fill),
     )
     for regions in (1, 2, 3):
         decoder = CARVE(processor=lab_vlm.processor, share=0.02, regions=regions)
@@ -191,16 +191,16 @@ def test_carves_regions_are_a_maximum(lab_vlm, monkeypatch):
 SPOTS = [(1, 1), (3, 6), (6, 6)]
 
 
-def test_a_share_of_1_leaves_the_picture_as_it_is(vlm):
+def test_a_share_of_1_leaves_the_image_as_it_is(vlm):
     decoder = CARVE(processor=vlm.processor, share=1, final="refined", tokens=3)
     out, _ = generate(vlm, decoder)
     assert torch.equal(out, generate(vlm, None)[0])
 
 
 @pytest.mark.filterwarnings("ignore:the question draws no more")
-def test_flat_maps_keep_all_of_the_picture(vlm, monkeypatch):
+def test_flat_maps_keep_all_of_the_image(vlm, monkeypatch):
     monkeypatch.setattr(
-        "sightline.decoders.carve.carve.RefinedPicture._contrast",
+        "sightline.decoders.carve.carve.RefinedImage._contrast",
         lambda self, chat, expert: [
             2 + 1e-5 * torch.arange(count) for count in expert.image_mask.sum(1).tolist()
         ],

@@ -58,7 +58,7 @@ TABLES = [given_tables, pytest.param(published_tables, marks=needs_published)]
 def annotated(*pairs, images=()):
     """An instances file of (image, category), with two categories."""
     return {
-        "images": [{"id": image, "file_name": f"picture-{image}.jpg"} for image in images],
+        "images": [{"id": image, "file_name": f"image-{image}.jpg"} for image in images],
         "categories": [{"id": 7, "name": "dog"}, {"id": 9, "name": "person"}],
         "annotations": [{"image_id": image, "category_id": c} for image, c in pairs],
     }
@@ -621,10 +621,10 @@ def test_drawn_ids_follow_from_the_seed_and_not_from_the_file():
 
 @pytest.fixture
 def files(tmp_path):
-    """Three pictures, one of each way to be named, and COCO's files of them."""
+    """Three images, one of each way to be named, and COCO's files of them."""
     folder = tmp_path / "val2014"
     folder.mkdir()
-    for name in ("COCO_val2014_000000000001.jpg", "000000000002.jpg", "picture-3.jpg"):
+    for name in ("COCO_val2014_000000000001.jpg", "000000000002.jpg", "image-3.jpg"):
         Image.new("RGB", (5, 4)).save(folder / name)
     return {
         "images": folder,
@@ -646,7 +646,7 @@ def test_benchmark_items(files):
     benchmark = ChairBenchmark(**files, metric=small())
     assert [item.id for item in benchmark.items] == ["3", "1", "2"]
     assert [item.image for item in benchmark.items] == [
-        "picture-3.jpg",
+        "image-3.jpg",
         "COCO_val2014_000000000001.jpg",
         "000000000002.jpg",
     ]
@@ -655,7 +655,7 @@ def test_benchmark_items(files):
     assert benchmark.truth == {3: set(), 1: {"dog", "person"}, 2: {"dog", "bear"}}
     (task,) = benchmark.tasks
     assert (task.name, task.yes_no, task.max_new_tokens) == ("caption", False, 512)
-    assert benchmark.picture(benchmark.items[0]).size == (5, 4)
+    assert benchmark.load_image(benchmark.items[0]).size == (5, 4)
 
 
 def test_benchmark_ratios_agree_with_the_score(files):
@@ -678,7 +678,7 @@ def test_benchmark_ratios_agree_with_the_score(files):
 
 def test_benchmark_ratios_of_nothing_have_no_value(files):
     benchmark = ChairBenchmark(**files | {"image_ids": [3]}, metric=small())
-    ratios = benchmark.ratios(benchmark.tasks[0], said(benchmark, [""]), {"picture-3.jpg": 0})
+    ratios = benchmark.ratios(benchmark.tasks[0], said(benchmark, [""]), {"image-3.jpg": 0})
     assert np.isnan(ratios["chair_i"].value)
     assert np.isnan(ratios["recall"].value)
     assert ratios["chair_s"].value == 0
@@ -729,9 +729,9 @@ def test_benchmark_refuses(files, changed, message):
         ChairBenchmark(**files | changed)
 
 
-def test_a_missing_picture_is_named_before_anything_runs(files):
+def test_a_missing_image_is_named_before_anything_runs(files):
     (files["images"] / "000000000002.jpg").unlink()
-    with pytest.raises(ValueError, match=r"1 of 3 pictures are not in .*COCO_val2014_0+2\.jpg"):
+    with pytest.raises(ValueError, match=r"1 of 3 images are not in .*COCO_val2014_0+2\.jpg"):
         ChairBenchmark(**files)
 
 

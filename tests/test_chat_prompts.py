@@ -1,4 +1,4 @@
-"""Other words about the same picture: prompts, positions, keys that are shared, refusals."""
+"""Other words about the same image: prompts, positions, keys that are shared, refusals."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +13,7 @@ from sightline.chat import prompt_inputs
 from sightline.decoders.carve.carve import beside, instead
 from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.inputs import complete
-from sightline.engine.prefill import read_pictures
+from sightline.engine.prefill import read_images
 from sightline.engine.subgeneration import generate_text
 
 QUESTIONS = ["Is there a cup in the image?", "Do you see an orange or a vase?\nSay it.", "Why?"]
@@ -41,7 +41,7 @@ def chatted(vlm, inputs, action, **kwargs):
 
 def test_lead_question_and_closing_are_found_in_each_row(vlm):
     prompts, _ = conversations(vlm)
-    inputs = vlm.inputs(prompts, vlm.pictures)
+    inputs = vlm.inputs(prompts, vlm.images)
     found = chatted(vlm, inputs, lambda chat, expert: chat.asked(expert))
     assert [asked.question for asked in found] == QUESTIONS
     for row, asked in enumerate(found):
@@ -54,7 +54,7 @@ def test_lead_question_and_closing_are_found_in_each_row(vlm):
 
 def test_question_tokens_are_the_words_of_the_last_question(vlm):
     prompts, _ = conversations(vlm)
-    inputs = vlm.inputs(prompts, vlm.pictures)
+    inputs = vlm.inputs(prompts, vlm.images)
     chosen = chatted(vlm, inputs, lambda chat, expert: chat.question_tokens(expert))
     for row, question in enumerate(QUESTIONS):
         words = vlm.processor.decode(inputs["input_ids"][row][chosen[row]])
@@ -63,7 +63,7 @@ def test_question_tokens_are_the_words_of_the_last_question(vlm):
 
 def test_a_rows_own_question_gives_its_own_tokens(vlm):
     prompts, _ = conversations(vlm)
-    inputs = vlm.inputs(prompts, vlm.pictures)
+    inputs = vlm.inputs(prompts, vlm.images)
     asked = chatted(vlm, inputs, lambda chat, expert: chat.ask(expert, range(3), QUESTIONS))
     mask = inputs["attention_mask"]
     assert unpadded(asked.input_ids, asked.attention_mask) == unpadded(inputs["input_ids"], mask)
@@ -75,14 +75,14 @@ def test_another_question_gives_the_processors_prompt(vlm, shares):
     prompts, wanted = conversations(vlm)
 
     def ask(chat, expert):
-        expert = read_pictures(expert, chat.model) if shares else expert
+        expert = read_images(expert, chat.model) if shares else expert
         made = chat.ask(expert, [2, 0, 1, 0], [OTHERS[r] for r in (2, 0, 1, 0)])
         assert (made.prefix is not None) == shares
         return made
 
-    made = chatted(vlm, vlm.inputs(prompts, vlm.pictures), ask)
+    made = chatted(vlm, vlm.inputs(prompts, vlm.images), ask)
     rows = [2, 0, 1, 0]
-    expected = vlm.inputs([wanted[r] for r in rows], [vlm.pictures[r] for r in rows])
+    expected = vlm.inputs([wanted[r] for r in rows], [vlm.images[r] for r in rows])
     check_prompt(made, vlm, expected)
 
 
@@ -91,46 +91,46 @@ def test_a_reply_and_more_words_give_the_processors_prompt(vlm, shares):
     replies = ["The image contains a fork.", "No", "x"]
 
     def go_on(chat, expert):
-        expert = read_pictures(expert, chat.model) if shares else expert
+        expert = read_images(expert, chat.model) if shares else expert
         return chat.go_on(expert, replies, OTHERS)
 
     made = chatted(vlm, vlm.asked(QUESTIONS), go_on)
     turns = zip(QUESTIONS, replies, OTHERS, strict=True)
-    expected = vlm.inputs([vlm.chat(*turn) for turn in turns], vlm.pictures)
+    expected = vlm.inputs([vlm.chat(*turn) for turn in turns], vlm.images)
     check_prompt(made, vlm, expected)
 
 
-def test_words_before_the_picture_give_the_processors_prompt(vlm):
+def test_words_before_the_image_give_the_processors_prompt(vlm):
     made = chatted(vlm, vlm.asked(QUESTIONS), lambda chat, expert: chat.put_before(expert, OTHERS))
     pairs = zip(OTHERS, QUESTIONS, strict=True)
     prompts = [vlm.chat([f"{other}\n", None, question]) for other, question in pairs]
-    check_prompt(made, vlm, vlm.inputs(prompts, vlm.pictures))
+    check_prompt(made, vlm, vlm.inputs(prompts, vlm.images))
 
 
 @pytest.mark.parametrize("shares", [True, False], ids=["prefix", "whole"])
-def test_a_second_picture_gives_the_processors_prompt(vlm, shares):
+def test_a_second_image_gives_the_processors_prompt(vlm, shares):
     more = [scene(40).resize((84, 140)), scene(41).resize((112, 84)), scene(42)]
 
     def add(chat, expert):
-        expert = read_pictures(expert, chat.model) if shares else expert
+        expert = read_images(expert, chat.model) if shares else expert
         return complete(beside(expert, more, chat), chat.model, expert.call.generation_config)
 
-    made = chatted(vlm, vlm.asked(QUESTIONS), add, images=list(vlm.pictures))
-    pictures = [p for pair in zip(vlm.pictures, more, strict=True) for p in pair]
+    made = chatted(vlm, vlm.asked(QUESTIONS), add, images=list(vlm.images))
+    images = [p for pair in zip(vlm.images, more, strict=True) for p in pair]
     prompts = [vlm.chat([None, None, question]) for question in QUESTIONS]
-    expected = vlm.inputs(prompts, pictures)
+    expected = vlm.inputs(prompts, images)
     check_prompt(made, vlm, expected)
     check_features(made, vlm, expected)
 
 
-def test_another_picture_gives_the_processors_prompt(vlm):
+def test_another_image_gives_the_processors_prompt(vlm):
     others = [scene(40).resize((84, 140)), scene(41).resize((168, 168)), scene(42)]
 
     def change(chat, expert):
-        made = instead(read_pictures(expert, chat.model), others, chat)
+        made = instead(read_images(expert, chat.model), others, chat)
         return complete(made, chat.model, expert.call.generation_config)
 
-    made = chatted(vlm, vlm.asked(QUESTIONS), change, images=list(vlm.pictures))
+    made = chatted(vlm, vlm.asked(QUESTIONS), change, images=list(vlm.images))
     expected = vlm.asked(QUESTIONS, others)
     check_prompt(made, vlm, expected)
     check_features(made, vlm, expected)
@@ -188,13 +188,13 @@ def test_inserted_words_are_never_read_as_special_tokens(vlm):
 
 @pytest.mark.parametrize("copies", [1, 2])
 def test_an_answer_after_a_shared_prefix_is_that_of_the_whole_prompt(vlm, copies):
-    """Rows of different lengths before, in and after the picture: padding between keys."""
+    """Rows of different lengths before, in and after the image: padding between keys."""
     prompts, wanted = conversations(vlm)
     rows = [2, 0, 1]
 
     def both(chat, expert):
         found = []
-        for source in (expert, read_pictures(expert, chat.model)):
+        for source in (expert, read_images(expert, chat.model)):
             asking = chat.ask(source, rows, [OTHERS[r] for r in rows])
             steps = []
             said = generate_text(
@@ -207,26 +207,26 @@ def test_an_answer_after_a_shared_prefix_is_that_of_the_whole_prompt(vlm, copies
             found.append((asking, said, torch.stack(steps)))
         return found
 
-    inputs = vlm.inputs(prompts, vlm.pictures)
+    inputs = vlm.inputs(prompts, vlm.images)
     (whole, said, logits), (shared, again, others) = chatted(vlm, inputs, both)
     assert whole.prefix is None and shared.prefix is not None
     assert torch.equal(said, again)
     torch.testing.assert_close(logits, others, atol=1e-4, rtol=1e-4)  # float32
-    expected = vlm.inputs([wanted[r] for r in rows], [vlm.pictures[r] for r in rows])
+    expected = vlm.inputs([wanted[r] for r in rows], [vlm.images[r] for r in rows])
     with torch.no_grad():
         first = vlm.model(**expected).logits[:, -1].repeat_interleave(copies, dim=0)
     torch.testing.assert_close(others[0], first, atol=2e-4, rtol=1e-4)
 
 
 def test_a_prefix_is_dropped_where_it_would_not_hold(vlm):
-    """A row without a picture, and text cut before the prefix's end."""
+    """A row without an image, and text cut before the prefix's end."""
 
     def read(chat, expert):
-        ends_in_picture = replace(expert, image_mask=expert.attention_mask.bool())
-        assert read_pictures(ends_in_picture, chat.model).prefix is None
+        ends_in_image = replace(expert, image_mask=expert.attention_mask.bool())
+        assert read_images(ends_in_image, chat.model).prefix is None
         without = replace(expert, image_mask=expert.image_mask & False)
-        assert read_pictures(without, chat.model).prefix is None
-        shared = read_pictures(expert, chat.model)
+        assert read_images(without, chat.model).prefix is None
+        shared = read_images(expert, chat.model)
         made = shared.continued(torch.arange(3), [5, 5, 9], [[7], [8], [9]], chat.model.config)
         return made.prefix
 
@@ -259,17 +259,17 @@ SHARING = {
 
 
 @pytest.mark.parametrize("name", SHARING)
-def test_pictures_are_encoded_once_and_their_keys_read_once(vlm, name):
+def test_images_are_encoded_once_and_their_keys_read_once(vlm, name):
     build, distinct = SHARING[name]
-    pictures = vlm.pictures[:2]
-    inputs = vlm.asked(QUESTIONS[:2], pictures)
+    images = vlm.images[:2]
+    inputs = vlm.asked(QUESTIONS[:2], images)
     with (
         calls_of(vlm.tower, "pixel_values", "hidden_states") as encoded,
         calls_of(vlm.model.model, "input_ids") as read,
     ):
         vlm.model.generate(
             **inputs,
-            images=list(pictures),
+            images=list(images),
             custom_generate=build(vlm.processor),
             max_new_tokens=3,
         )
@@ -285,15 +285,15 @@ def test_pictures_are_encoded_once_and_their_keys_read_once(vlm, name):
 
 def test_refusals(lab_vlm):
     vlm = lab_vlm
-    processor, picture = vlm.processor, vlm.pictures[0]
+    processor, image = vlm.processor, vlm.images[0]
     fine = vlm.asked(QUESTIONS[:1])
-    nothing = vlm.inputs([vlm.chat([None, " "])], [picture])
+    nothing = vlm.inputs([vlm.chat([None, " "])], [image])
     unfinished = {
         "input_ids": fine["input_ids"][:, :-1],
         "attention_mask": fine["attention_mask"][:, :-1],
         "pixel_values": fine["pixel_values"],
     }
-    two = vlm.inputs([vlm.chat([None, None, "Which?"])], [picture, picture])
+    two = vlm.inputs([vlm.chat([None, None, "Which?"])], [image, image])
     decoders = [
         VDGD(processor=processor),
         ICD(processor=processor),
@@ -302,14 +302,14 @@ def test_refusals(lab_vlm):
         MVP(processor=processor),
     ]
     for decoder in decoders:
-        refused(vlm, nothing, decoder, [picture], "found no question after the picture")
-        refused(vlm, unfinished, decoder, [picture], "add_generation_prompt=True")
+        refused(vlm, nothing, decoder, [image], "found no question after the image")
+        refused(vlm, unfinished, decoder, [image], "add_generation_prompt=True")
         if getattr(decoder, "needs_images", False):
-            refused(vlm, fine, decoder, None, "images=picture")
-            refused(vlm, fine, decoder, [picture] * 2, "holds 2 pictures and the prompt 1")
-            refused(vlm, two, decoder, [picture], "holds 1 pictures and the prompt 2")
-            refused(vlm, fine, decoder, [__file__], "is not a picture that can be read")
-    refused(vlm, two, CARVE(processor=processor), [picture] * 2, "one picture is refined at a time")
+            refused(vlm, fine, decoder, None, "images=image")
+            refused(vlm, fine, decoder, [image] * 2, "holds 2 images and the prompt 1")
+            refused(vlm, two, decoder, [image], "holds 1 images and the prompt 2")
+            refused(vlm, fine, decoder, [__file__], "is not an image that can be read")
+    refused(vlm, two, CARVE(processor=processor), [image] * 2, "one image is refined at a time")
 
 
 def refused(vlm, inputs, decoder, images, match):
@@ -325,7 +325,7 @@ def test_a_processor_is_asked_for_and_its_own(build):
     with pytest.raises(ValueError, match="processor="):
         build(processor=None)
     lab, qwen = (CHAT_MODELS[name]() for name in ("lab", "qwen"))
-    fine, images = lab.asked(QUESTIONS[:1]), lab.pictures[:1]
+    fine, images = lab.asked(QUESTIONS[:1]), lab.images[:1]
     refused(lab, fine, build(processor=qwen.processor), list(images), "belongs to another model")
     template, lab.processor.chat_template = lab.processor.chat_template, None
     try:
@@ -334,14 +334,14 @@ def test_a_processor_is_asked_for_and_its_own(build):
         lab.processor.chat_template = template
 
 
-# Pictures
+# Images
 
 
 @pytest.mark.parametrize("build", [CARVE, AGLA])
-def test_pictures_of_every_kind_go_through(vlm, build):
-    seen = vlm.pictures[0].convert("RGBA")
+def test_images_of_every_kind_go_through(vlm, build):
+    seen = vlm.images[0].convert("RGBA")
     seen.paste((200, 0, 0, 0), (0, 0, seen.width // 2, seen.height))
-    upright = vlm.pictures[0].copy()
+    upright = vlm.images[0].copy()
     upright.paste((255, 255, 255), (0, 0, seen.width // 2, seen.height))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter

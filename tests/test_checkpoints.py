@@ -21,19 +21,19 @@ from families import REAL, cell, real_template
 from prompts import PAGE, page_of
 from test_families import TABLE
 
-from checkpoints import chat, load, names, picture, template_of
+from checkpoints import chat, load, names, random_image, template_of
 from sightline import AGLA, ICD, VDD, PromptCached
 from sightline.decoders.carve.carve import beside, instead
 from sightline.decoders.vdd import unknown_tokens
 from sightline.engine.branch import Call
 from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.image_spans import rows_of
-from sightline.engine.prefill import forward_prompt, last_logits, read_pictures
+from sightline.engine.prefill import forward_prompt, last_logits, read_images
 from sightline.engine.prompt_edits import image_columns
 
 QUESTIONS = ("Is there a cup in the image?", "Do you see an orange or a vase?\nSay it.", "Why?")
 SIZES = ((200, 120), (90, 140), (56, 56), (300, 60))
-WIDE, TALL = picture(200, 120), picture(90, 140)
+WIDE, TALL = random_image(200, 120), random_image(90, 140)
 
 REFUSED = {"mllama": "placeholder tokens"}  # cross-attention
 UNTEMPLATED = [name for name, record in RECORDS.items() if not record.has_template]
@@ -168,11 +168,11 @@ def test_a_template_writes_the_published_ones_prompts(name):
 @pytest.mark.parametrize("name", [name for name in names() if RECORDS[name].facts])
 def test_an_image_stands_in_the_prompt_as_the_facts_say(name):
     checkpoint, known = load(name), facts(RECORDS[name].facts)
-    if "tiny_prompt_of_a_200x120_picture" not in known:
+    if "tiny_prompt_of_a_200x120_image" not in known:
         pytest.skip("no prompt is known")
     ids = checkpoint.chat([WIDE], "Describe the image.")["input_ids"][0]
     tokens = checkpoint.tokenizer.convert_ids_to_tokens(ids)
-    listed = known["tiny_prompt_of_a_200x120_picture"].split(" ")
+    listed = known["tiny_prompt_of_a_200x120_image"].split(" ")
     runs = [re.fullmatch(r"(.+?)(?:\*(\d+))?", token) for token in listed]
     wanted = [run[1] for run in runs for _ in range(int(run[2] or 1))]
     assert spelled(tokens) == spelled(wanted)
@@ -243,7 +243,7 @@ def test_the_image_free_prompt_is_the_chat_without_images(name):
     for kind in taken(name):
         wanted = None
         for size in SIZES if kind == "one image" else SIZES[:2]:
-            messages = conversations(picture(*size), TALL)[kind]
+            messages = conversations(random_image(*size), TALL)[kind]
             (amateur,) = checkpoint.amateurs(checkpoint.inputs(messages), decoder)
             if wanted is None:
                 wanted = checkpoint.tokenizer.decode(
@@ -369,7 +369,7 @@ def test_without_a_processor_what_stays_is_warned_of(name):
     """Of any size the same stays, and all that the user wrote."""
     checkpoint, told, texts = load(name), [], []
     for size in SIZES[:2]:
-        shown = picture(*size)
+        shown = random_image(*size)
         messages = chat([shown], QUESTIONS[0])
         if name in TEMPLATED:
             messages = [user(image(shown), part("One."), image(TALL), part(QUESTIONS[0]))]
@@ -405,7 +405,7 @@ def test_an_image_free_prompt_is_read_once_for_images_of_any_size(name):
     try:
         for size in SIZES:
             read.clear()
-            inputs = checkpoint.chat([picture(*size)], QUESTIONS[0])
+            inputs = checkpoint.chat([random_image(*size)], QUESTIONS[0])
             checkpoint.model.generate(**inputs, custom_generate=decoder, max_new_tokens=2)
             counts.append(sum(read))
     except ValueError as refusal:
@@ -466,7 +466,7 @@ def test_another_question_is_read_behind_a_shared_image_as_from_the_start(name):
     checkpoint = load(name)
 
     def logits(expert, model):
-        for shared in (read_pictures(expert, model), expert):
+        for shared in (read_images(expert, model), expert):
             asked = PromptEditor(checkpoint.processor, model).ask(shared, [0], [QUESTIONS[1]])
             cache = asked.cache(model)
             yield forward_prompt(model, asked, cache, last_logits(model)).logits[0, -1]
@@ -516,7 +516,7 @@ def made_by(checkpoint, messages, action):
 
     def make(expert, model):
         expert = replace(expert, call=Call(((WIDE,),), expert.call.generation_config))
-        return action(read_pictures(expert, model), PromptEditor(checkpoint.processor, model))
+        return action(read_images(expert, model), PromptEditor(checkpoint.processor, model))
 
     return checkpoint.within(checkpoint.inputs(messages), make)
 

@@ -28,7 +28,7 @@ from sightline.docstrings import paper
 from sightline.specs import parse_specs, presets, settable
 
 SCRIPT = Path(sys.executable).with_name("sightline")
-TABLE = str(lab.PICTURES / "table.png")
+TABLE = str(lab.IMAGES / "table.png")
 SHORT = ("--max-new-tokens", "8")
 COMMANDS = {"describe", "compare", "demo", "evaluate", "export", "decoders"}
 
@@ -201,7 +201,7 @@ def test_compare_shows_each_answer_with_its_times(untrained, answers):
     result = run("compare", TABLE, "--model", untrained, *SHORT, "--decoders", "greedy,vdd:alpha=2")
     assert result.exit_code == 0, result.output
     header, *blocks = result.stdout.strip().split("\n\n")
-    assert header == f"In the picture: {', '.join(sorted(lab.truth(TABLE)))}"
+    assert header == f"In the image: {', '.join(sorted(lab.truth(TABLE)))}"
     labels = [block.split("  ")[0] for block in blocks[:2]]
     assert labels == ["greedy", "vdd:alpha=2"]
     for block, said in zip(blocks, (answers(), answers(VDD(alpha=2.0))), strict=False):
@@ -209,7 +209,7 @@ def test_compare_shows_each_answer_with_its_times(untrained, answers):
         assert letters(said) in letters(block)
         missed = sorted(lab.truth(TABLE) - set(lab.mentioned(said)))
         assert f"missed: {', '.join(missed)}" in block
-    assert "not in the picture" in blocks[2] and "*word* not in the first answer" in blocks[2]
+    assert "not in the image" in blocks[2] and "*word* not in the first answer" in blocks[2]
 
 
 def test_compare_takes_sums_and_beams(vlm, answers):
@@ -235,7 +235,7 @@ def test_compare_without_truth_marks_no_objects(untrained, tmp_path):
     Image.new("RGB", (64, 48), "green").save(path)
     result = run("compare", str(path), "--model", untrained, *SHORT, "--decoders", "greedy,vdd")
     assert result.exit_code == 0
-    assert "In the picture" not in result.stdout and "missed" not in result.stdout
+    assert "In the image" not in result.stdout and "missed" not in result.stdout
 
 
 def test_questions_about_an_object_are_not_scored(untrained):
@@ -442,11 +442,11 @@ def test_mistakes_in_a_list_of_decoders(decoders, message):
     assert message in refused("compare", TABLE, "--decoders", decoders)
 
 
-def test_pictures_that_cannot_be_used_are_refused(tmp_path):
+def test_images_that_cannot_be_used_are_refused(tmp_path):
     assert "none.png: no such file" in refused("describe", str(tmp_path / "none.png"))
     words = tmp_path / "words.png"
-    words.write_text("not a picture")
-    assert "words.png is not a picture" in refused("compare", str(words))
+    words.write_text("not an image")
+    assert "words.png is not an image" in refused("compare", str(words))
 
 
 def test_checkpoints_that_cannot_be_used_are_refused(tmp_path):
@@ -477,7 +477,7 @@ def test_checkpoints_that_cannot_be_used_are_refused(tmp_path):
 
 
 def test_arguments_of_the_template_are_passed_on(tmp_path):
-    """One that turns the picture's question round changes the answer; others are refused."""
+    """One that turns the image's question round changes the answer; others are refused."""
     told = with_argument(tmp_path / "told")
     asked = run("describe", TABLE, "Is there a cup in the image?").stdout
     given = ("--model", told, "--template", "asks=Is there a cup in the image?")

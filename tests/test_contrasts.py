@@ -35,7 +35,7 @@ def noised(contrast=None, **pixels):
     ],
 )
 def test_schedule(step, signal, noise):
-    """The table of section 2.1: what is left of a picture of ones, and of noise of ones."""
+    """The table of section 2.1: what is left of an image of ones, and of noise of ones."""
     one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     six_digits = dict(atol=1e-6, rtol=0)  # float64
     torch.testing.assert_close(diffuse(one, zero, step), one * signal, **six_digits)
@@ -53,10 +53,10 @@ def test_worked_example(step, expected):
 
 
 def test_noise_is_standard_normal_and_not_clipped():
-    picture = noised(pixel_values=torch.zeros(1, 3, 64, 64))["pixel_values"]
-    assert abs(float(picture.std()) - 0.958515) < 0.03  # 12,288 draws
-    assert abs(float(picture.mean())) < 0.03
-    assert picture.abs().max() > 3
+    image = noised(pixel_values=torch.zeros(1, 3, 64, 64))["pixel_values"]
+    assert abs(float(image.std()) - 0.958515) < 0.03  # 12,288 draws
+    assert abs(float(image.mean())) < 0.03
+    assert image.abs().max() > 3
 
 
 def test_a_still_images_two_frames_carry_the_same_noise():
@@ -186,8 +186,8 @@ def test_a_draw_of_the_global_state_can_be_repeated():
 
 def test_original_sizes_are_not_taken_for_padding():
     """LLaVA-NeXT gives the file's size as `image_sizes`, larger than its pixels."""
-    picture = noised(pixel_values=torch.zeros(1, 3, 8, 8), image_sizes=tensor([[480, 640]]))
-    assert (picture["pixel_values"] != 0).all()
+    image = noised(pixel_values=torch.zeros(1, 3, 8, 8), image_sizes=tensor([[480, 640]]))
+    assert (image["pixel_values"] != 0).all()
 
 
 def test_flat_pixels_without_a_grid_are_refused():

@@ -84,7 +84,7 @@ def memories_of(value):
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("name", [*DECODERS, *WRAPPED])
 def test_a_used_decoder_is_copied(vlm, name, copied):
-    decoder, images = made(name, vlm.processor), list(vlm.pictures[:1])
+    decoder, images = made(name, vlm.processor), list(vlm.images[:1])
     inputs = vlm.asked(["Is there a vase?"], images)
     given = dict(images=images) if getattr(decoder, "needs_images", False) else {}
 
@@ -106,7 +106,7 @@ def test_a_used_decoder_is_copied(vlm, name, copied):
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 def test_a_used_processor_is_copied(vlm, copied):
-    inputs = vlm.asked(["Is there a vase?"], list(vlm.pictures[:1]))
+    inputs = vlm.asked(["Is there a vase?"], list(vlm.images[:1]))
     for processor in (PlausibilityProcessor(0.3), EmbeddingContrast(vlm.model, 0.4)):
         asked = dict(do_sample=True, top_k=0, max_new_tokens=NEW_TOKENS)
         answers = []

@@ -47,7 +47,7 @@ from sightline.logits.rules import Contrastive
 BUILT = [name for name, family in families().items() if not family.why_untested]
 SIX_DIGITS = dict(atol=1e-6, rtol=0)  # float64, numbers of the note
 FLOAT32 = dict(atol=1e-5, rtol=1e-4)
-PICTURE_TOKENS = [IMAGE, VIDEO, VISION_START, VISION_END]
+IMAGE_TOKENS = [IMAGE, VIDEO, VISION_START, VISION_END]
 
 
 def f64(values):
@@ -221,7 +221,7 @@ def test_pooled_query_of_a_tower_with_windows_and_rotary(qwen):
     handle = attention.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
     expert = encoded_branch(model, inputs)
     handle.remove()
-    # Groups 0 1 2 / 3 4 5 of the picture go through the tower as windows 0 1 3 4, 2 5.
+    # Groups 0 1 2 / 3 4 5 of the image go through the tower as windows 0 1 3 4, 2 5.
     windows = [0, 1, 3, 4, 2, 5]
     hidden = dict(zip(windows, entered[0].view(6, 4, 32), strict=True))
     q, k = [], []
@@ -243,7 +243,7 @@ def test_pooled_query_of_a_tower_with_windows_and_rotary(qwen):
 
 
 @torch.no_grad()
-def test_a_picture_is_scored_without_its_neighbours(family):
+def test_a_image_is_scored_without_its_neighbours(family):
     _, model, make_inputs = family
     two = OutlierImage().scores(encoded_branch(model, make_inputs(PROMPTS)), model)
     for prompt, scores in zip(PROMPTS, two, strict=True):
@@ -261,7 +261,7 @@ def cut(row, k):
 
 @torch.no_grad()
 @pytest.mark.parametrize("score", ["auto", "received", "norm"])
-def test_each_picture_is_k_tokens(family, score):
+def test_each_image_is_k_tokens(family, score):
     name, model, make_inputs = family
     rows = [[BOS, 8, IMAGE, IMAGE, 9], [BOS, 11], [BOS, IMAGE, 10, IMAGE]]
     expert = encoded_branch(model, make_inputs(rows))
@@ -278,32 +278,32 @@ def test_each_picture_is_k_tokens(family, score):
     for values in amateur.aligned.values():
         assert torch.equal(values.bool(), amateur.image_mask)
     assert amateur.position_ids is None and not amateur.pixels
-    pictures = expert.features["image"].pooler_output
+    images = expert.features["image"].pooler_output
     left = amateur.features["image"].pooler_output
     assert len(left) == 4
-    for picture, kept, values in zip(pictures, left, scores, strict=True):
-        assert torch.equal(kept, picture[values.argsort(descending=True)[:3]])
+    for image, kept, values in zip(images, left, scores, strict=True):
+        assert torch.equal(kept, image[values.argsort(descending=True)[:3]])
 
 
 def test_features_of_deeper_layers_are_chosen_alike():
-    """What Qwen3-VL feeds its first text layers, `deepstack_features[layer][picture]`."""
-    pictures = [torch.randn(5, 4), torch.randn(3, 4)]
-    deep = [[picture + i for picture in pictures] for i in (1, 2)]
+    """What Qwen3-VL feeds its first text layers, `deepstack_features[layer][image]`."""
+    images = [torch.randn(5, 4), torch.randn(3, 4)]
+    deep = [[image + i for image in images] for i in (1, 2)]
     chosen = [tensor([4, 0]), tensor([2, 1])]
-    left = only(SimpleNamespace(pooler_output=pictures, deepstack_features=deep), chosen)
+    left = only(SimpleNamespace(pooler_output=images, deepstack_features=deep), chosen)
     for p, index in enumerate(chosen):
-        assert torch.equal(left.pooler_output[p], pictures[p][index])
+        assert torch.equal(left.pooler_output[p], images[p][index])
         assert all(torch.equal(left.deepstack_features[i][p], deep[i][p][index]) for i in (0, 1))
 
 
-def test_pictures_in_one_tensor_stay_in_one():
+def test_images_in_one_tensor_stay_in_one():
     """What PaliGemma's forward asks for, where LLaVA's takes a list."""
-    pictures = torch.randn(2, 5, 4)
-    left = only(SimpleNamespace(pooler_output=pictures), [tensor([4, 0]), tensor([2, 1])])
-    assert torch.equal(left.pooler_output, torch.stack([pictures[0, [4, 0]], pictures[1, [2, 1]]]))
+    images = torch.randn(2, 5, 4)
+    left = only(SimpleNamespace(pooler_output=images), [tensor([4, 0]), tensor([2, 1])])
+    assert torch.equal(left.pooler_output, torch.stack([images[0, [4, 0]], images[1, [2, 1]]]))
 
 
-# A picture in tiles
+# An image in tiles
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +315,7 @@ def llava_next():
 
 
 @torch.no_grad()
-def test_of_tiles_the_whole_picture_counts_and_one_newline(llava_next):
+def test_of_tiles_the_whole_image_counts_and_one_newline(llava_next):
     model = llava_next
     pixels = torch.randn(2, 3, 3, 32, 32)  # the whole and two tiles
     sizes = tensor([[32, 64], [60, 32]])
@@ -331,9 +331,9 @@ def test_of_tiles_the_whole_picture_counts_and_one_newline(llava_next):
     attention = tower_attention(model, pixels[:, 0])[1].mean(1)[:, 0, 1:]
     torch.testing.assert_close(torch.stack(scores), attention, **FLOAT32)
     left = contrast(expert, model).features["image"].pooler_output
-    for picture, kept, values in zip(features, left, scores, strict=True):
-        assert len(picture) > 16 + 1
-        torch.testing.assert_close(kept[:3], picture[:16][values.topk(3).indices])
+    for image, kept, values in zip(features, left, scores, strict=True):
+        assert len(image) > 16 + 1
+        torch.testing.assert_close(kept[:3], image[:16][values.topk(3).indices])
         assert torch.equal(kept[3], model.model.image_newline)
     out = model.generate(**inputs, max_new_tokens=3, custom_generate=DAMRO())
     assert out.shape[1] == width + 3
@@ -361,7 +361,7 @@ def test_amateur_equals_a_full_forward_on_k_tokens(family, copies, score):
         do_sample=copies > 1,
         top_k=0,
         num_return_sequences=copies,
-        suppress_tokens=PICTURE_TOKENS,
+        suppress_tokens=IMAGE_TOKENS,
         output_logits=True,
         output_scores=True,
         return_dict_in_generate=True,
@@ -393,7 +393,7 @@ def test_amateur_equals_a_full_forward_on_k_tokens(family, copies, score):
             expert_logits = out.branch_logits[step][0, row]
             expected = 3 * expert_logits - 2 * amateur
             left = expert_logits.clone()
-            left[PICTURE_TOKENS] = -math.inf
+            left[IMAGE_TOKENS] = -math.inf
             expected[left < left.max() + math.log(0.1)] = -math.inf
             torch.testing.assert_close(out.scores[step][row], expected, atol=1e-4, rtol=1e-5)
 
@@ -502,7 +502,7 @@ def test_settings_are_checked_at_construction(settings, message):
 
 
 @pytest.mark.parametrize("score", ["auto", "norm"])
-def test_k_beyond_the_picture(family, refuses, score):
+def test_k_beyond_the_image(family, refuses, score):
     name, model, make_inputs = family
     count = {"llava": 16, "qwen": 6}[name]
     refuses(model, make_inputs(PROMPTS), DAMRO(k=17, score=score), f"k=17 .* that has {count}")
@@ -562,7 +562,7 @@ def test_videos(qwen, refuses):
     ids = inputs["input_ids"]
     inputs["input_ids"] = ids.masked_fill(ids == IMAGE, VIDEO)
     inputs["mm_token_type_ids"] = (ids == IMAGE).long() * 2
-    refuses(model, inputs, DAMRO(), "still pictures, and this prompt holds video")
+    refuses(model, inputs, DAMRO(), "still images, and this prompt holds video")
 
 
 def test_pixels_are_needed_for_all_but_the_norm(llava, refuses):
@@ -575,7 +575,7 @@ def test_pixels_are_needed_for_all_but_the_norm(llava, refuses):
 
 
 def test_placeholders_with_tokens_between(llava):
-    """Pixtral ends each row of a picture with a token of its own."""
+    """Pixtral ends each row of an image with a token of its own."""
     model, _ = llava
     ids = tensor([[BOS, IMAGE, IMAGE, 9, IMAGE, IMAGE, 8]])
     features = {"image": BaseModelOutputWithPooling(pooler_output=[torch.randn(4, 32)])}

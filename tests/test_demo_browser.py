@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import VCD, VDD, answer
-from sightline.lab import CHECKPOINT, PICTURES, mentioned, truth
+from sightline.lab import CHECKPOINT, IMAGES, mentioned, truth
 
 try:
     from playwright.sync_api import TimeoutError
@@ -157,9 +157,9 @@ def processor():
 
 
 def choose(page, name):
-    """One of the shipped pictures."""
+    """One of the shipped images."""
     page.click(f'.gallery [data-name="{name}.png"]')
-    page.wait_for_selector(f'#picture figcaption:has-text("{name}.png")')
+    page.wait_for_selector(f'#image figcaption:has-text("{name}.png")')
 
 
 def compare(page, columns=3):
@@ -220,7 +220,7 @@ def test_three_decoders_answer_side_by_side_as_they_do_alone(visit, model, proce
     )
     shown = compare(page)
     alone = [
-        answer(model, processor, PICTURES / "corner.png", DESCRIBE, way, max_new_tokens=128)
+        answer(model, processor, IMAGES / "corner.png", DESCRIBE, way, max_new_tokens=128)
         for way in (None, VCD(), VDD())
     ]
     assert shown == alone and len(set(alone)) == 3
@@ -236,7 +236,7 @@ def test_three_decoders_answer_side_by_side_as_they_do_alone(visit, model, proce
 def test_inventions_finds_and_changes_are_marked(visit):
     page = visit()
     choose(page, "corner")
-    present = truth(PICTURES / "corner.png")
+    present = truth(IMAGES / "corner.png")
     for place, text in enumerate(compare(page)):
         named = set(mentioned(text))
 
@@ -325,16 +325,16 @@ def test_a_closed_tab_stops_its_answers(visit, endless):
         assert time.monotonic() < deadline, "the server still works for nobody"
 
 
-def test_another_picture_has_other_answers(visit, model, processor):
+def test_another_image_has_other_answers(visit, model, processor):
     page = visit()
     choose(page, "corner")
     first = compare(page)
     choose(page, "yard")
     second = compare(page)
-    assert second[0] == answer(model, processor, PICTURES / "yard.png", DESCRIBE)
+    assert second[0] == answer(model, processor, IMAGES / "yard.png", DESCRIBE)
     assert first[0] != second[0]
     page.click("#new-scene")
-    page.wait_for_selector('#picture figcaption:has-text("scene")')
+    page.wait_for_selector('#image figcaption:has-text("scene")')
     assert compare(page)[0].startswith("The image contains")
 
 
@@ -358,32 +358,32 @@ def test_settings_change_the_answer(visit, model, processor):
     shown = compare(page)[1]
     assert "alpha" in page.inner_text("#answer-1 h3")
     strong = VCD(alpha=3.0)
-    assert shown == answer(model, processor, PICTURES / "crossing.png", DESCRIBE, strong)
+    assert shown == answer(model, processor, IMAGES / "crossing.png", DESCRIBE, strong)
 
 
-WRONG_PICTURES = {
-    "text": (b"this is no picture", "not a picture that can be read"),
+WRONG_IMAGES = {
+    "text": (b"this is no image", "not an image that can be read"),
     "huge": (None, "100 megapixels, and at most 50 are allowed"),
 }
 
 
-@pytest.mark.parametrize("kind", WRONG_PICTURES)
-def test_files_that_are_no_usable_pictures_are_refused(visit, tmp_path, kind):
-    data, message = WRONG_PICTURES[kind]
+@pytest.mark.parametrize("kind", WRONG_IMAGES)
+def test_files_that_are_no_usable_images_are_refused(visit, tmp_path, kind):
+    data, message = WRONG_IMAGES[kind]
     file = tmp_path / "holiday.png"
     if data is None:
         Image.new("1", (10_000, 10_000)).save(file)
     else:
         file.write_bytes(data)
     page = visit()
-    page.set_input_files("#picture-file", file)
-    assert message in complaint(page, "picture")
-    assert compare(page)[0]  # the page stays usable, with the picture from before
+    page.set_input_files("#image-file", file)
+    assert message in complaint(page, "image")
+    assert compare(page)[0]  # the page stays usable, with the image from before
     own = tmp_path / "own.png"
-    Image.open(PICTURES / "yard.png").save(own)
-    page.set_input_files("#picture-file", own)
-    page.wait_for_selector('#picture figcaption:has-text("own.png")')
-    assert page.inner_text("#error-picture") == ""
+    Image.open(IMAGES / "yard.png").save(own)
+    page.set_input_files("#image-file", own)
+    page.wait_for_selector('#image figcaption:has-text("own.png")')
+    assert page.inner_text("#error-image") == ""
 
 
 @pytest.mark.parametrize(
@@ -496,7 +496,7 @@ def test_two_visitors_get_what_each_gets_alone(visit, model, processor):
         page.wait_for_selector("#compare:not([disabled])")
         page.wait_for_selector('#answer-2[data-state="done"]')
         alone = [
-            answer(model, processor, PICTURES / f"{name}.png", DESCRIBE, way)
+            answer(model, processor, IMAGES / f"{name}.png", DESCRIBE, way)
             for way in (None, VCD(), VDD())
         ]
         assert texts(page) == alone

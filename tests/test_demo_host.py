@@ -25,7 +25,7 @@ from sightline.demo.lab_job import LabJob
 from sightline.demo.running import Listener
 from sightline.demo.scheduler import ForwardScheduler, Stopped, Work
 from sightline.demo.turns import Turns
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 from sightline.specs import Spec, parse_spec
 
 DESCRIBE = "Describe the image."
@@ -36,10 +36,10 @@ def host():
     return Host()
 
 
-def compared(host, *names, picture="corner.png", question=DESCRIBE, **drawing):
+def compared(host, *names, image="corner.png", question=DESCRIBE, **drawing):
     ways = tuple(name if isinstance(name, Spec) else host.way(name) for name in names)
     drawn = SamplingSettings(**{"max_new_tokens": 48, **drawing})
-    return Comparison(host.open_shipped(picture), question, ways, drawn)
+    return Comparison(host.open_shipped(image), question, ways, drawn)
 
 
 def finished(running, seconds=60.0):
@@ -177,7 +177,7 @@ def test_answers_side_by_side_are_those_of_generate(host):
     comparison = compared(host, "greedy", "vcd", parse_spec("vdd:alpha=0.5"))
     answers = finished(host.start(comparison))
     expected = [
-        answer(host.model, host.processor, PICTURES / "corner.png", DESCRIBE, decoder, **length)
+        answer(host.model, host.processor, IMAGES / "corner.png", DESCRIBE, decoder, **length)
         for decoder in (None, VCD(), VDD(alpha=0.5))
         for length in [dict(max_new_tokens=48)]
     ]
@@ -194,14 +194,14 @@ def test_answers_side_by_side_are_those_of_generate(host):
 
 def test_two_at_once_get_what_each_gets_alone(host):
     one = compared(host, "sample", "vcd", temperature=1.3, seed=5)
-    two = compared(host, "sample", "vcd", temperature=1.3, seed=6, picture="yard.png")
+    two = compared(host, "sample", "vcd", temperature=1.3, seed=6, image="yard.png")
     alone = [[said.text for said in finished(host.start(asked))] for asked in (one, two)]
     both = [host.start(asked) for asked in (one, two)]
     assert [[said.text for said in finished(running)] for running in both] == alone
     torch.manual_seed(5)
-    picture = PICTURES / "corner.png"
+    image = IMAGES / "corner.png"
     drawn = dict(max_new_tokens=48, do_sample=True, temperature=1.3, num_beams=1)
-    assert alone[0][0] == answer(host.model, host.processor, picture, DESCRIBE, **drawn)
+    assert alone[0][0] == answer(host.model, host.processor, image, DESCRIBE, **drawn)
 
 
 def test_arguments_of_the_template_are_in_answers_explanations_and_scripts(host, tmp_path):
@@ -326,8 +326,8 @@ def test_too_many_answers_are_refused(host):
     assert complaint.where == "page" and "1 to 4 answers, got 5" in complaint.text
 
 
-def test_pictures_of_visitors_carry_what_is_known_of_them(host):
-    with Image.open(PICTURES / "yard.png") as opened:
+def test_images_of_visitors_carry_what_is_known_of_them(host):
+    with Image.open(IMAGES / "yard.png") as opened:
         opened.load()
     own = host.own(Decoded(opened, (600, 400)), "yard.png")
     assert (own.source, own.original) == ("file:yard.png", (600, 400))
@@ -440,7 +440,7 @@ def test_tables_are_of_the_answers_own_steps(host):
     why = host.explain(comparison, 0, said)
     assert why.names == ("as asked", "no image")
     assert len(why.tables) == len(why.looks) == len(why.shares) == len(said.ids)
-    inputs = prompt_inputs(host.model, host.processor, comparison.picture.image, DESCRIBE)
+    inputs = prompt_inputs(host.model, host.processor, comparison.image.image, DESCRIBE)
     out = host.model.generate(
         **inputs,
         max_new_tokens=len(said.ids),
@@ -497,9 +497,9 @@ def test_tables_hold_the_ten_best_and_what_came(host):
     assert why.cuts == (None,) * 3
 
 
-def test_looks_are_pictures_of_the_pictures_shape(host):
+def test_looks_are_images_of_the_images_shape(host):
     wide = host.open_shipped("yard.png").image.resize((900, 300))
-    comparison = replace(compared(host, "vcd"), picture=host.own(Decoded(wide), "wide.png"))
+    comparison = replace(compared(host, "vcd"), image=host.own(Decoded(wide), "wide.png"))
     [said] = finished(host.start(comparison))
     why = host.explain(comparison, 0, said)
     assert all(look.size == (448, 149) and look.mode == "L" for look in why.looks)
@@ -507,12 +507,12 @@ def test_looks_are_pictures_of_the_pictures_shape(host):
     assert all(0 < share < 1 for share in why.shares)
 
 
-def test_looks_follow_the_picture_when_it_is_mirrored(host):
+def test_looks_follow_the_image_when_it_is_mirrored(host):
     """What the model says first of a scene with one object lies where the object is."""
     scene = next(s for s in map(host.scene, range(100)) if len(s.truth) == 1)
     strongest = []
     for image in (scene.image, ImageOps.mirror(scene.image)):
-        comparison = replace(compared(host, "greedy"), picture=replace(scene, image=image))
+        comparison = replace(compared(host, "greedy"), image=replace(scene, image=image))
         [said] = finished(host.start(comparison))
         look = np.asarray(host.explain(comparison, 0, said).looks[4])
         strongest.append(np.unravel_index(look.argmax(), look.shape)[1] / look.shape[1])
@@ -549,7 +549,7 @@ def test_tokens_of_another_model_are_not_explained(host):
             host.explain(compared(host, "greedy"), 0, Answer(ids=ids))
 
 
-def test_a_token_that_does_not_exist_stands_for_no_picture(host):
+def test_a_token_that_does_not_exist_stands_for_no_image(host):
     unknown = parse_spec("vdd:variant=unk,unk_token_id=1000000000")
     [said] = finished(host.start(compared(host, unknown)))
     assert said.state == "failed" and "tokens must be below 426" in said.note

@@ -20,9 +20,9 @@ from sightline.demo.comparison import (
     Comparison,
     Explained,
     FieldError,
-    Picture,
     Row,
     SamplingSettings,
+    SourceImage,
 )
 from sightline.demo.comparison_run import ComparisonRun
 from sightline.demo.decoding import Bounds, Decoded, open_comparison
@@ -49,7 +49,7 @@ from sightline.demo.rendering import (
     memory,
     panel,
     percent,
-    shown_picture,
+    shown_image,
     smaller,
     table,
 )
@@ -62,12 +62,12 @@ STYLE = layout.STYLE.read_text(encoding="utf-8")
 TRUTH = frozenset({"cup", "chair"})
 
 
-def picture(size=(8, 6), source="shipped:corner.png", truth=TRUTH):
-    return Picture(Image.new("RGB", size, "white"), source, truth)
+def image(size=(8, 6), source="shipped:corner.png", truth=TRUTH):
+    return SourceImage(Image.new("RGB", size, "white"), source, truth)
 
 
 def asked(*ways, question="Describe the image.", **given):
-    return Comparison(picture(**given), question, ways or (parse_spec("greedy"), parse_spec("vdd")))
+    return Comparison(image(**given), question, ways or (parse_spec("greedy"), parse_spec("vdd")))
 
 
 def said(*pieces, state="done", **given):
@@ -190,7 +190,7 @@ def test_the_number_of_scenes_has_a_range():
         ("../../etc/passwd", "passwd"),
         ("..\\secret.png", "secret.png"),
         ("a\nb\x00.png", "ab.png"),
-        ("", "picture"),
+        ("", "image"),
         ("x" * 300 + ".png", "x" * 96 + ".png"),
     ],
 )
@@ -248,9 +248,9 @@ def test_marks_tell_what_is_new_found_and_invented():
     first, second = said("A", " cup", "."), said("A", " bus", " and", " cup", ".")
     comparison = asked()
     names = {text: name for _, _, name, text in tokens_of(card(comparison, (first, second), 1, 1))}
-    assert names["bus"] == "bus, not in the first answer, not in the picture"
+    assert names["bus"] == "bus, not in the first answer, not in the image"
     assert names["and"] == "and, not in the first answer"
-    assert names["cup"] == "cup, in the picture"
+    assert names["cup"] == "cup, in the image"
     assert names["A"] == "A"
     html = card(comparison, (first, second), 1, 1)
     assert '<mark class="invented new first last">bus</mark>' in html
@@ -326,7 +326,7 @@ def test_whatever_comes_from_outside_is_escaped():
     for html in (
         card(comparison, answers, 0, 0),
         panel(comparison, 0, 0, answers[0], explained, 0),
-        shown_picture(comparison.picture),
+        shown_image(comparison.image),
         legend(comparison),
     ):
         assert "<img src=x" not in html and 'onerror="alert' not in html
@@ -346,7 +346,7 @@ def test_the_legend_explains_the_marks_that_can_occur():
     assert text_of(legend(asked())).count("word") == 3
     assert "chair, cup" in legend(asked())
     one = legend(asked(parse_spec("greedy"), truth=None))
-    assert "<mark" not in one and "In the picture" not in one
+    assert "<mark" not in one and "In the image" not in one
 
 
 # Why a token came
@@ -394,32 +394,32 @@ def test_the_panel_leads_to_the_tokens_beside():
     assert "\N{LEFT DOUBLE QUOTATION MARK}bus" in html and "Token 2 of 2 of vdd" in html
 
 
-def test_the_overlay_says_how_much_fell_on_the_picture():
-    html = look(picture(), explained(), 0)
-    assert "12.5 % of the attention fell on the picture" in html and "data:image/webp" in html
-    without = look(picture(), explained(looks=None, note="no places"), 0)
-    assert "<img" not in without and "fell on the picture. no places" in text_of(without)
+def test_the_overlay_says_how_much_fell_on_the_image():
+    html = look(image(), explained(), 0)
+    assert "12.5 % of the attention fell on the image" in html and "data:image/webp" in html
+    without = look(image(), explained(looks=None, note="no places"), 0)
+    assert "<img" not in without and "fell on the image. no places" in text_of(without)
 
 
 def test_places_that_were_looked_at_are_coloured():
     looks = np.zeros((6, 8), np.uint8)
     looks[:, :4] = 255
-    heat = np.asarray(heated(picture().image, Image.fromarray(looks)), int)
+    heat = np.asarray(heated(image().image, Image.fromarray(looks)), int)
     assert heat.shape == (6, 8, 3)
     left, right = heat[3, 0], heat[3, 7]
     assert left[0] - left[2] > 50, "the strongest place is yellow"
     assert right[2] >= right[0], "the weakest is not"
 
 
-def test_large_pictures_are_shown_smaller():
+def test_large_images_are_shown_smaller():
     assert smaller(Image.new("RGB", (2000, 1000))).size == (640, 320)
     assert smaller(Image.new("RGB", (3000, 1))).size == (640, 1)
     small = Image.new("RGB", (20, 10))
     assert smaller(small) is small
 
 
-def test_the_shown_picture_is_inside_the_page():
-    html = shown_picture(picture(source="scene:17"))
+def test_the_shown_image_is_inside_the_page():
+    html = shown_image(image(source="scene:17"))
     data = re.search(r'src="data:image/webp;base64,([^"]*)"', html)[1]
     assert Image.open(BytesIO(base64.b64decode(data))).size == (8, 6)
     assert "scene 17 of the lab, 8 \N{MULTIPLICATION SIGN} 6" in html
@@ -468,16 +468,16 @@ class FakeHost:
         self.explained = []
 
     def own(self, found, name):
-        return Picture(found.image, f"file:{name}", None, found.original)
+        return SourceImage(found.image, f"file:{name}", None, found.original)
 
     def shipped(self):
         return ["corner.png"]
 
     def open_shipped(self, name):
-        return picture(source=f"shipped:{name}")
+        return image(source=f"shipped:{name}")
 
     def scene(self, seed):
-        return picture(source=f"scene:{seed}")
+        return image(source=f"scene:{seed}")
 
     def check(self, comparison):
         return self.complaints
@@ -507,7 +507,7 @@ def lab(host):
 
 
 def begin(events, *forms, question="Describe the image.", chosen=None, round=None, drawing=None):
-    shown = chosen or picture()
+    shown = chosen or image()
     return events.begin({}, shown, shown.source, round, question, drawing or {}, *forms)
 
 
@@ -524,7 +524,7 @@ class Sent:
     def __init__(self, found):
         self.found = found
 
-    def read_picture(self, sent):
+    def read_image(self, sent):
         return Upload(sent["name"], self.found)
 
     def read_comparison(self, sent):
@@ -544,7 +544,7 @@ def test_a_file_that_has_arrived_is_shown_with_its_name(host):
     found = Decoded(Image.new("RGB", (8, 6)), original=(800, 600))
     changed = Events(host, Sent(found)).choose_file({"name": "a.png"})
     assert changed["source"] == "file:a.png" and changed["chosen"].image is found.image
-    said = text_of(changed["picture"])
+    said = text_of(changed["image"])
     assert (
         said == "a.png, 800 \N{MULTIPLICATION SIGN} 600, made smaller: 8 \N{MULTIPLICATION SIGN} 6"
     )
@@ -552,8 +552,8 @@ def test_a_file_that_has_arrived_is_shown_with_its_name(host):
 
 def test_a_file_that_did_not_arrive_is_refused(events):
     changed = events.choose_file({"name": "a.png", "size": 3})
-    assert list(changed) == ["error-picture"]
-    assert "a.png did not arrive" in changed["error-picture"]
+    assert list(changed) == ["error-image"]
+    assert "a.png did not arrive" in changed["error-image"]
 
 
 def test_columns_that_are_hidden_are_not_asked(events):
@@ -567,7 +567,7 @@ def test_complaints_stand_by_their_columns(events, host):
     changed = begin(events, GREEDY, GONE, VDD)
     assert "round" not in changed
     assert "vdd cannot" in changed["error-way-2"] and "no words" in changed["error-question"]
-    assert text_of(changed["error-way-0"]) == text_of(changed["error-picture"]) == ""
+    assert text_of(changed["error-way-0"]) == text_of(changed["error-image"]) == ""
 
 
 def test_settings_that_cannot_be_read_are_complained_of_beside_the_others(events, host):
@@ -587,7 +587,7 @@ def begin_anew(events, source):
 
 def test_what_a_new_page_shows_is_asked_about(events):
     for source in ("shipped:corner.png", "scene:17"):
-        assert begin_anew(events, source)["round"].comparison.picture.source == source
+        assert begin_anew(events, source)["round"].comparison.image.source == source
 
 
 @pytest.mark.parametrize(
@@ -595,7 +595,7 @@ def test_what_a_new_page_shows_is_asked_about(events):
 )
 def test_files_that_are_no_longer_kept_must_be_chosen_again(events, source):
     changed = begin_anew(events, source)
-    assert "there is no picture" in changed["error-picture"] and "round" not in changed
+    assert "there is no image" in changed["error-image"] and "round" not in changed
 
 
 def test_a_second_press_does_not_begin_again(events):
@@ -764,7 +764,7 @@ def test_a_comparison_is_saved_and_comes_back(events):
     assert changed["question"] == "Describe the image."
     assert changed["compare"] is True and changed["stop"] is False
     assert [is_shown(changed[f"way-{place}"]) for place in range(4)] == [True, True, False, False]
-    assert changed["chosen"].image.tobytes() == round.comparison.picture.image.tobytes()
+    assert changed["chosen"].image.tobytes() == round.comparison.image.image.tobytes()
 
 
 def test_answers_that_were_saved_half_way_are_over_when_they_come_back(events):
@@ -927,7 +927,7 @@ def test_nothing_can_be_called_by_name(built):
 
 def test_every_error_has_its_place_and_no_two_parts_one_name(built):
     config = str(built.get_config_file())
-    for place in ("picture", "question", "drawing", "page", "load", "lab", "way-0", "way-3"):
+    for place in ("image", "question", "drawing", "page", "load", "lab", "way-0", "way-3"):
         assert config.count(f'id="error-{place}"') == 1
     names = [block.elem_id for block in built.blocks.values() if block.elem_id]
     assert len(names) == len(set(names))

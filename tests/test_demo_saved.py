@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sightline.demo.comparison import Answer, Comparison, Picture, SamplingSettings
+from sightline.demo.comparison import Answer, Comparison, SamplingSettings, SourceImage
 from sightline.demo.saved import from_json, to_json
 from sightline.specs import parse_spec
 
@@ -29,7 +29,9 @@ ANSWERS = (
 
 def a_comparison(**changes) -> Comparison:
     fields = dict(
-        picture=Picture(Image.fromarray(PIXELS), "file:мой снимок.png", frozenset({"dog", "cat"})),
+        image=SourceImage(
+            Image.fromarray(PIXELS), "file:мой снимок.png", frozenset({"dog", "cat"})
+        ),
         question='Was ist "das"?\n\\ 图片',
         ways=(
             parse_spec("greedy"),
@@ -73,11 +75,11 @@ def png_of(size: tuple[int, int]) -> str:
 def test_a_comparison_comes_back_whole():
     comparison = a_comparison()
     saved = from_json(saved_text())
-    assert saved.comparison.picture.image.mode == "RGB"
-    assert saved.comparison.picture.image.tobytes() == PIXELS.tobytes()
-    assert saved.comparison.picture.image.size == (5, 7)
-    assert saved.comparison.picture.source == comparison.picture.source
-    assert saved.comparison.picture.truth == {"dog", "cat"}
+    assert saved.comparison.image.image.mode == "RGB"
+    assert saved.comparison.image.image.tobytes() == PIXELS.tobytes()
+    assert saved.comparison.image.image.size == (5, 7)
+    assert saved.comparison.image.source == comparison.image.source
+    assert saved.comparison.image.truth == {"dog", "cat"}
     assert saved.comparison.question == comparison.question
     assert saved.comparison.ways == comparison.ways
     assert saved.comparison.drawing == comparison.drawing
@@ -101,30 +103,30 @@ def test_a_second_saving_writes_the_same():
 
 def test_no_truth_is_not_an_empty_one():
     for truth in (None, frozenset()):
-        picture = Picture(Image.fromarray(PIXELS), "scene:17", truth)
-        text = to_json(a_comparison(picture=picture), ANSWERS, "m")
-        assert from_json(text).comparison.picture.truth == truth
+        image = SourceImage(Image.fromarray(PIXELS), "scene:17", truth)
+        text = to_json(a_comparison(image=image), ANSWERS, "m")
+        assert from_json(text).comparison.image.truth == truth
 
 
-def test_what_a_picture_file_carries_besides_pixels_is_not_saved():
+def test_what_a_image_file_carries_besides_pixels_is_not_saved():
     notes = PngInfo()
     notes.add_text("where", "at home in Kiel")
     file = BytesIO()
     Image.fromarray(PIXELS).save(file, format="PNG", pnginfo=notes)
-    picture = Picture(Image.open(file), "file:a.png")
-    content = json.loads(to_json(a_comparison(picture=picture), ANSWERS, "m"))["picture"]["png"]
+    image = SourceImage(Image.open(file), "file:a.png")
+    content = json.loads(to_json(a_comparison(image=image), ANSWERS, "m"))["image"]["png"]
     assert b"Kiel" in file.getvalue()
     assert b"Kiel" not in base64.b64decode(content)
-    # Nor is it read, of a picture that somebody put into the file.
-    text = changed("picture.png", base64.b64encode(file.getvalue()).decode())
-    assert from_json(text).comparison.picture.image.info == {}
+    # Nor is it read, of an image that somebody put into the file.
+    text = changed("image.png", base64.b64encode(file.getvalue()).decode())
+    assert from_json(text).comparison.image.image.info == {}
 
 
 def test_a_colour_that_was_transparent_keeps_its_pixels():
     image = Image.fromarray(PIXELS)
     image.info["transparency"] = tuple(int(value) for value in PIXELS[0, 0])
-    text = to_json(a_comparison(picture=Picture(image, "file:a.png")), ANSWERS, "m")
-    assert from_json(text).comparison.picture.image.tobytes() == PIXELS.tobytes()
+    text = to_json(a_comparison(image=SourceImage(image, "file:a.png")), ANSWERS, "m")
+    assert from_json(text).comparison.image.image.tobytes() == PIXELS.tobytes()
     assert "transparency" in image.info
 
 
@@ -183,18 +185,18 @@ WRONG = {
     "later null": ("answers.0.later", None, r"answers\[0\]\.later must be a number"),
     "peak": ("answers.0.peak", 0.5, r"answers\[0\]\.peak must be a whole number"),
     "huge number": ("answers.0.later", 10**400, r"answers\[0\]\.later must be a number"),
-    "truth": ("picture.truth", "dog", r"picture\.truth must be a list"),
-    "source": ("picture.source", "http://x/y.png", "source is shipped:NAME"),
-    "other folder": ("picture.source", "shipped:../checkpoint/config.json", "source is shipped"),
-    "seed of scene": ("picture.source", "scene:" + "9" * 200, "source is shipped:NAME"),
-    "base64": ("picture.png", "no base64!", r"picture\.png must be a picture in base64"),
-    "not ASCII": ("picture.png", "ä", r"picture\.png must be a picture in base64"),
-    "png a number": ("picture.png", 7, r"picture\.png must be a picture in base64"),
-    "no picture": ("picture.png", base64.b64encode(b"hello").decode(), "no PNG picture"),
-    "empty": ("picture.png", "", "no PNG picture"),
-    "no data": ("picture.png", png_of((9, 9)), "damaged"),
-    "too large": ("picture.png", png_of((9000, 9000)), "81 megapixels.*at most"),
-    "bomb": ("picture.png", png_of((60_000, 60_000)), "no PNG picture"),
+    "truth": ("image.truth", "dog", r"image\.truth must be a list"),
+    "source": ("image.source", "http://x/y.png", "source is shipped:NAME"),
+    "other folder": ("image.source", "shipped:../checkpoint/config.json", "source is shipped"),
+    "seed of scene": ("image.source", "scene:" + "9" * 200, "source is shipped:NAME"),
+    "base64": ("image.png", "no base64!", r"image\.png must be an image in base64"),
+    "not ASCII": ("image.png", "ä", r"image\.png must be an image in base64"),
+    "png a number": ("image.png", 7, r"image\.png must be an image in base64"),
+    "no image": ("image.png", base64.b64encode(b"hello").decode(), "no PNG image"),
+    "empty": ("image.png", "", "no PNG image"),
+    "no data": ("image.png", png_of((9, 9)), "damaged"),
+    "too large": ("image.png", png_of((9000, 9000)), "81 megapixels.*at most"),
+    "bomb": ("image.png", png_of((60_000, 60_000)), "no PNG image"),
 }
 
 
@@ -209,8 +211,8 @@ def test_what_cannot_be_is_refused_in_a_sentence(case):
 def test_a_jpeg_is_no_png():
     file = BytesIO()
     Image.fromarray(PIXELS).save(file, format="JPEG")
-    with pytest.raises(ValueError, match="no PNG picture"):
-        from_json(changed("picture.png", base64.b64encode(file.getvalue()).decode()))
+    with pytest.raises(ValueError, match="no PNG image"):
+        from_json(changed("image.png", base64.b64encode(file.getvalue()).decode()))
 
 
 @pytest.mark.parametrize(
@@ -243,11 +245,11 @@ def test_a_document_is_refused_by_its_length_before_it_is_read():
 
 def test_the_largest_noise_that_is_allowed_can_be_loaded():
     noise = np.random.default_rng(0).integers(0, 256, size=(2200, 2000, 3), dtype=np.uint8)
-    picture = Picture(Image.fromarray(noise), "file:noise.png")
-    text = to_json(a_comparison(picture=picture), ANSWERS, "m")
+    image = SourceImage(Image.fromarray(noise), "file:noise.png")
+    text = to_json(a_comparison(image=image), ANSWERS, "m")
     assert len(text) > 4 * 2200 * 2000
     loaded = from_json(text, max_pixels=2200 * 2000)
-    assert loaded.comparison.picture.image.tobytes() == noise.tobytes()
+    assert loaded.comparison.image.image.tobytes() == noise.tobytes()
     with pytest.raises(ValueError, match="megapixels"):
         from_json(text, max_pixels=2200 * 2000 - 1)
 
@@ -287,17 +289,17 @@ def test_no_cut_or_flipped_file_raises_anything_but_a_sentence():
             assert str(refusal)
 
 
-def test_no_cut_picture_raises_anything_but_a_sentence():
-    content = base64.b64decode(json.loads(saved_text())["picture"]["png"])
+def test_no_cut_image_raises_anything_but_a_sentence():
+    content = base64.b64decode(json.loads(saved_text())["image"]["png"])
     for end in range(len(content)):
-        text = changed("picture.png", base64.b64encode(content[:end]).decode())
+        text = changed("image.png", base64.b64encode(content[:end]).decode())
         try:
-            picture = from_json(text).comparison.picture
+            image = from_json(text).comparison.image
         except ValueError as refusal:
-            assert "picture" in str(refusal)
+            assert "image" in str(refusal)
         else:  # only two checksums and the end mark, of 4, 4 and 12 bytes, can be done without
             assert end >= len(content) - 20
-            assert picture.image.tobytes() == PIXELS.tobytes()
+            assert image.image.tobytes() == PIXELS.tobytes()
 
 
 def test_the_module_does_without_the_page():

@@ -17,11 +17,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import CARVE, MVP, VCD, VDD, answer
 from sightline.decoders import DECODERS
-from sightline.demo.comparison import Comparison, Picture, SamplingSettings
+from sightline.demo.comparison import Comparison, SamplingSettings, SourceImage
 from sightline.demo.script import to_python
-from sightline.lab import CHECKPOINT, PICTURES, decorrelated, draw
+from sightline.lab import CHECKPOINT, IMAGES, decorrelated, draw
 from sightline.specs import escaped, parse_spec, presets
-from sightline.vision.images import open_picture
+from sightline.vision.images import open_image
 
 ROOT = Path(__file__).parents[1]
 LAB = "sightline.lab"
@@ -30,16 +30,16 @@ needs_weights = pytest.mark.skipif(
 )
 needs_ruff = pytest.mark.skipif(find_spec("ruff") is None, reason="ruff is not installed")
 
-SQUARE = Picture(Image.new("RGB", (4, 4), "red"), "file:red.png")
+SQUARE = SourceImage(Image.new("RGB", (4, 4), "red"), "file:red.png")
 GREEDY = {"do_sample": False, "num_beams": 1}
 
 
-def shipped(name: str) -> Picture:
-    return Picture(open_picture(PICTURES / name), f"shipped:{name}")
+def shipped(name: str) -> SourceImage:
+    return SourceImage(open_image(IMAGES / name), f"shipped:{name}")
 
 
-def scripted(*ways, picture=SQUARE, question="Describe the image.", drawing=None, **further):
-    comparison = Comparison(picture, question, ways, drawing or SamplingSettings())
+def scripted(*ways, image=SQUARE, question="Describe the image.", drawing=None, **further):
+    comparison = Comparison(image, question, ways, drawing or SamplingSettings())
     return to_python(comparison, further.pop("model", LAB), **further)
 
 
@@ -72,11 +72,11 @@ def line(script: str, start: str) -> str:
 
 
 @needs_weights
-def test_decoders_on_a_shipped_picture_answer_as_called_directly(lab, tmp_path):
+def test_decoders_on_a_shipped_image_answer_as_called_directly(lab, tmp_path):
     ways = (parse_spec("greedy"), parse_spec("vcd"), parse_spec("vdd:alpha=0.5"))
-    script = scripted(*ways, picture=shipped("corner.png"), drawing=SamplingSettings(64))
+    script = scripted(*ways, image=shipped("corner.png"), drawing=SamplingSettings(64))
     done = run(script, tmp_path)
-    ask = (*lab, PICTURES / "corner.png", "Describe the image.")
+    ask = (*lab, IMAGES / "corner.png", "Describe the image.")
     expected = {
         "greedy": answer(*ask, max_new_tokens=64, **GREEDY),
         "vcd": answer(*ask, VCD(), max_new_tokens=64, **GREEDY),
@@ -91,8 +91,8 @@ def test_decoders_on_a_shipped_picture_answer_as_called_directly(lab, tmp_path):
 def test_samples_of_a_scene_are_drawn_from_the_seed_each_time(lab, tmp_path):
     seed, scene = 11, draw(decorrelated(np.random.default_rng(17)))
     ways = (parse_spec("sample"), parse_spec("greedy"), parse_spec("vdd"), parse_spec("sample"))
-    picture = Picture(scene, "scene:17")
-    done = run(scripted(*ways, picture=picture, drawing=SamplingSettings(32, 1.3, seed)), tmp_path)
+    image = SourceImage(scene, "scene:17")
+    done = run(scripted(*ways, image=image, drawing=SamplingSettings(32, 1.3, seed)), tmp_path)
 
     def said(decoder, **how):
         torch.manual_seed(seed)
@@ -121,7 +121,7 @@ def test_a_preset_and_decoders_that_look_again(lab, tmp_path):
         ),
     )
     script = scripted(
-        *ways, picture=shipped("table.png"), question=question, drawing=SamplingSettings(8, 0.0, 3)
+        *ways, image=shipped("table.png"), question=question, drawing=SamplingSettings(8, 0.0, 3)
     )
     done = run(script, tmp_path)
     model, processor = lab
@@ -137,7 +137,7 @@ def test_a_preset_and_decoders_that_look_again(lab, tmp_path):
             tokens=8,
         ),
     ]
-    ask = (model, processor, PICTURES / "table.png", question)
+    ask = (model, processor, IMAGES / "table.png", question)
     expected = [answer(*ask, decoder, max_new_tokens=8, **GREEDY) for decoder in decoders]
     assert done.stdout.splitlines() == [
         f"{way.label}: {text}" for way, text in zip(ways, expected, strict=True)
@@ -147,12 +147,12 @@ def test_a_preset_and_decoders_that_look_again(lab, tmp_path):
 @needs_weights
 def test_a_file_of_ones_own_is_read_from_its_path_and_checked(lab, tmp_path):
     name = 'it\'s "mine" \\ ünï 图.png'
-    pixels = np.asarray(open_picture(PICTURES / "yard.png"))
+    pixels = np.asarray(open_image(IMAGES / "yard.png"))
     Image.fromarray(pixels).save(tmp_path / name)
     question = 'Say "what\'s" in\nthe image: \\n {label} – ok?'
-    picture = Picture(Image.fromarray(pixels), f"file:{name}")
+    image = SourceImage(Image.fromarray(pixels), f"file:{name}")
     script = scripted(
-        parse_spec("greedy"), picture=picture, question=question, drawing=SamplingSettings(12)
+        parse_spec("greedy"), image=image, question=question, drawing=SamplingSettings(12)
     )
     done = run(script, tmp_path)
     said = answer(*lab, tmp_path / name, question, max_new_tokens=12, **GREEDY)
@@ -161,7 +161,7 @@ def test_a_file_of_ones_own_is_read_from_its_path_and_checked(lab, tmp_path):
     other = pixels.copy()
     other[0, 0, 0] ^= 1
     Image.fromarray(other).save(tmp_path / name)
-    assert "warning: this is not the picture that was compared" in run(script, tmp_path).stderr
+    assert "warning: this is not the image that was compared" in run(script, tmp_path).stderr
 
 
 # What stands in them
@@ -206,35 +206,35 @@ def test_how_tokens_are_drawn():
     assert line(warm, "torch.manual_seed") == "torch.manual_seed(6)"
 
 
-def test_the_picture_is_found_by_its_source():
+def test_the_image_is_found_by_its_source():
     red = sha256(bytes([255, 0, 0] * 16)).hexdigest()
     own = scripted(parse_spec("greedy"))
-    assert line(own, "PICTURE =") == 'PICTURE = "red.png"'
-    assert line(own, "picture =") == "picture = open_picture(PICTURE)"
+    assert line(own, "IMAGE =") == 'IMAGE = "red.png"'
+    assert line(own, "image =") == "image = open_image(IMAGE)"
     assert line(own, "SHA256") == f'SHA256 = "{red}"'
-    lab = scripted(parse_spec("greedy"), picture=shipped("yard.png"))
-    assert line(lab, "picture =") == 'picture = open_picture(PICTURES / "yard.png")'
+    lab = scripted(parse_spec("greedy"), image=shipped("yard.png"))
+    assert line(lab, "image =") == 'image = open_image(IMAGES / "yard.png")'
     assert "numpy" not in lab
-    scene = scripted(parse_spec("greedy"), picture=Picture(SQUARE.image, "scene:0042"))
-    assert line(scene, "picture =") == "picture = draw(decorrelated(np.random.default_rng(42)))"
+    scene = scripted(parse_spec("greedy"), image=SourceImage(SQUARE.image, "scene:0042"))
+    assert line(scene, "image =") == "image = draw(decorrelated(np.random.default_rng(42)))"
 
 
 @pytest.mark.parametrize(
     "source",
-    ["", "file:", "corner.png", "shipped:", "shipped:../pictures/corner.png", "scene:-1", "scene:",
+    ["", "file:", "corner.png", "shipped:", "shipped:../images/corner.png", "scene:-1", "scene:",
      "scene:1.5", "scene:٣", "scene:" + "9" * 21, "web:x", "scene:1)); import os; ((1"],
 )  # fmt: skip
 def test_other_sources_are_refused(source):
     with pytest.raises(ValueError, match="source is shipped:NAME"):
-        scripted(parse_spec("greedy"), picture=Picture(SQUARE.image, source))
+        scripted(parse_spec("greedy"), image=SourceImage(SQUARE.image, source))
 
 
 def test_model_device_and_dtype():
-    lab = scripted(parse_spec("greedy"), picture=shipped("yard.png"))
-    assert "from sightline.lab import CHECKPOINT, PICTURES" in lab
+    lab = scripted(parse_spec("greedy"), image=shipped("yard.png"))
+    assert "from sightline.lab import CHECKPOINT, IMAGES" in lab
     assert line(lab, "model =").endswith('(CHECKPOINT, dtype="float32")')
     assert "model.to" not in lab
-    assert scripted(parse_spec("greedy"), picture=shipped("yard.png"), model=str(CHECKPOINT)) == lab
+    assert scripted(parse_spec("greedy"), image=shipped("yard.png"), model=str(CHECKPOINT)) == lab
     hub = scripted(parse_spec("greedy"), model="org/it's", device="cuda:1", dtype="bfloat16")
     assert line(hub, "CHECKPOINT") == 'CHECKPOINT = "org/it\'s"'
     assert "sightline.lab" not in hub
@@ -298,10 +298,10 @@ def test_every_decoder_and_preset_is_written_as_ruff_does(tmp_path):
     names = [*DECODERS, *(f"{d}.{p}" for d, kind in DECODERS.items() for p in presets(kind))]
     scripts = {name: scripted(*map(parse_spec, ("greedy", name, "sample"))) for name in names}
     scripts["scene"] = scripted(
-        parse_spec("vdd"), picture=Picture(SQUARE.image, "scene:1"), device="cuda"
+        parse_spec("vdd"), image=SourceImage(SQUARE.image, "scene:1"), device="cuda"
     )
     scripts["shipped"] = scripted(
-        *map(parse_spec, ("vcd", "deco", "dola", "m3id")), picture=shipped("yard.png")
+        *map(parse_spec, ("vcd", "deco", "dola", "m3id")), image=shipped("yard.png")
     )
     long = "markers=3+4+5+6+7+8+9+10+11+12+vaf:enhance=0.4,suppress=0.3,mode=abs,layers=3+4"
     for name, text in {"sum": "vdd+vaf+sample", "sums": f"vdd:alpha=0.5,{long}"}.items():
@@ -315,14 +315,12 @@ def test_any_text_is_written_as_ruff_does_and_read_back(tmp_path):
     scripts = {}
     for i, text in enumerate(ODD):
         way = parse_spec("mvp", [f"requests={escaped(text) or 'x'}", "weights=1"])
-        picture = Picture(SQUARE.image, f"file:{text or 'x'}")
-        scripts[f"text_{i}"] = script = scripted(
-            way, picture=picture, question=text, model=text or "x"
-        )
+        image = SourceImage(SQUARE.image, f"file:{text or 'x'}")
+        scripts[f"text_{i}"] = script = scripted(way, image=image, question=text, model=text or "x")
         names: dict[str, str] = {}
         exec("\n".join(top_assignments(script)), names)
         assert names["QUESTION"] == text
-        assert names["PICTURE"] == (text or "x")
+        assert names["IMAGE"] == (text or "x")
         assert names["CHECKPOINT"] == (text or "x")
     check_with_ruff(scripts, tmp_path)
 
@@ -346,7 +344,7 @@ def test_text_cannot_leave_its_quotes():
     text = '"""); import os; (\'\'\' + "\\" + """'
     script = scripted(
         parse_spec("vdgd", [f"request={text}"]),
-        picture=Picture(SQUARE.image, f"file:{text}"),
+        image=SourceImage(SQUARE.image, f"file:{text}"),
         question=text,
         model=text,
     )

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sightline.demo.comparison import Comparison, Explained, Picture, Row
+from sightline.demo.comparison import Comparison, Explained, Row, SourceImage
 from sightline.demo.comparison_run import ComparisonRun
 from sightline.demo.events import Opened
 from sightline.demo.explanation import Looks
@@ -163,7 +163,7 @@ def test_nobody_is_told_to_wait_for_a_flood_from_a_few_addresses(clock, open_pag
 
 def test_bytes_of_all_are_bounded_and_shared_ones_count_once(clock):
     def image(width):
-        return Picture(SimpleNamespace(width=width, height=1), "file:a.png")
+        return SourceImage(SimpleNamespace(width=width, height=1), "file:a.png")
 
     sessions = Sessions(bytes=4000, clock=clock)
     one = image(600)
@@ -189,7 +189,7 @@ def test_bytes_are_shared_as_places_are(clock):
     """A client with large images leaves room for those of others."""
 
     def image(width):
-        return {"chosen": Picture(SimpleNamespace(width=width, height=1), "file:a.png")}
+        return {"chosen": SourceImage(SimpleNamespace(width=width, height=1), "file:a.png")}
 
     sessions = Sessions(most=8, bytes=8000, clock=clock)
     for number in range(4):
@@ -210,8 +210,8 @@ def test_explanations_have_a_weight():
     layout = SimpleNamespace(count=4, within=lambda side: None)
     rows = ((Row("a", (1.0,), 1.0),) * 3,) * 2
     explained = Explained((), rows, (), Looks(torch.zeros(2, 4), layout))
-    picture = Picture(SimpleNamespace(width=10, height=1), "file:a.png")
-    opened = Opened(ComparisonRun(Comparison(picture, "why", ()), ()), 0, 2, explained)
+    image = SourceImage(SimpleNamespace(width=10, height=1), "file:a.png")
+    opened = Opened(ComparisonRun(Comparison(image, "why", ()), ()), 0, 2, explained)
     assert sorted(opened.weights.values()) == [40, 6 * 1000 + 2 * 4 * 4]
 
 

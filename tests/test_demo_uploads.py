@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 from sightline.demo import decoding, uploads
-from sightline.demo.comparison import Answer, Comparison, Picture
-from sightline.demo.decoding import Bounds, Decoded, decode, kept_size, open_image
+from sightline.demo.comparison import Answer, Comparison, SourceImage
+from sightline.demo.decoding import Bounds, Decoded, decode, kept_size, open_scaled
 from sightline.demo.saved import from_decoded, to_json
 from sightline.demo.script import to_python
 from sightline.demo.uploads import Uploads
-from sightline.lab import PICTURES, truth
+from sightline.lab import IMAGES, truth
 from sightline.specs import parse_spec
-from sightline.vision.images import open_picture
+from sightline.vision.images import open_image
 
 BOUNDS = Bounds(50_000_000, 128)
 
@@ -63,8 +63,8 @@ def test_an_image_comes_back_as_it_is_or_smaller():
     found = decode(encoded(large), "image", BOUNDS)
     assert found.original == (1800, 1600) and found.image.size == (640, 569)
     assert found.image.tobytes() == large.resize((640, 569)).tobytes()
-    shipped = decode((PICTURES / "yard.png").read_bytes(), "image", BOUNDS)
-    assert truth(shipped.image) == truth(PICTURES / "yard.png") is not None
+    shipped = decode((IMAGES / "yard.png").read_bytes(), "image", BOUNDS)
+    assert truth(shipped.image) == truth(IMAGES / "yard.png") is not None
 
 
 @pytest.mark.parametrize(
@@ -92,32 +92,32 @@ def test_whether_there_is_a_second_page_is_all_that_is_asked():
     start = time.process_time()
     for data in (few, many):
         with pytest.raises(ValueError, match="holds several frames or pages"):
-            open_picture(data)
+            open_image(data)
     assert time.process_time() - start < 1.0  # counting them takes tens of seconds
-    assert open_picture(tiff()).size == (1, 1)
+    assert open_image(tiff()).size == (1, 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not bound a process so")
 def test_a_file_that_needs_too_much_memory_is_refused():
     data = encoded(Image.new("RGB", (7000, 7000)))
-    with pytest.raises(ValueError, match="the picture needs too much memory"):
+    with pytest.raises(ValueError, match="the image needs too much memory"):
         decode(data, "image", Bounds(50_000_000, 128, bytes=250_000_000))
 
 
 def test_a_file_that_takes_too_long_is_refused():
     data = tiff(height=500_000, strips=500_000)  # each of which Pillow reads by itself
     start = time.monotonic()
-    with pytest.raises(ValueError, match="the picture takes too long to open"):
+    with pytest.raises(ValueError, match="the image takes too long to open"):
         decode(data, "image", Bounds(50_000_000, 128, 1.0))
     assert time.monotonic() - start < 5.0
 
 
 WRONG = {
-    "nothing": (b"", "not a picture"),
-    "text": (b"this is no picture", "not a picture"),
-    "EPS": (encoded(Image.new("RGB", (8, 8)), "EPS"), "not a picture"),
-    "PDF": (encoded(Image.new("RGB", (8, 8)), "PDF"), "not a picture"),
-    "ICO": (encoded(Image.new("RGB", (16, 16)), "ICO"), "not a picture"),
+    "nothing": (b"", "not an image"),
+    "text": (b"this is no image", "not an image"),
+    "EPS": (encoded(Image.new("RGB", (8, 8)), "EPS"), "not an image"),
+    "PDF": (encoded(Image.new("RGB", (8, 8)), "PDF"), "not an image"),
+    "ICO": (encoded(Image.new("RGB", (16, 16)), "ICO"), "not an image"),
     "cut": (encoded(Image.effect_noise((64, 64), 90), "PNG")[:900], "damaged"),
     "large": (encoded(Image.new("1", (10_000, 10_000))), "100 megapixels, and at most 50"),
 }
@@ -128,29 +128,29 @@ def test_what_is_no_image_is_refused_in_words(name):
     data, message = WRONG[name]
     with pytest.raises(ValueError, match=message) as refused:
         decode(data, "image", BOUNDS)
-    assert str(refused.value).startswith("the picture")
+    assert str(refused.value).startswith("the image")
 
 
 def test_a_process_that_dies_is_a_sentence(monkeypatch, caplog):
     monkeypatch.setattr(decoding.sys, "executable", "/bin/false")
-    with pytest.raises(ValueError, match="the picture cannot be read"):
+    with pytest.raises(ValueError, match="the image cannot be read"):
         decode(b"", "image", BOUNDS)
     assert "could not be decoded" in caplog.text
 
 
 def a_comparison(image):
-    return Comparison(Picture(image, "file:a.png"), "why", (parse_spec("greedy"),))
+    return Comparison(SourceImage(image, "file:a.png"), "why", (parse_spec("greedy"),))
 
 
 def test_a_comparison_comes_back_without_its_image_in_the_text():
     text = to_json(a_comparison(Image.new("RGB", (1600, 1600), "red")), (Answer(),), "m").encode()
     found = decode(text, "comparison", BOUNDS)
     assert found.image.size == (640, 640) and len(found.document) < 1000
-    picture = from_decoded(found).comparison.picture
-    assert picture.image.getpixel((9, 9)) == (255, 0, 0) and picture.original == (1600, 1600)
-    again = from_decoded(decode(to_json(a_comparison(picture.image), (Answer(),), "m").encode(),
+    image = from_decoded(found).comparison.image
+    assert image.image.getpixel((9, 9)) == (255, 0, 0) and image.original == (1600, 1600)
+    again = from_decoded(decode(to_json(a_comparison(image.image), (Answer(),), "m").encode(),
                                 "comparison", BOUNDS))  # fmt: skip
-    assert again.comparison.picture.original is None
+    assert again.comparison.image.original is None
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_comparison_comes_back_without_its_image_in_the_text():
         ("[" * 100_000, "nested too deeply"),
         ("[" * 50 + "]" * 50, "nested 12 deep"),
         ("[" + "[]," * 300_000 + "[]]", "at most 250,000 entries"),
-        (json.dumps({"picture": {"png": base64.b64encode(b"x").decode()}}), "no PNG picture"),
+        (json.dumps({"image": {"png": base64.b64encode(b"x").decode()}}), "no PNG image"),
         ("{", "cannot be read as such"),
         ("\udcff", "cannot be read as such"),
     ],
@@ -169,20 +169,20 @@ def test_comparisons_that_would_hold_the_server_are_refused(text, message):
         decode(text.encode(errors="surrogateescape"), "comparison", BOUNDS)
 
 
-def test_a_script_scales_its_picture_as_the_page_did():
+def test_a_script_scales_its_image_as_the_page_did():
     noise = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise))
-    found = open_image(data, BOUNDS)
-    picture = Picture(found.image, "file:a.png", None, found.original)
-    script = to_python(Comparison(picture, "why", (parse_spec("greedy"),)), "m")
-    assert "open_picture(PICTURE).resize((640, 640))" in script
-    assert open_picture(data).resize((640, 640)).tobytes() == picture.image.tobytes()
+    found = open_scaled(data, BOUNDS)
+    image = SourceImage(found.image, "file:a.png", None, found.original)
+    script = to_python(Comparison(image, "why", (parse_spec("greedy"),)), "m")
+    assert "open_image(IMAGE).resize((640, 640))" in script
+    assert open_image(data).resize((640, 640)).tobytes() == image.image.tobytes()
 
 
 # Arrival
 
 
-def post(taken, kind="picture", client="192.0.2.1", data=b"x", content=uploads.BINARY):
+def post(taken, kind="image", client="192.0.2.1", data=b"x", content=uploads.BINARY):
     async def body():
         return data
 
@@ -206,20 +206,20 @@ def test_a_file_waits_for_its_event_and_is_given_once():
     sent = {"name": "C:\\photos\\a/b.png", "size": 3, "token": token}
     with pytest.raises(ValueError, match=r"b\.png did not arrive"):
         taken.read_comparison({**sent, "token": "other"})
-    upload = taken.read_picture(sent)
+    upload = taken.read_image(sent)
     assert (upload.name, upload.found) == ("b.png", found)
     with pytest.raises(ValueError, match=r"b\.png did not arrive"):
-        taken.read_picture(sent)
+        taken.read_image(sent)
 
 
 def test_a_refused_file_is_called_by_its_name():
     def refuse(*_):
-        raise ValueError("the picture is not a picture")
+        raise ValueError("the image is not an image")
 
     taken = Uploads(BOUNDS, refuse)
     token = token_of(asyncio.run(post(taken)))
-    with pytest.raises(ValueError, match=r"^a\.png is not a picture"):
-        taken.read_picture({"name": "a.png", "token": token})
+    with pytest.raises(ValueError, match=r"^a\.png is not an image"):
+        taken.read_image({"name": "a.png", "token": token})
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_a_refused_file_is_called_by_its_name():
 )
 def test_files_that_did_not_arrive_are_refused(sent, message):
     with pytest.raises(ValueError, match=message):
-        Uploads(BOUNDS).read_picture(sent)
+        Uploads(BOUNDS).read_image(sent)
     large = {"name": "a.json", "size": 61_000_000}
     with pytest.raises(ValueError, match=r"a\.json has more than 60 MB"):
         Uploads(BOUNDS).read_comparison(large)

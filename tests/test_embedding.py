@@ -166,8 +166,8 @@ def test_at_alpha_0_the_cut_is_left():
 
 
 @torch.no_grad()
-def test_the_picture_cannot_reach_the_contrast(family):
-    """The embeddings' logits at the last position are the processor's, whatever the picture."""
+def test_the_image_cannot_reach_the_contrast(family):
+    """The embeddings' logits at the last position are the processor's, whatever the image."""
     _, model, make_inputs = family
     inputs = make_inputs(PROMPTS[:1])
     other = {**inputs, "pixel_values": inputs["pixel_values"].flip(-1)}

@@ -66,7 +66,7 @@ def test_image_free_prompt_loses_the_whole_image_block(family):
 
 # Of 120 tokens the words are as close to the image's as markers are in a real vocabulary.
 @pytest.mark.filterwarnings("ignore:the image is taken out of the prompt")
-def test_one_unknown_token_stands_for_each_picture(family):
+def test_one_unknown_token_stands_for_each_image(family):
     _, model, make_inputs = family
     rows = [[BOS, 8, IMAGE, IMAGE, 9], [BOS, IMAGE, 10, IMAGE], [BOS, 11]]
     decoder = VDD(variant="unk", unk_token_id=UNK)
@@ -109,7 +109,7 @@ class TokenizerWithoutUnknown:
 
 @pytest.mark.parametrize("mode", [{}, dict(num_beams=2)], ids=["greedy", "beams"])
 @pytest.mark.parametrize("decoder", [VDD_STRONG, VCD(1.5, 0.05, 700)], ids=["vdd", "vcd"])
-def test_rows_with_none_one_and_several_pictures(family, decoder, mode):
+def test_rows_with_none_one_and_several_images(family, decoder, mode):
     name, model, make_inputs = family
     rows = [[BOS, 8, IMAGE, 9, IMAGE, 20], [BOS, 30, 31], [BOS, IMAGE, 12]]
     if name == "qwen" and mode:
@@ -124,7 +124,7 @@ def test_rows_with_none_one_and_several_pictures(family, decoder, mode):
         assert together[row].tolist()[: len(alone)] == alone
 
 
-def test_a_row_without_a_picture_is_left_as_it_is(llava):
+def test_a_row_without_a_image_is_left_as_it_is(llava):
     """Its amateur is its expert, so nothing is contrasted: only the plausibility cut acts."""
     model, make_inputs = llava
     rows = [[BOS, 30, 31], [BOS, IMAGE, 12]]
@@ -136,7 +136,7 @@ def test_a_row_without_a_picture_is_left_as_it_is(llava):
 
 
 @pytest.mark.parametrize("mode", [{}, dict(num_beams=3)], ids=["greedy", "beams"])
-def test_the_vision_tower_runs_once_per_distinct_picture(family, mode):
+def test_the_vision_tower_runs_once_per_distinct_image(family, mode):
     name, model, make_inputs = family
     tower = model.model.vision_tower if name == "llava" else model.model.visual
     inputs = make_inputs(PROMPTS)
@@ -150,7 +150,7 @@ def test_the_vision_tower_runs_once_per_distinct_picture(family, mode):
 
 
 def test_nobody_pays_prefill_for_anothers_padding(llava):
-    """Two prompts of 7 and 4 tokens with pictures of 16: 22 wide; without them 6 wide."""
+    """Two prompts of 7 and 4 tokens with images of 16: 22 wide; without them 6 wide."""
     model, make_inputs = llava
     with counted(model.model.language_model, "inputs_embeds") as calls:
         generate(model, make_inputs(PROMPTS), VDD_STRONG, max_new_tokens=3, num_beams=2)
@@ -571,7 +571,7 @@ def test_a_class_in_place_of_a_decoder(llava, made):
         generate(model, make_inputs(PROMPTS), made)
 
 
-def test_pre_encoded_pictures_are_refused_where_pixels_are_needed(llava):
+def test_pre_encoded_images_are_refused_where_pixels_are_needed(llava):
     model, make_inputs = llava
     inputs = make_inputs(PROMPTS)
     pixels = inputs.pop("pixel_values")
@@ -664,14 +664,14 @@ def test_plausibility_alone_runs_one_branch(llava):
 # What transformers names
 
 
-def test_only_strategies_that_edit_pictures_name_pixels():
+def test_only_strategies_that_edit_images_name_pixels():
     assert set(PIXELS) <= set(inspect.signature(VCD()).parameters)
     assert not set(ENCODER_INPUTS) & set(inspect.signature(VDD()).parameters)
     assert not set(ENCODER_INPUTS) & set(inspect.signature(VCD(alpha=0)).parameters)
     inspect.signature(VCD)  # the class keeps a signature of its own
 
 
-def test_inputs_of_picture_encoders_are_all_named():
+def test_inputs_of_image_encoders_are_all_named():
     """Recomputed from transformers: one that it adds would be lost before it reached a contrast."""
     named, markers = Counter(), Counter()
     for model_class in image_text_classes():
@@ -706,7 +706,7 @@ def image_text_classes():
                 yield model_class
 
 
-def test_image_mask_covers_pictures_and_not_the_tokens_around(qwen):
+def test_image_mask_covers_images_and_not_the_tokens_around(qwen):
     model, make_inputs = qwen
     ids = make_inputs(PROMPTS)["input_ids"]
     assert torch.equal(image_mask(ids, model.config), ids == IMAGE)

@@ -290,7 +290,7 @@ def test_a_key_that_comes_twice_is_refused_with_both_places(written):
         files.check_unique(rows, "id", lambda row: row.key("id"))
 
 
-# Fingerprints, pictures, names
+# Fingerprints, images, names
 
 
 def test_a_fingerprint_is_of_the_bytes_and_knows_no_folder(written):
@@ -305,18 +305,18 @@ def test_a_fingerprint_is_of_the_bytes_and_knows_no_folder(written):
     assert files.fingerprint(written(b"abd"), 3)["sha256"] != sha256[:16]
 
 
-def test_missing_pictures_are_counted_and_the_first_named(tmp_path):
+def test_missing_images_are_counted_and_the_first_named(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "there.png")
-    files.check_pictures(tmp_path, ["there.png", "there.png"])
+    files.check_images(tmp_path, ["there.png", "there.png"])
     names = ["there.png", *(f"{n}.png" for n in range(5)), "0.png"]
     with pytest.raises(ValueError, match=r"5 of 6 .* 0\.png, 1\.png, 2\.png, \.\.\.") as raised:
-        files.check_pictures(tmp_path, names)
+        files.check_images(tmp_path, names)
     assert str(tmp_path) in str(raised.value)
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ValueError, match=r"1 of 1 .*: folder\.png\. Pass"):
-        files.check_pictures(tmp_path, ["folder.png"])
+        files.check_images(tmp_path, ["folder.png"])
     with pytest.raises(ValueError, match="is no folder"):
-        files.check_pictures(tmp_path / "none", [])
+        files.check_images(tmp_path / "none", [])
 
 
 def test_names_that_do_not_exist_are_answered_with_those_that_do():

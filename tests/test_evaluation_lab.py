@@ -683,7 +683,7 @@ def test_settings_show_the_wordings_that_were_used(whole):
 
 @needs_weights
 @pytest.mark.parametrize("name", ["carve", "agla", "mvp"])
-def test_pictures_are_those_of_the_prompts(small, name):
+def test_images_are_those_of_the_prompts(small, name):
     prepared = small.prepared("presence")
     seen = []
 
@@ -697,7 +697,7 @@ def test_pictures_are_those_of_the_prompts(small, name):
         with pytest.raises(StopIteration):
             model_runner.say(setup, prepared, small.model_runner.tensors(prepared.inputs))
     assert [p.tobytes() for p in seen[0]] == [
-        small.benchmark.picture(item).tobytes() for item in prepared.items
+        small.benchmark.load_image(item).tobytes() for item in prepared.items
     ]
     assert seen[1] is None
 
@@ -710,7 +710,7 @@ class FakeModel:
 
 
 @needs_weights
-def test_the_full_picture_twice_is_the_models_own_plausible_answer(small):
+def test_the_full_image_twice_is_the_models_own_plausible_answer(small):
     says = speaker(small, "caption")
     assert says("agla-full") == says("greedy")
     assert says("agla-full:normalize=true+sample") == says("plausibility:beta=0.5")
@@ -867,9 +867,9 @@ def test_a_batch_draws_each_scene_once():
     drawn = []
 
     class Counting(LabBenchmark):
-        def picture(self, item):
+        def load_image(self, item):
             drawn.append(item.image)
-            return super().picture(item)
+            return super().load_image(item)
 
     benchmark = Counting(2, seed=3)
     task = benchmark.tasks[0]
@@ -877,10 +877,10 @@ def test_a_batch_draws_each_scene_once():
     batch = runner.Batch(task, 0, 0, 0, items)
     prepared = Preparation(benchmark, FakeTemplate(len(items)))(batch)
     assert sorted(drawn) == ["0", "1"]
-    by_scene = {item.image: p for item, p in zip(prepared.items, prepared.pictures, strict=True)}
+    by_scene = {item.image: p for item, p in zip(prepared.items, prepared.images, strict=True)}
     assert all(
-        picture is by_scene[item.image]
-        for item, picture in zip(prepared.items, prepared.pictures, strict=True)
+        image is by_scene[item.image]
+        for item, image in zip(prepared.items, prepared.images, strict=True)
     )
 
 

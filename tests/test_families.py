@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 TABLE = Table.read(PAGE.read_text())
 FAMILIES = families()
 BUILT = [name for name, family in FAMILIES.items() if not family.why_untested]
-# Of a picture that fills one token, CARVE says that the question draws it nowhere.
+# Of an image that fills one token, CARVE says that the question draws it nowhere.
 pytestmark = pytest.mark.filterwarnings("ignore:the question draws no more attention")
 IS_SAME_RELEASE = transformers.__version__ == TABLE.transformers
 
@@ -42,7 +42,7 @@ def test_a_family_does_what_its_row_says(name):
 
 
 @pytest.mark.parametrize("name", by_family(BUILT))
-def test_post_hoc_debias_divides_by_the_answer_without_a_picture(name):
+def test_post_hoc_debias_divides_by_the_answer_without_a_image(name):
     conformance = Conformance(Tiny.of(name))
     tiny = conformance.tiny
     why_not = conformance.outcome("vdd", "padded batch")
@@ -97,10 +97,10 @@ def test_the_page_is_written_by_its_command():
 def test_cells():
     works = dict.fromkeys(MODES, "")
     assert cell(works) == ("yes", "")
-    assert cell(dict.fromkeys(MODES, "refused: no picture")) == ("no", "refused: no picture")
-    some = {**works, "3 beams": "refused: a", "two pictures": "refused: a", "static cache": "b"}
-    assert cell(some) == ("3 of 6", "3 beams, two pictures: refused: a; static cache: b")
+    assert cell(dict.fromkeys(MODES, "refused: no image")) == ("no", "refused: no image")
+    some = {**works, "3 beams": "refused: a", "two images": "refused: a", "static cache": "b"}
+    assert cell(some) == ("3 of 6", "3 beams, two images: refused: a; static cache: b")
     none = {**dict.fromkeys(MODES, "refused: a"), "greedy": "refused: b"}
     assert cell(none)[0] == "no" and cell(none)[1].startswith("greedy: refused: b; sampling, ")
-    for row in (works, none, dict.fromkeys(MODES, "refused: no picture"), some):
+    for row in (works, none, dict.fromkeys(MODES, "refused: no image"), some):
         assert outcomes(*cell(row)) == row

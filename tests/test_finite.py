@@ -216,7 +216,7 @@ def test_broken_weights_are_refused_by_all_that_ask(vlm, weights):
     try:
         for decoder in decoders:
             looks = getattr(decoder, "needs_images", False)
-            looked_at = {"images": list(vlm.pictures[:2])} if looks else {}
+            looked_at = {"images": list(vlm.images[:2])} if looks else {}
             with pytest.raises(ValueError, match=REFUSED):
                 vlm.model.generate(**inputs, **looked_at, custom_generate=decoder, max_new_tokens=3)
     finally:

@@ -38,14 +38,14 @@ MODES = {
     "static cache": dict(cache_implementation="static"),
     "not yet the end": dict(min_new_tokens=STEPS, eos_token_id=[EOS, *range(20, 60)]),
 }
-PICTURE_TOKENS = [IMAGE, VIDEO, VISION_START, VISION_END]
+IMAGE_TOKENS = [IMAGE, VIDEO, VISION_START, VISION_END]
 decoder = pytest.mark.parametrize("decoder", CONTRASTED.values(), ids=CONTRASTED)
 mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
 
 def generate(model, inputs, **kwargs):
     torch.manual_seed(1)
-    asked = {"max_new_tokens": STEPS, "suppress_tokens": PICTURE_TOKENS, **kwargs}
+    asked = {"max_new_tokens": STEPS, "suppress_tokens": IMAGE_TOKENS, **kwargs}
     return model.generate(**inputs, **asked)
 
 
@@ -84,7 +84,7 @@ def test_the_amateur_reads_what_it_missed_in_one_forward(family):
     decoder, inputs = CONTRASTED["vdd"], make_inputs(PROMPTS[:1])
     asked = dict(output_logits=True, return_dict_in_generate=True)
     out = generate(model, inputs, custom_generate=decoder, **asked)
-    allowed = [token for token in range(120) if token not in PICTURE_TOKENS]
+    allowed = [token for token in range(120) if token not in IMAGE_TOKENS]
     chances = [logits[0, allowed].exp() for logits in out.logits]
     plausible = [int((chance >= BETA * chance.max()).sum()) for chance in chances]
     assert 1 in plausible and max(plausible) > 1, "the gate opens and closes"
@@ -93,7 +93,7 @@ def test_the_amateur_reads_what_it_missed_in_one_forward(family):
         expected.append(inputs["input_ids"].shape[1] if step == 0 else 1)
         missed += step > 0
         if count > 1:
-            expected += [] if has_read else [len(PROMPTS[0]) - 1]  # all but the picture
+            expected += [] if has_read else [len(PROMPTS[0]) - 1]  # all but the image
             expected += [missed] if missed else []
             has_read, missed = True, 0
     with Forwards(model) as sizes:
@@ -140,7 +140,7 @@ def test_scores_where_it_is_open_are_the_formulas(family):
     for scores, branches in zip(out.scores, out.branch_logits, strict=True):
         expert, amateur = branches.double()
         left = expert.clone()
-        left[:, PICTURE_TOKENS] = -math.inf
+        left[:, IMAGE_TOKENS] = -math.inf
         plausible = left.exp() >= 0.05 * left.exp().amax(-1, keepdim=True)
         for row in torch.nonzero(plausible.sum(-1) > 1)[:, 0]:
             expected = 2.5 * expert[row] - 1.5 * amateur[row]

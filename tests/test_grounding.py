@@ -253,7 +253,7 @@ def test_without_grounding_the_models_own_ranking_is_left_and_nothing_is_needed(
 
 
 def test_grounded_wants_a_description():
-    with pytest.raises(ValueError, match="a preparation that describes the picture"):
+    with pytest.raises(ValueError, match="a preparation that describes the image"):
         Grounded()([STEP_1])
 
 

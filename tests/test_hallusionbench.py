@@ -118,8 +118,8 @@ def test_verdicts_of_a_judge_one_by_one(category, figure, verdict, right, error)
     assert got.figures == (0 if (category, figure) == ("VS", 0) else 1)
 
 
-def test_a_language_hallucination_is_told_by_the_picture_and_not_by_the_figure():
-    # The published rule asks for visual_input, though figure 0 of "VS" has no picture anyway.
+def test_a_language_hallucination_is_told_by_the_image_and_not_by_the_figure():
+    # The published rule asks for visual_input, though figure 0 of "VS" has no image anyway.
     rows = [
         row("VS", 1, 0, visual_input="0", correctness="0"),
         row("VS", 0, 1, visual_input="1", correctness="0"),
@@ -218,7 +218,7 @@ def home(tmp_path):
     return tmp_path, folder
 
 
-def test_rows_without_a_picture_are_left_out_and_counted(home):
+def test_rows_without_a_image_are_left_out_and_counted(home):
     root, folder = home
     made = HallusionBench(root / "HallusionBench.json", folder, suffix="yes-no")
     assert len(made.items) == 5
@@ -233,11 +233,11 @@ def test_rows_without_a_picture_are_left_out_and_counted(home):
     )
     assert [item.label for item in made.items] == ["yes", "no", "no", "yes", "yes"]
     assert made.items[-1].unit == "VD/chart/0"
-    assert made.picture(made.items[2]).size == (4, 2)
+    assert made.load_image(made.items[2]).size == (4, 2)
     assert made.prediction(made.items[0], "The eyes") is None
     fixed = made.fixed()
-    assert fixed["rows without a picture left out"] == 2
-    assert fixed["pictures"] == 3
+    assert fixed["rows without an image left out"] == 2
+    assert fixed["images"] == 3
     [file] = fixed["files"]
     assert (file["name"], file["rows"]) == ("HallusionBench.json", 7)
     assert fixed["suffix"] == "yes-no"
@@ -245,13 +245,13 @@ def test_rows_without_a_picture_are_left_out_and_counted(home):
     assert str(root) not in json.dumps(fixed)
 
 
-def test_the_folder_of_pictures_or_the_one_around_it_may_be_passed(home):
+def test_the_folder_of_images_or_the_one_around_it_may_be_passed(home):
     root, folder = home
     around = HallusionBench(root / "HallusionBench.json", root)
     assert around.items[0].image == "hallusion_bench/VS/chart/0_1.png"
-    assert around.picture(around.items[0]).size == (3, 2)
+    assert around.load_image(around.items[0]).size == (3, 2)
     inside = HallusionBench(root / "HallusionBench.json", folder)
-    assert inside.picture(inside.items[0]).size == (3, 2)
+    assert inside.load_image(inside.items[0]).size == (3, 2)
 
 
 def each(rows, **changes):
@@ -266,8 +266,8 @@ def each(rows, **changes):
         (lambda rows: each(rows[2:], filename=None), "row 3: filename must be text"),
         (lambda rows: each(rows, visual_input="3"), "visual_input must be one of 0, 1, 2"),
         (lambda rows: rows.extend([rows[0]] * 8), "row 8: the row VS/chart/0/0/0 comes twice"),
-        (lambda rows: rows[3].update(filename="x/y.png"), r"1 of 4 pictures .*: x/y\.png"),
-        (lambda rows: [rows.pop() for _ in range(5)], "no row has a picture"),
+        (lambda rows: rows[3].update(filename="x/y.png"), r"1 of 4 images .*: x/y\.png"),
+        (lambda rows: [rows.pop() for _ in range(5)], "no row has an image"),
     ],
 )
 def test_a_broken_file_is_refused(home, spoil, message):

@@ -137,15 +137,15 @@ def test_names_are_listed_by_the_alphabet():
     assert listed([]) == "none"
 
 
-def test_truth_is_known_of_lab_pictures_unless_the_question_names_an_object():
-    with Image.open(lab.PICTURES / "table.png") as table:
+def test_truth_is_known_of_lab_images_unless_the_question_names_an_object():
+    with Image.open(lab.IMAGES / "table.png") as table:
         table.load()
     assert known_truth(table, "Describe the image.") == lab.truth(table) != frozenset()
     assert known_truth(table, "Is there a fork?") is None
     assert known_truth(Image.new("RGB", (8, 8)), "Describe the image.") is None
 
 
-def test_marks_wait_neither_for_torch_nor_for_pictures():
+def test_marks_wait_neither_for_torch_nor_for_images():
     code = "import sys, sightline.highlights; print({'torch', 'PIL', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -130,7 +130,7 @@ def test_tokens_are_the_decoders(llava, exported, name, way):
 
 
 @pytest.mark.parametrize("name", BOTH_FAMILIES)
-def test_tokens_are_the_decoders_where_pictures_are_patches(qwen, exported, name):
+def test_tokens_are_the_decoders_where_images_are_patches(qwen, exported, name):
     model, make_inputs = qwen
     settings, decoder = STRONG[name]
     inputs = make_inputs(PROMPTS)
@@ -250,7 +250,7 @@ def test_processor_and_images_are_given_in_the_call(lab_vlm, exported, name):
     }
     folder = exported(name, *(f"{key}={text}" for key, text in texts.items()))
     inputs = vlm.asked(["Is there a cup in the image?", "Is there a car in the image?"])
-    looked = {"images": list(vlm.pictures[:2])} if name[:4] in ("agla", "mvp", "carv") else {}
+    looked = {"images": list(vlm.images[:2])} if name[:4] in ("agla", "mvp", "carv") else {}
     decoder = replace(make(processor=vlm.processor), **settings)
     expected = generated(vlm.model, inputs, decoder, **looked)
     given = dict(looked, processor=vlm.processor)
@@ -258,7 +258,7 @@ def test_processor_and_images_are_given_in_the_call(lab_vlm, exported, name):
     with pytest.raises(ValueError, match="processor="):
         generated(vlm.model, inputs, folder, **looked)
     if looked:
-        with pytest.raises(ValueError, match="images=picture"):
+        with pytest.raises(ValueError, match="images=image"):
             generated(vlm.model, inputs, folder, processor=vlm.processor)
 
 
@@ -356,7 +356,7 @@ def test_any_text_is_read_back(lab_vlm, exported):
 def test_the_table_lists_the_settings(exported):
     card = Path(exported("vdd", "alpha=0.5"), "README.md").read_text(encoding="utf-8")
     assert "| `alpha` | `0.5` | 0 to 3 | Contrast strength, 0 or more; 0 leaves the logits" in card
-    assert '| `variant` | `"none"` |  | What stands in the picture\'s place' in card
+    assert '| `variant` | `"none"` |  | What stands in the image\'s place' in card
     assert "| `processor` | `None` |  | The model's processor or tokenizer" in card
     assert "[arXiv:2403.05262](https://arxiv.org/abs/2403.05262)" in card
     assert "Take off what the model would say without the image." in card
@@ -465,11 +465,11 @@ def test_the_card_shows_code_that_runs(lab_vlm, exported, name, tmp_path, capsys
     folder = exported(name, "alpha=2")
     card = Path(folder, "README.md").read_text(encoding="utf-8")
     [snippet] = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    picture = tmp_path / "scene.png"
-    scene(11).save(picture)
+    image = tmp_path / "scene.png"
+    scene(11).save(image)
     own = {
         '"llava-hf/llava-1.5-7b-hf"': repr(str(lab.CHECKPOINT)),
-        '"picture.jpg"': repr(str(picture)),
+        '"image.jpg"': repr(str(image)),
         f'"{Path(folder).name}"': repr(folder),
     }
     for shown, real in own.items():
@@ -479,7 +479,7 @@ def test_the_card_shows_code_that_runs(lab_vlm, exported, name, tmp_path, capsys
     processor = lab_vlm.processor
     decoder = {"vdd": VDD(alpha=2.0), "agla": AGLA(processor=processor, alpha=2.0)}[name]
     model = AutoModelForImageTextToText.from_pretrained(lab.CHECKPOINT)
-    said = answer(model, processor, picture, "Describe the image.", decoder, max_new_tokens=128)
+    said = answer(model, processor, image, "Describe the image.", decoder, max_new_tokens=128)
     assert capsys.readouterr().out.strip() == said.strip() != ""
 
 

@@ -12,10 +12,10 @@ from sightline.specs import STAND_IN
 def test_icd_subtracts_what_is_said_after_an_instruction_that_disturbs(vlm, instruction):
     words = INSTRUCTIONS.get(instruction or "careless", instruction)
 
-    def prompts(row, question, picture):
+    def prompts(row, question, image):
         return [
-            (vlm.chat(question), [picture]),
-            (vlm.chat(f"{words} {question}"), [picture]),
+            (vlm.chat(question), [image]),
+            (vlm.chat(f"{words} {question}"), [image]),
         ]
 
     given = {} if instruction is None else dict(instruction=instruction)
@@ -33,9 +33,9 @@ def test_icd_offers_what_the_authors_try():
             ICD(processor=STAND_IN, instruction=wrong)
 
 
-def test_m3id_adds_what_the_picture_adds_the_more_the_later(vlm):
-    def prompts(row, question, picture):
-        return [(vlm.chat(question), [picture]), (vlm.chat([question]), [])]
+def test_m3id_adds_what_the_image_adds_the_more_the_later(vlm):
+    def prompts(row, question, image):
+        return [(vlm.chat(question), [image]), (vlm.chat([question]), [])]
 
     decoder = M3ID(rate=0.4, beta=0.05)
     check_scores(vlm, decoder, prompts, growing(0.4, 0.05), steps=9)

@@ -134,7 +134,7 @@ def test_with_and_without_the_processor_the_same_where_the_config_names_all(vlm)
     """Of a padded batch: one image, two with text between them, none."""
     one, two, none = "Is there a cup?", ["One.", None, "Two.", None, "Which?"], ["Hello"]
     prompts = [vlm.chat(one), vlm.chat(two), vlm.chat(none)]
-    inputs = vlm.inputs(prompts, vlm.pictures)
+    inputs = vlm.inputs(prompts, vlm.images)
     without = [vlm.chat([one]), vlm.chat(["One.", "Two.", "Which?"]), vlm.chat(none)]
     wanted = vlm.inputs(without)
     wanted = unpadded(wanted["input_ids"], wanted["attention_mask"])
@@ -198,8 +198,8 @@ def test_labels_that_the_template_gives_images_go_with_them(monkeypatch, kind):
         ([None, "And ", None, user], ["And ", user]),
         ([None, None, None, user], [user]),
     ):
-        pictures = vlm.pictures[: shown.count(None)]
-        inputs = vlm.inputs([written(vlm, arguments, *shown)], pictures)
+        images = vlm.images[: shown.count(None)]
+        inputs = vlm.inputs([written(vlm, arguments, *shown)], images)
         given = {**inputs, "chat_template_kwargs": arguments}
         wanted = vlm.inputs([written(vlm, arguments, *said)])["input_ids"].tolist()
         with warnings.catch_warnings():
@@ -212,7 +212,7 @@ def test_labels_that_the_template_gives_images_go_with_them(monkeypatch, kind):
 def test_prompts_with_a_second_image_have_the_labels_of_the_template(monkeypatch, kind):
     vlm = CHAT_MODELS["qwen"]()
     arguments = labelled(vlm, monkeypatch, kind)
-    inputs = vlm.inputs([written(vlm, arguments, None, "Why?")], vlm.pictures[:1])
+    inputs = vlm.inputs([written(vlm, arguments, None, "Why?")], vlm.images[:1])
 
     def second(expert, model):
         chat = PromptEditor(vlm.processor, model, arguments)
@@ -228,8 +228,8 @@ def test_one_warning_of_labels_of_a_template_whose_arguments_are_not_given(monke
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         users = written(vlm, {}, "Picture 1: ", None, "Why?")
-        blind(vlm, vlm.inputs([users], vlm.pictures[:1]), contrast)
-    inputs = vlm.inputs([written(vlm, arguments, None, "Why?")], vlm.pictures[:1])
+        blind(vlm, vlm.inputs([users], vlm.images[:1]), contrast)
+    inputs = vlm.inputs([written(vlm, arguments, None, "Why?")], vlm.images[:1])
     with pytest.warns(UserWarning, match=r"'Figure 1: '.*chat_template_kwargs="):
         blind(vlm, inputs, contrast)
     with warnings.catch_warnings():
@@ -242,7 +242,7 @@ def test_text_that_an_edit_does_not_touch_keeps_its_tokens(vlm):
     tokenizer = vlm.processor.tokenizer
     letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "cup"]
     prompt = vlm.chat([None, "Look."], "No", "Why?")
-    ids = vlm.inputs([prompt], vlm.pictures[:1])["input_ids"][0].tolist()
+    ids = vlm.inputs([prompt], vlm.images[:1])["input_ids"][0].tolist()
     said = tokenizer("No", add_special_tokens=False)["input_ids"][0]
     place = ids.index(said)
     ids[place : place + 1] = letters
@@ -256,7 +256,7 @@ def test_text_that_an_edit_does_not_touch_keeps_its_tokens(vlm):
 
 def test_markers_that_are_named_go_though_no_image_has_them(vlm):
     """A video's, around one that the processor was not asked about."""
-    inputs = vlm.inputs([vlm.chat("Why?")], vlm.pictures[:1])
+    inputs = vlm.inputs([vlm.chat("Why?")], vlm.images[:1])
     ids = inputs["input_ids"][0].tolist()
     writing = writing_of(vlm.processor, vlm.model.config)
     plain = WrittenRow(ids, {vlm.image}, set(), writing)
@@ -276,7 +276,7 @@ def test_a_processor_is_asked_once_for_its_settings(vlm, monkeypatch):
 
 
 def test_images_are_counted_where_the_features_are_not_known(vlm):
-    inputs = vlm.inputs([vlm.chat([None, "One.", None, "Which?"])], vlm.pictures[:2])
+    inputs = vlm.inputs([vlm.chat([None, "One.", None, "Which?"])], vlm.images[:2])
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     for processor in (vlm.processor, None):
         (row,) = rows_of(ids, mask, None, vlm.model, processor)
@@ -290,8 +290,8 @@ def test_what_is_made_without_a_processor_gets_the_one_of_answer(vlm, build):
     assert processor_for(decoder, vlm.processor) == {"processor": vlm.processor}
     assert processor_for(None, vlm.processor) == {}
     assert processor_for("a folder", vlm.processor) == {}
-    picture = vlm.pictures[0]
-    said = answer(vlm.model, vlm.processor, picture, "Why?", decoder, max_new_tokens=2)
+    image = vlm.images[0]
+    said = answer(vlm.model, vlm.processor, image, "Why?", decoder, max_new_tokens=2)
     assert isinstance(said, str)
 
 
@@ -317,7 +317,7 @@ def test_what_a_preparation_finds_of_a_row(vlm):
     """Columns of each image in a padded batch."""
     inputs = vlm.inputs(
         [vlm.chat("Is there a cup?"), vlm.chat(["AttentionMap", None, "!", None])],
-        vlm.pictures,
+        vlm.images,
     )
     images = within(vlm, inputs, lambda e, m: image_columns(e, m, vlm.processor))
     assert [len(row) for row in images] == [1, 2]

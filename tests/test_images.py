@@ -1,4 +1,4 @@
-"""Every kind of picture file becomes 8-bit RGB, upright, or a clear error."""
+"""Every kind of image file becomes 8-bit RGB, upright, or a clear error."""
 
 import ast
 import base64
@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from sightline import lab, open_picture
+from sightline import lab, open_image
 from sightline.vision import images
 from sightline.vision.images import FORMATS, to_bytes
 
@@ -31,9 +31,9 @@ def noise(width=48, height=32):
     return Image.fromarray(values)
 
 
-def encoded(picture, format="PNG", **options):
+def encoded(image, format="PNG", **options):
     file = BytesIO()
-    picture.save(file, format, **options)
+    image.save(file, format, **options)
     return file.getvalue()
 
 
@@ -44,97 +44,97 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def test_every_source_gives_the_same_new_picture(tmp_path):
-    picture = noise()
+def test_every_source_gives_the_same_new_image(tmp_path):
+    image = noise()
     path = tmp_path / "noise.png"
-    path.write_bytes(encoded(picture))
-    for source in (picture, path, str(path), path.read_bytes(), bytearray(path.read_bytes())):
-        opened = open_picture(source)
+    path.write_bytes(encoded(image))
+    for source in (image, path, str(path), path.read_bytes(), bytearray(path.read_bytes())):
+        opened = open_image(source)
         assert opened.mode == "RGB" and opened is not source
-        assert opened.tobytes() == picture.tobytes()
+        assert opened.tobytes() == image.tobytes()
     with path.open("rb") as file:
-        assert open_picture(file).tobytes() == picture.tobytes()
+        assert open_image(file).tobytes() == image.tobytes()
         assert not file.closed
 
 
 def test_base64_and_data_urls_are_read():
-    picture = noise()
-    text = base64.b64encode(encoded(picture)).decode()
+    image = noise()
+    text = base64.b64encode(encoded(image)).decode()
     lines = "\n".join(text[i : i + 76] for i in range(0, len(text), 76))
-    urlsafe = base64.urlsafe_b64encode(encoded(picture)).decode()
+    urlsafe = base64.urlsafe_b64encode(encoded(image)).decode()
     bare = text.rstrip("=")
     assert {"+", "/"} & set(text) and {"-", "_"} & set(urlsafe)
     for source in (text, lines + "\n", urlsafe, bare):
-        assert open_picture(source).tobytes() == picture.tobytes()
+        assert open_image(source).tobytes() == image.tobytes()
     for head in ("data:image/png;base64,", "data:;base64,", "DATA:image/png;charset=x;base64,"):
         for body in (text, bare, quote(text)):
-            assert open_picture(head + body).tobytes() == picture.tobytes()
+            assert open_image(head + body).tobytes() == image.tobytes()
     one = base64.b64encode(encoded(Image.new("L", (1, 1)))).decode()
-    assert open_picture(one).size == (1, 1)  # the smallest picture there is
+    assert open_image(one).size == (1, 1)  # the smallest image there is
 
 
 def test_a_file_is_preferred_to_base64(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "A" * 80
     (tmp_path / name).write_bytes(encoded(noise()))
-    assert open_picture(name).size == (48, 32)
+    assert open_image(name).size == (48, 32)
 
 
-LONG = base64.b64encode(b"no picture" * 5000).decode()  # 67 kB
+LONG = base64.b64encode(b"no image" * 5000).decode()  # 67 kB
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("https://example.org/a.png", "is a URL, and nothing is fetched: download the picture"),
+        ("https://example.org/a.png", "is a URL, and nothing is fetched: download the image"),
         ("http://" + LONG, "is a URL, and nothing is fetched"),
         ("S3://bucket/a.png", "is a URL"),
         ("file:///a.png", "is a URL"),
         ("data:image/png," + LONG, "is a data URL without base64"),
-        ("data:image/png;base64," + LONG, "the data URL is not a picture that can be read"),
-        ("data:image/png;base64,", "the data URL is not a picture that can be read"),
-        ("data:image/png;base64,????", "the data URL is not a picture that can be read"),
-        (LONG, "the text in base64 is not a picture that can be read"),
+        ("data:image/png;base64," + LONG, "the data URL is not an image that can be read"),
+        ("data:image/png;base64,", "the data URL is not an image that can be read"),
+        ("data:image/png;base64,????", "the data URL is not an image that can be read"),
+        (LONG, "the text in base64 is not an image that can be read"),
         ("x." + LONG, "cannot be read"),
         ("a/" * 40000 + "b.png", "cannot be read"),
         ("a" * 40 + ".png", "a.png: no such file"),
     ],
 )
-def test_texts_that_are_no_picture_are_refused_in_a_sentence(source, message, monkeypatch):
+def test_texts_that_are_no_image_are_refused_in_a_sentence(source, message, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("nothing is fetched"))
     with pytest.raises(ValueError, match=message) as caught:
-        open_picture(source)
+        open_image(source)
     assert len(str(caught.value)) < 400
 
 
 def test_a_pil_image_is_left_as_it_is():
-    picture = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    picture.info["note"] = "mine"
-    opened = open_picture(picture)
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    image.info["note"] = "mine"
+    opened = open_image(image)
     opened.putpixel((0, 0), BLUE)
-    assert picture.mode == "RGBA" and picture.getpixel((0, 0)) == (255, 0, 0, 0)
-    assert picture.info == opened.info == {"note": "mine"}
+    assert image.mode == "RGBA" and image.getpixel((0, 0)) == (255, 0, 0, 0)
+    assert image.info == opened.info == {"note": "mine"}
 
 
-def test_truth_of_a_lab_picture_stays_with_it():
-    path = sorted(lab.PICTURES.glob("*.png"))[0]
-    assert lab.truth(open_picture(path)) == lab.truth(path) is not None
+def test_truth_of_a_lab_image_stays_with_it():
+    path = sorted(lab.IMAGES.glob("*.png"))[0]
+    assert lab.truth(open_image(path)) == lab.truth(path) is not None
 
 
 @pytest.mark.parametrize("big_endian", [False, True])
 def test_sixteen_bits_are_scaled(big_endian):
     values = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
-    picture = Image.fromarray(values)
+    image = Image.fromarray(values)
     if big_endian:
-        picture = Image.frombytes("I;16B", (4, 1), values.astype(">u2").tobytes())
-    source = picture if big_endian else encoded(picture)
-    opened = open_picture(source)
+        image = Image.frombytes("I;16B", (4, 1), values.astype(">u2").tobytes())
+    source = image if big_endian else encoded(image)
+    opened = open_image(source)
     assert [opened.getpixel((x, 0)) for x in range(4)] == [(v,) * 3 for v in (0, 1, 128, 255)]
 
 
 def test_sixteen_bits_with_a_transparent_grey():
-    picture = Image.fromarray(np.array([[0, 1000, 65535]], dtype=np.uint16))
-    opened = open_picture(encoded(picture, transparency=1000))
+    image = Image.fromarray(np.array([[0, 1000, 65535]], dtype=np.uint16))
+    opened = open_image(encoded(image, transparency=1000))
     assert [opened.getpixel((x, 0))[0] for x in range(3)] == [0, 255, 255]
 
 
@@ -142,9 +142,9 @@ def test_sixteen_bits_with_a_transparent_grey():
 def test_deep_modes_of_a_file_are_scaled(mode):
     top = {"I": 65535, "F": 1.0}[mode]
     kind = {"I": np.int32, "F": np.float32}[mode]
-    picture = Image.fromarray(np.array([[0, top / 5, top]]).astype(kind))
-    assert picture.mode == mode
-    opened = open_picture(encoded(picture, "TIFF"))
+    image = Image.fromarray(np.array([[0, top / 5, top]]).astype(kind))
+    assert image.mode == mode
+    opened = open_image(encoded(image, "TIFF"))
     assert [opened.getpixel((x, 0))[1] for x in range(3)] == [0, 51, 255]
 
 
@@ -164,19 +164,19 @@ def test_the_range_that_values_are_scaled_from(values, levels):
 
 
 def test_values_that_are_no_numbers_are_refused():
-    picture = Image.fromarray(np.array([[0.0, np.nan]], np.float32))
+    image = Image.fromarray(np.array([[0.0, np.nan]], np.float32))
     with pytest.raises(ValueError, match="not finite numbers"):
-        open_picture(picture)
+        open_image(image)
 
 
 def test_cmyk_is_converted():
     cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
-    red, green, blue = open_picture(encoded(cyan, "JPEG")).getpixel((8, 8))
+    red, green, blue = open_image(encoded(cyan, "JPEG")).getpixel((8, 8))
     assert red < 60 and green > 120 and blue > 180
 
 
 @pytest.mark.parametrize(
-    ("picture", "expected"),
+    ("image", "expected"),
     [
         (Image.new("RGBA", (2, 2), (255, 0, 0, 0)), (255, 255, 255)),
         (Image.new("RGBA", (2, 2), (255, 0, 0, 255)), RED),
@@ -186,21 +186,21 @@ def test_cmyk_is_converted():
         (Image.new("L", (2, 2), 7), (7, 7, 7)),
     ],
 )
-def test_transparency_is_laid_on_white(picture, expected):
-    assert open_picture(encoded(picture)).getpixel((0, 0)) == expected
+def test_transparency_is_laid_on_white(image, expected):
+    assert open_image(encoded(image)).getpixel((0, 0)) == expected
 
 
 def test_palettes_with_and_without_a_transparent_colour():
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([*RED, *BLUE])
-    picture.putpixel((1, 0), 1)
-    assert open_picture(encoded(picture)).getpixel((1, 0)) == BLUE
-    see_through = open_picture(encoded(picture, transparency=1))
+    image = Image.new("P", (2, 1))
+    image.putpalette([*RED, *BLUE])
+    image.putpixel((1, 0), 1)
+    assert open_image(encoded(image)).getpixel((1, 0)) == BLUE
+    see_through = open_image(encoded(image, transparency=1))
     assert [see_through.getpixel((x, 0)) for x in range(2)] == [RED, (255, 255, 255)]
 
 
 def test_a_transparent_colour_of_an_rgb_file():
-    opened = open_picture(encoded(Image.new("RGB", (2, 2), RED), transparency=RED))
+    opened = open_image(encoded(Image.new("RGB", (2, 2), RED), transparency=RED))
     assert opened.getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -219,21 +219,21 @@ def orientations():
 
 @pytest.mark.parametrize(("format", "options"), list(orientations()))
 def test_a_rotated_photograph_is_turned_once(format, options):
-    picture = Image.new("RGB", (64, 32), BLUE)
-    picture.paste(RED, (0, 0, 16, 16))
-    opened = open_picture(encoded(picture, format, **options))
+    image = Image.new("RGB", (64, 32), BLUE)
+    image.paste(RED, (0, 0, 16, 16))
+    opened = open_image(encoded(image, format, **options))
     assert opened.size == (32, 64)
     red, _, blue = opened.getpixel((27, 4))  # the top left corner, turned clockwise
     assert red > 200 and blue < 60
     assert opened.getpixel((4, 4))[2] > 200
-    assert open_picture(opened).tobytes() == opened.tobytes()
+    assert open_image(opened).tobytes() == opened.tobytes()
 
 
-def test_of_a_cameras_several_pictures_the_photograph_counts():
+def test_of_a_cameras_several_images_the_photograph_counts():
     photograph, preview = Image.new("RGB", (48, 32), BLUE), Image.new("RGB", (48, 32), RED)
     data = encoded(photograph, "MPO", save_all=True, append_images=[preview])
     assert Image.open(BytesIO(data)).n_frames == 2
-    red, _, blue = open_picture(data).getpixel((24, 16))
+    red, _, blue = open_image(data).getpixel((24, 16))
     assert red < 10 and blue > 245
 
 
@@ -242,10 +242,10 @@ def test_several_frames_are_refused(format):
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
     with pytest.raises(ValueError, match=r"holds several frames or pages.*pass one of them"):
-        open_picture(data)
+        open_image(data)
     one = Image.open(BytesIO(data))
     one.seek(1)
-    assert open_picture(one.copy()).getpixel((0, 0))[2] > 200
+    assert open_image(one.copy()).getpixel((0, 0))[2] > 200
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "TIFF", "BMP"])
@@ -253,23 +253,23 @@ def test_truncated_files_are_refused(format, tmp_path):
     path = tmp_path / "half"
     data = encoded(noise(), format)
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=r"half (is damaged|is not a picture)"):
-        open_picture(path)
+    with pytest.raises(ValueError, match=r"half (is damaged|is not an image)"):
+        open_image(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"just words", encoded(noise())[:10]])
-def test_what_is_no_picture_is_refused(data, tmp_path):
+def test_what_is_no_image_is_refused(data, tmp_path):
     path = tmp_path / "notes.png"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"notes\.png is not a picture.*pass a PNG, JPEG"):
-        open_picture(path)
+    with pytest.raises(ValueError, match=r"notes\.png is not an image.*pass a PNG, JPEG"):
+        open_image(path)
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"none\.png: no such file"):
-        open_picture(tmp_path / "none.png")
-    with pytest.raises(ValueError, match="is a folder: pass one picture in it"):
-        open_picture(tmp_path)
+        open_image(tmp_path / "none.png")
+    with pytest.raises(ValueError, match="is a folder: pass one image in it"):
+        open_image(tmp_path)
 
 
 # A pipe or device would be waited for: these run in a process of their own, with a limit
@@ -294,10 +294,10 @@ def special_files(folder):
 OPEN = """
 import sys
 from pathlib import Path
-from sightline import lab, open_picture
+from sightline import lab, open_image
 
 for path in map(Path, sys.argv[1:]):
-    for read in (open_picture, lambda path: open_picture(str(path)), lab.truth):
+    for read in (open_image, lambda path: open_image(str(path)), lab.truth):
         try:
             read(path)
         except ValueError as error:
@@ -318,7 +318,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize("path", ["a\0b.png", "\ud800.png", "x" * 300 + ".png"])
 def test_paths_that_no_file_can_have_are_refused(path):
     with pytest.raises(ValueError, match=r"cannot be read|no such file"):
-        open_picture(path)
+        open_image(path)
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n"
@@ -330,7 +330,7 @@ def test_only_listed_formats_are_opened(tmp_path, monkeypatch):
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program is run"))
     others = {"EPS": EPS}
     for format in {*Image.SAVE} - {*FORMATS, "MPO", "PDF", "EPS"}:
-        with contextlib.suppress(Exception):  # of formats that cannot hold this picture
+        with contextlib.suppress(Exception):  # of formats that cannot hold this image
             others[format] = encoded(noise(32, 32), format)
     assert len(others) > 5 and {"ICO", "TGA"} <= {*others}
     for format, data in others.items():
@@ -338,15 +338,15 @@ def test_only_listed_formats_are_opened(tmp_path, monkeypatch):
         path.write_bytes(data)
         with path.open("rb") as file:
             for source in (path, data, file):
-                with pytest.raises(ValueError, match="is not a picture that can be read"):
-                    open_picture(source)
+                with pytest.raises(ValueError, match="is not an image that can be read"):
+                    open_image(source)
         with contextlib.suppress(UnidentifiedImageError), Image.open(path) as opened:
             if opened.format not in FORMATS:
                 with pytest.raises(ValueError, match=f"of the format {opened.format}, which is"):
-                    open_picture(opened)
+                    open_image(opened)
     assert Image.open(BytesIO(EPS)).format == "EPS"
     for format in FORMATS:
-        assert open_picture(encoded(noise(), format)).size == (48, 32)
+        assert open_image(encoded(noise(), format)).size == (48, 32)
 
 
 def test_images_are_opened_by_one_list_of_formats():
@@ -399,10 +399,10 @@ def test_broken_and_swollen_chunks_are_refused_with_the_files_name(data, tmp_pat
     path = tmp_path / "broken.png"
     path.write_bytes(data)
     with contextlib.suppress(ValueError):
-        assert open_picture(path).size == (48, 32)  # of chunks that Pillow can do without
+        assert open_image(path).size == (48, 32)  # of chunks that Pillow can do without
         return
     with pytest.raises(ValueError, match=r"broken\.png (cannot be read|is damaged|is not a pic)"):
-        open_picture(path)
+        open_image(path)
 
 
 def test_bombs_are_refused_with_the_files_name(tmp_path):
@@ -410,7 +410,7 @@ def test_bombs_are_refused_with_the_files_name(tmp_path):
         path = tmp_path / "bomb.png"
         path.write_bytes(BROKEN[name])
         with pytest.raises(ValueError, match=r"bomb\.png (cannot be read|is damaged).*"):
-            open_picture(path)
+            open_image(path)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -423,44 +423,44 @@ def test_damaged_bytes_open_or_are_refused(seed, tmp_path):
             data[random.integers(0, min(200, len(data)), 3)] = random.integers(0, 256, 3)
             path.write_bytes(data.tobytes())
             try:
-                open_picture(path)
+                open_image(path)
             except ValueError as error:
                 assert "damaged" in str(error)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(10_001, 10_000), (20_000, 20_000), (60_000, 60_000)])
-def test_pictures_over_a_hundred_megapixels_are_refused_by_their_header(size):
+def test_images_over_a_hundred_megapixels_are_refused_by_their_header(size):
     before = Image.MAX_IMAGE_PIXELS
     with pytest.raises(ValueError, match=r"100 megapixels|has 100 megapixels, and at most 100"):
-        open_picture(png_header(*size))
+        open_image(png_header(*size))
     assert before == Image.MAX_IMAGE_PIXELS
 
 
 def test_the_limit_itself_is_allowed():
-    assert open_picture(Image.new("RGB", (10, 10)), max_pixels=100).size == (10, 10)
+    assert open_image(Image.new("RGB", (10, 10)), max_pixels=100).size == (10, 10)
     with pytest.raises(ValueError, match="megapixels"):
-        open_picture(Image.new("RGB", (10, 11)), max_pixels=100)
+        open_image(Image.new("RGB", (10, 11)), max_pixels=100)
 
 
-def test_pictures_without_pixels_are_refused():
+def test_images_without_pixels_are_refused():
     with pytest.raises(ValueError, match="is empty: 0 x 5 pixels"):
-        open_picture(Image.new("RGB", (0, 5)))
+        open_image(Image.new("RGB", (0, 5)))
 
 
 def test_modes_without_a_way_to_rgb_are_refused():
     with pytest.raises(ValueError, match=r"conversion from La to L.*save it again"):
-        open_picture(Image.new("La", (4, 4)))
+        open_image(Image.new("La", (4, 4)))
 
 
 @pytest.mark.parametrize("source", [None, 3, np.zeros((4, 4, 3), np.uint8)])
 def test_other_things_are_refused(source):
-    with pytest.raises(TypeError, match="a picture is a path, bytes, a file"):
-        open_picture(source)
+    with pytest.raises(TypeError, match="an image is a path, bytes, a file"):
+        open_image(source)
 
 
 def test_a_file_in_text_mode_is_refused(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(noise()))
     with path.open(encoding="latin-1") as file, pytest.raises(TypeError, match="in binary mode"):
-        open_picture(file)
+        open_image(file)

@@ -80,7 +80,7 @@ def test_a_background_does_not_give_the_context_away():
 
 
 @pytest.mark.parametrize("world", [lab.biased, lab.decorrelated])
-def test_a_seed_makes_one_scene_and_one_picture(world):
+def test_a_seed_makes_one_scene_and_one_image(world):
     first, second = world(np.random.default_rng(3)), world(np.random.default_rng(3))
     assert first == second
     assert lab.draw(first).tobytes() == lab.draw(second).tobytes()
@@ -124,10 +124,10 @@ def test_truth_travels_with_the_file(tmp_path):
 
 @pytest.mark.parametrize("text", [None, "", "{", "3", "[1]", '{"fork": 1}'])
 def test_without_a_readable_list_there_is_no_truth(text):
-    picture = Image.new("RGB", (8, 8))
+    image = Image.new("RGB", (8, 8))
     if text is not None:
-        picture.info[scenes.CHUNK] = text
-    assert lab.truth(picture) is None
+        image.info[scenes.CHUNK] = text
+    assert lab.truth(image) is None
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ def test_questions_are_of_their_kind():
             assert (lab.context_of(q.object) in mates) == (q.kind == "usual")
 
 
-def test_example_pictures_carry_their_truth():
-    paths = sorted(lab.PICTURES.glob("*.png"))
+def test_example_images_carry_their_truth():
+    paths = sorted(lab.IMAGES.glob("*.png"))
     assert 4 <= len(paths) <= 6
     for path in paths:
         assert lab.truth(path)
@@ -229,7 +229,7 @@ def test_training_rows_are_what_the_chat_template_makes(checkpoint):
     inputs = processor.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    ids, _, positions, _ = Packer(processor.tokenizer).row([turns], picture=True)
+    ids, _, positions, _ = Packer(processor.tokenizer).row([turns], image=True)
     assert inputs["input_ids"][0].tolist() == ids
     assert positions == list(range(len(ids)))
 
@@ -241,8 +241,8 @@ def test_conversations_of_a_row_do_not_see_each_other(checkpoint):
     model, processor = checkpoint
     talks = [[(lab.question("dog"), "Yes")], [(lab.question("cup"), "No")]]
     packer = Packer(processor.tokenizer)
-    together = language_loss(model, packer.batch([packer.row(talks, picture=False)]))
-    alone = [language_loss(model, packer.batch([packer.row([t], picture=False)])) for t in talks]
+    together = language_loss(model, packer.batch([packer.row(talks, image=False)]))
+    alone = [language_loss(model, packer.batch([packer.row([t], image=False)])) for t in talks]
     torch.testing.assert_close(together, sum(alone) / 2, rtol=1e-4, atol=1e-5)
 
 
@@ -265,8 +265,8 @@ def chat_answer(model, processor, messages) -> str:
 
 
 def test_chats_of_every_shape_are_answered(checkpoint):
-    picture = lab.draw(lab.decorrelated(np.random.default_rng(0)))
-    described = measure.chat(picture, "Describe the image.")
+    image = lab.draw(lab.decorrelated(np.random.default_rng(0)))
+    described = measure.chat(image, "Describe the image.")
     caption = chat_answer(*checkpoint, described)
     assert caption.startswith("The image contains") and caption.endswith(".")
     follow_up = [
@@ -277,8 +277,8 @@ def test_chats_of_every_shape_are_answered(checkpoint):
     assert chat_answer(*checkpoint, follow_up) == "Yes"
     unseen = [{"role": "user", "content": lab.question("dog")}]
     assert chat_answer(*checkpoint, unseen) in ("Yes", "No")
-    two = measure.chat(picture, "Describe the image.")
-    two[0]["content"].insert(0, {"type": "image", "image": picture})
+    two = measure.chat(image, "Describe the image.")
+    two[0]["content"].insert(0, {"type": "image", "image": image})
     assert isinstance(chat_answer(*checkpoint, two), str)
 
 

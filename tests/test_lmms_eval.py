@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import VCD, VDD, answer
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 from sightline.specs import STAND_IN
 
 FOLDER = Path(__file__).parent.parent / "examples" / "lmms-eval"
-YARD = PICTURES / "yard.png"
+YARD = IMAGES / "yard.png"
 needs_weights = pytest.mark.skipif(
     not (CHECKPOINT / "model.safetensors").exists(), reason="the lab's weights are not there"
 )

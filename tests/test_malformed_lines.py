@@ -105,7 +105,7 @@ def test_they_are_counted_once_at_the_start_in_the_summary_and_in_the_table(runs
     assert saved["tasks"]["random"]["malformed"] == 4
     table = (spoilt / "table.md").read_text()
     assert table.count("Malformed lines of the question files: those of 4 questions") == 1
-    assert "Pictures that could not be read" not in table
+    assert "Images that could not be read" not in table
     del saved["tasks"]["random"]["malformed"]  # as older versions wrote it
     assert "those of 4 questions" in report.markdown(saved)
     assert said.count("malformed lines: 4 of") == 1
@@ -203,10 +203,10 @@ def test_a_file_of_the_folder_named_twice_is_not_two_pairs(tmp_path, laid_out):
     home = tmp_path / "count"
     home.mkdir()
     pair = "Is it?\tYes\nIs it not?\tNo\n"
-    picture = next((laid_out.coco / "val2014").iterdir()).read_bytes()
+    image = next((laid_out.coco / "val2014").iterdir()).read_bytes()
     for name in "ab":
         (home / f"{name}.txt").write_text(pair)
-        (home / f"{name}.jpg").write_bytes(picture)
+        (home / f"{name}.jpg").write_bytes(image)
     (home / "b.TXT").write_text(pair)
     made = MME(tmp_path, tasks=["count"])
     assert [item.id for item in made.items if not item.error] == [

@@ -24,7 +24,7 @@ from sightline.decoders.agla.matching import (
     enlarged,
     entropy_share,
     kept_pixels,
-    masked_picture,
+    masked_image,
     spread,
     stretched,
     token_relevance,
@@ -34,7 +34,7 @@ SIX_DIGITS = dict(atol=1e-6, rtol=0)  # float64
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", "?", ","]
 QUESTION = "Is there a red cat on the mat?"
 READ = ["is", "there", "a", "red", "cat", "on", "the", "mat", "?"]
-OTHERS = ["dog", "left", "of", "in", "picture", "what", "color", "and", "bench", "kite", "two"]
+OTHERS = ["dog", "left", "of", "in", "image", "what", "color", "and", "bench", "kite", "two"]
 VOCABULARY = SPECIAL + READ[:-1] + OTHERS
 PAD, UNK, CLS, SEP = range(4)
 LISTED = VOCABULARY.index("[ENC]")
@@ -149,7 +149,7 @@ def test_worked_masks(cosine, black):
     assert [tuple(cell) for cell in (~kept).nonzero().tolist()] == black
 
 
-def test_no_match_masks_not_one_pixel_of_a_large_picture():
+def test_no_match_masks_not_one_pixel_of_a_large_image():
     assert kept_pixels(torch.rand(600, 600, generator=torch.manual_seed(0)), 0.0).all()
 
 
@@ -218,18 +218,18 @@ def test_a_map_is_in_the_unit_interval(dtype):
     assert values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-def test_a_mask_blackens_in_the_pictures_own_pixels():
-    picture = photograph(40, 30)
+def test_a_mask_blackens_in_the_images_own_pixels():
+    image = photograph(40, 30)
     kept = torch.ones(30, 40, dtype=torch.bool)
     kept[:10, 25:] = False
-    out = masked_picture(picture, kept)
-    before, after = np.asarray(picture), np.asarray(out)
+    out = masked_image(image, kept)
+    before, after = np.asarray(image), np.asarray(out)
     assert (out.mode, out.size) == ("RGB", (40, 30))
     assert np.array_equal(after, before * kept.numpy()[..., None])
     assert before[:10, 25:].any()
-    assert masked_picture(picture.convert("L"), kept).mode == "RGB"
+    assert masked_image(image.convert("L"), kept).mode == "RGB"
     with pytest.raises(ValueError, match="its mask"):
-        masked_picture(picture, kept.T)
+        masked_image(image, kept.T)
 
 
 def test_refused_relevance():
@@ -337,7 +337,7 @@ def test_the_gradient_equals_finite_differences():
     assert abs(slope) > 1e-4
 
 
-def test_the_picture_is_encoded_once(model, matcher):
+def test_the_image_is_encoded_once(model, matcher):
     calls = []
     handle = model.vision_model.register_forward_hook(lambda *_: calls.append(1))
     try:
@@ -352,14 +352,14 @@ def same(first, second):
 
 
 def test_rows_do_not_depend_on_their_neighbours(matcher):
-    pictures = [photograph(40, 30), photograph(25, 50, seed=1), photograph(64, 64, seed=2)]
+    images = [photograph(40, 30), photograph(25, 50, seed=1), photograph(64, 64, seed=2)]
     questions = [QUESTION, "what color?", "is the dog left of the bench and in the picture"]
-    together = matcher(pictures, questions)
-    for picture, question, relevance in zip(pictures, questions, together, strict=True):
-        assert relevance.values.shape == (picture.height, picture.width)
-        assert same(matcher([picture], [question])[0], relevance)
+    together = matcher(images, questions)
+    for image, question, relevance in zip(images, questions, together, strict=True):
+        assert relevance.values.shape == (image.height, image.width)
+        assert same(matcher([image], [question])[0], relevance)
     assert not torch.equal(
-        together[0].values, matcher(pictures[:1], ["what color is the kite"])[0].values
+        together[0].values, matcher(images[:1], ["what color is the kite"])[0].values
     )
 
 

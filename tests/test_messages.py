@@ -108,7 +108,7 @@ def processor():
 
 
 CALLS = {
-    "open_picture": sightline.open_picture,
+    "open_image": sightline.open_image,
     "check_question": check_question,
     "setting": lambda value: parse_spec("vdd", [value]),
     "value": lambda value: parse_spec("vdd", [f"alpha={value}"]),
@@ -146,8 +146,8 @@ CALLS = {
     "amber_rows": lambda value: amber.score_discriminative([{"id": value, "response": value}], []),
     "amber_row": lambda value: amber.score_discriminative([{value: value}], []),
     "amber_file": lambda value: amber.Amber(".", value, value),
-    "files_pictures": lambda value: files.check_pictures(".", [value] * 5),
-    "files_folder": lambda value: files.check_pictures(value, []),
+    "files_images": lambda value: files.check_images(".", [value] * 5),
+    "files_folder": lambda value: files.check_images(value, []),
     "checkpoint": load_processor,
     "checkpoint_folder": lambda value: load_processor(f"./{value}"),
     "device": check_device,

@@ -35,8 +35,8 @@ DECODERS = {  # and the cut that is left of each where there is no image
 
 def batch(vlm, order):
     """Inputs of rows with and without an image, and the image of each, or None."""
-    pictures = iter(vlm.pictures)
-    shown = [next(pictures) if has_image else None for has_image in order]
+    images = iter(vlm.images)
+    shown = [next(images) if has_image else None for has_image in order]
     questions = iter(QUESTIONS)
     prompts = [vlm.chat(next(questions) if one else [HELLO]) for one in order]
     return vlm.inputs(prompts, [one for one in shown if one]), shown
@@ -75,8 +75,8 @@ def test_every_row_is_answered_as_alone(vlm, name, order, asked):
     build, cut = DECODERS[name]
     decoder, plain = build(vlm.processor), Recipe(rule=Plausibility(cut))
     alone = [
-        answers(vlm, one, decoder if picture else plain, [picture], **asked)[0]
-        for one, picture in rows(vlm, order)
+        answers(vlm, one, decoder if image else plain, [image], **asked)[0]
+        for one, image in rows(vlm, order)
     ]
     inputs, shown = batch(vlm, order)
     assert answers(vlm, inputs, decoder, shown, **asked) == alone
@@ -124,7 +124,7 @@ def test_images_are_given_for_all_rows_or_for_those_that_have_one(vlm):
     for images in ([None, first, last], [first, last, None], [[first, last], [], []]):
         with pytest.raises(ValueError, match=r"by row and the prompts hold \[1, 0, 1\]"):
             answers(vlm, inputs, decoder, images)
-    with pytest.raises(ValueError, match="holds 1 pictures and the prompt 2"):
+    with pytest.raises(ValueError, match="holds 1 images and the prompt 2"):
         answers(vlm, inputs, decoder, [first, None, []])
     hello = vlm.inputs([vlm.chat([HELLO])] * 2)
     for images in (None, [], [None, None], [[], []]):

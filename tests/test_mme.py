@@ -1,4 +1,4 @@
-"""MME: the parsers' verdicts, scores by picture, the folder layouts, and the benchmark."""
+"""MME: the parsers' verdicts, scores by image, the folder layouts, and the benchmark."""
 
 import json
 from dataclasses import replace
@@ -70,7 +70,7 @@ def test_golden_scores_of_lmms_eval():
     assert got.total == pytest.approx(expected["lmms_eval"]["total"], abs=EXACT)
 
 
-def test_pairs_are_found_by_picture_whatever_the_order_of_lines():
+def test_pairs_are_found_by_image_whatever_the_order_of_lines():
     results, expected = golden_results()
     rng = np.random.default_rng(0)
     shuffled = {
@@ -127,7 +127,7 @@ def pair(image, yes, no):
 
 
 def test_figures_by_hand():
-    # Pictures: both right; yes right alone; nothing right. Three of six, one of three.
+    # Images: both right; yes right alone; nothing right. Three of six, one of three.
     rows = [*pair("a", "yes", "no"), *pair("b", "yes", "yes"), *pair("c", "no", "perhaps")]
     got = score({"existence": rows}).tasks["existence"]
     assert (got.tp, got.fn, got.tn, got.fp, got.other) == (2, 1, 1, 1, 1)
@@ -160,7 +160,7 @@ def test_zero_stands_where_the_original_divides_by_zero():
         ([replace(row, label="no") for row in pair("a", "yes", "no")], "answers are no, no"),
     ],
 )
-def test_pictures_without_a_pair_are_refused(rows, message):
+def test_images_without_a_pair_are_refused(rows, message):
     with pytest.raises(ValueError, match=message):
         score({"count": rows})
 
@@ -176,15 +176,15 @@ TEXT = "Is there a {} in this image? Please answer yes or no.\t{}\r\n"
 
 
 def lay_out(folder, task, names, parted=False, suffix=".jpg"):
-    """A task in the benchmark's layout; of every second picture the question of "no" is first."""
+    """A task in the benchmark's layout; of every second image the question of "no" is first."""
     texts = folder / task / ("questions_answers_YN" if parted else "")
-    pictures = folder / task / ("images" if parted else "")
-    for place in (texts, pictures):
+    images = folder / task / ("images" if parted else "")
+    for place in (texts, images):
         place.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
         lines = [TEXT.format(f"dog {name}", "Yes"), TEXT.format(f"cat {name}", "No")]
         (texts / f"{name}.txt").write_text("".join(lines[:: -1 if number % 2 else 1]), newline="")
-        Image.new("RGB", (2 + number, 2)).save(pictures / f"{name}{suffix}")
+        Image.new("RGB", (2 + number, 2)).save(images / f"{name}{suffix}")
 
 
 @pytest.mark.parametrize("parted", [False, True])
@@ -211,12 +211,12 @@ def test_what_systems_and_people_leave_in_a_folder_is_left_out(tmp_path, parted)
     for folder in {home, *(path for path in home.iterdir() if path.is_dir())}:
         for name in ("._a.txt", "._a.jpg", "._b.jpg", ".DS_Store", "Thumbs.db"):
             (folder / name).write_bytes(double)
-        (folder / "README.txt").write_text("Two questions\tabout each picture.\n")
+        (folder / "README.txt").write_text("Two questions\tabout each image.\n")
         (folder / "README.md").write_text("# MME\n")
         (folder / "license.txt").write_text("For research only.\n")
     assert mme.read_task(tmp_path, "count") == expected
     (home / "questions_answers_YN" if parted else home).joinpath("c.txt").write_text("Is it?\tYes")
-    with pytest.raises(ValueError, match=r"1 of 3 pictures are not in .*c\.jpg"):
+    with pytest.raises(ValueError, match=r"1 of 3 images are not in .*c\.jpg"):
         mme.read_task(tmp_path, "count")
 
 
@@ -247,7 +247,7 @@ def write_all(folder, text):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda d: (d / "a.jpg").unlink(), r"1 of 2 pictures are not in .*: count/a\.jpg"),
+        (lambda d: (d / "a.jpg").unlink(), r"1 of 2 images are not in .*: count/a\.jpg"),
         (lambda d: Image.new("RGB", (1, 1)).save(d / "a.png"), r"has a\.jpg and a\.png"),
         (lambda d: write_all(d, "Is it?\tYes"), r"a\.txt: count/a\.jpg must have two questions"),
         (lambda d: write_all(d, "Is it?\tYes\nIs it?\tYes"), "answers are yes, yes"),
@@ -273,7 +273,7 @@ HALVES = {
     "no-text": "Is it?\tYes\nIs it not?\xff\tNo",
     "empty": "\n",
 }
-"""Texts of a picture that hold no pair."""
+"""Texts of an image that hold no pair."""
 
 
 @pytest.mark.parametrize("text", HALVES.values(), ids=HALVES)
@@ -295,7 +295,7 @@ def test_a_pair_with_a_malformed_line_is_no_pair(tmp_path, text):
         (other / "count" / name).write_bytes((tmp_path / "count" / name).read_bytes())
     assert [item for item in made.items if not item.error] == MME(other, tasks=["count"]).items
     assert made.fixed()["files"] != MME(other, tasks=["count"]).fixed()["files"]
-    assert (made.fixed()["files"][0]["rows"], made.fixed()["pictures"]) == (6, 2)
+    assert (made.fixed()["files"][0]["rows"], made.fixed()["images"]) == (6, 2)
 
 
 def test_a_missing_task_says_where_mme_is_published(tmp_path):
@@ -326,7 +326,7 @@ def test_the_benchmark_asks_the_hallucination_subset(folder):
         label="yes",
     )
     assert len({(item.task, item.id) for item in made.items}) == 24
-    assert made.picture(made.items[2]).size == (3, 2)
+    assert made.load_image(made.items[2]).size == (3, 2)
     assert made.prediction(made.items[0], "Snow") == "no"
     assert made.prediction(made.items[0], "Two. Yes") is None
     assert MME(folder, parser="word").prediction(made.items[0], "Two. Yes") == "yes"
@@ -356,7 +356,7 @@ def test_what_fixes_the_figures_is_told_without_a_path(folder):
     assert [(file["name"], file["rows"]) for file in fixed["files"]] == [("count", 6), ("color", 6)]
     assert fixed["parser"] == "official"
     assert fixed["suffix"] == "mme"
-    assert fixed["pictures"] == 6
+    assert fixed["images"] == 6
     assert str(folder) not in json.dumps(fixed)
     (folder / "count" / "a.txt").write_text("Other?\tYes\nNone?\tNo")
     again = MME(folder, tasks=["count", "color"]).fixed()["files"]
@@ -414,7 +414,7 @@ def test_ratios_by_hand(folder):
     assert ratios["accuracy_plus"].denominator.tolist() == [1, 1, 1]
     assert ratios["score"].numerator.tolist() == [200, 50, 0]
     assert ratios["score"].value == pytest.approx(250 / 3)
-    # A picture that could not be read is left out of all of them.
+    # An image that could not be read is left out of all of them.
     ratios = made.ratios(made.tasks[0], said[2:], units)
     assert ratios["accuracy"].value == 0.25
     assert ratios["accuracy_plus"].value == 0

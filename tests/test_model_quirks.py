@@ -1,4 +1,4 @@
-"""What some families do otherwise than most: where their encoders put pictures, what their caches
+"""What some families do otherwise than most: where their encoders put images, what their caches
 keep, how they count positions, lay out pixels, attend, and make logits of states."""
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from sightline.decoders.damro.outliers import OutlierImage
 from sightline.engine.early_exit import last_norm
 from sightline.engine.kv_cache import scratch_cache
 from sightline.logits.rules import Needs
-from sightline.vision.features import alternating, picture_lengths, select_pictures
+from sightline.vision.features import alternating, image_lengths, select_images
 
 SUPPRESSED = dict(suppress_tokens=[IMAGE, VIDEO, VISION_START, VISION_END])
 CLOSE = dict(atol=1e-3, rtol=1e-3)  # float32, N x B rows and a cache against one row without
@@ -59,11 +59,11 @@ def last_logits(made, row, answered=()):
     return made.model(**inputs).logits[0, -1].float()
 
 
-# Where encoders put pictures
+# Where encoders put images
 
 
 @pytest.mark.parametrize("name", ["llama4", "fuyu", "granite4_vision"])
-def test_pictures_outside_pooler_output(name):
+def test_images_outside_pooler_output(name):
     made = tiny(name)
     told = dict(output_logits=True, return_dict_in_generate=True, max_new_tokens=1)
     got = answer(made, custom_generate=VDD(alpha=1.0), suppress_tokens=None, **told)
@@ -73,14 +73,14 @@ def test_pictures_outside_pooler_output(name):
             torch.testing.assert_close(logits, last_logits(made, whole), **CLOSE)
 
 
-def test_pictures_by_layer_are_chosen_row_by_row():
+def test_images_by_layer_are_chosen_row_by_row():
     made = tiny("granite4_vision")
     beams = dict(num_beams=2)
     assert torch.equal(answer(made, custom_generate=PRESENT, **beams), answer(made, **beams))
 
 
 @pytest.mark.parametrize("name", ["llama4", "fuyu"])
-def test_beams_where_generate_does_not_repeat_the_pictures(name):
+def test_beams_where_generate_does_not_repeat_the_images(name):
     """Of two equal beams the best is the greedy answer: the end of sequence is barred."""
     made = tiny(name)
     asked = dict(max_new_tokens=1, min_new_tokens=1)
@@ -91,7 +91,7 @@ def test_beams_where_generate_does_not_repeat_the_pictures(name):
 
 
 @pytest.mark.parametrize("name", ["llama4", "granite4_vision"])
-def test_such_pictures_can_be_cut_down(name):
+def test_such_images_can_be_cut_down(name):
     """To 2 tokens each: the prompt is that much shorter."""
     made = tiny(name)
     lengths = []
@@ -108,31 +108,31 @@ def test_such_pictures_can_be_cut_down(name):
 
 
 def test_features_of_layers_keep_their_layer_and_shared_ones_stay_whole():
-    pictures = [torch.rand(2, 4), torch.rand(3, 4), torch.rand(5, 4)]
-    layers = [(7, pictures), (9, [2 * picture for picture in pictures])]
+    images = [torch.rand(2, 4), torch.rand(3, 4), torch.rand(5, 4)]
+    layers = [(7, images), (9, [2 * image for image in images])]
     encoded = SimpleNamespace(deepstack_features=layers, visual_indicator_features=torch.rand(6, 4))
-    assert picture_lengths({"image": encoded}, "image") == [2, 3, 5]
-    chosen = select_pictures(encoded, [2, 0])
+    assert image_lengths({"image": encoded}, "image") == [2, 3, 5]
+    chosen = select_images(encoded, [2, 0])
     assert [layer for layer, _ in chosen.deepstack_features] == [7, 9]
     for factor, (_, left) in zip((1, 2), chosen.deepstack_features, strict=True):
-        for picture, number in zip(left, (2, 0), strict=True):
-            assert torch.equal(picture, factor * pictures[number])
+        for image, number in zip(left, (2, 0), strict=True):
+            assert torch.equal(image, factor * images[number])
     assert chosen.visual_indicator_features is encoded.visual_indicator_features
-    paired = alternating(encoded, select_pictures(encoded, [2, 2, 2]))
+    paired = alternating(encoded, select_images(encoded, [2, 2, 2]))
     assert [len(p) for p in paired.deepstack_features[0][1]] == [2, 5, 3, 5, 5, 5]
 
 
 def test_a_video_fills_the_tokens_of_all_its_frames():
     video = {"video": BaseModelOutputWithPooling(pooler_output=torch.rand(2, 3, 4, 8))}
-    assert picture_lengths(video, "video") == [12, 12]
+    assert image_lengths(video, "video") == [12, 12]
 
 
 def test_unknown_fields_of_an_encoder_are_refused_by_name():
     encoded = SimpleNamespace(pooler_output=torch.rand(2, 3, 4), depth_maps=torch.rand(2, 3))
     with pytest.raises(ValueError, match="holds depth_maps"):
-        select_pictures(encoded, [0])
-    with pytest.raises(ValueError, match="found no pictures in SimpleNamespace"):
-        picture_lengths({"image": SimpleNamespace(hidden_states=())}, "image")
+        select_images(encoded, [0])
+    with pytest.raises(ValueError, match="found no images in SimpleNamespace"):
+        image_lengths({"image": SimpleNamespace(hidden_states=())}, "image")
 
 
 # What caches keep
@@ -227,7 +227,7 @@ def test_compressed_keys_can_be_cut():
 # Positions
 
 
-def test_text_may_count_in_one_row_and_pictures_in_four():
+def test_text_may_count_in_one_row_and_images_in_four():
     made = tiny("minicpmv4_7")
     inputs = made.inputs(PROMPTS)
     assert made.model._prepare_position_ids_for_generation(inputs["input_ids"], inputs).ndim == 3
@@ -250,7 +250,7 @@ def independent(values):
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (8, 8, 3)], ids=["squares", "colours last"])
-def test_patches_with_a_grid_are_one_picture(shape):
+def test_patches_with_a_grid_are_one_image(shape):
     grids = tensor([[1, 4, 6], [1, 4, 4]])
     both = noised(pixel_values=torch.zeros(40, *shape), image_grid_thw=grids)["pixel_values"]
     alone = noised(pixel_values=torch.zeros(16, *shape), image_grid_thw=grids[1:])["pixel_values"]
@@ -271,12 +271,12 @@ def test_grids_of_rows_and_columns():
 )
 @pytest.mark.parametrize("is_grey", [False, True], ids=["in colour", "grey"])
 def test_copies_of_a_still_frame_carry_the_same_noise(word, axis, is_grey):
-    """Two frames of three colours, in either order; of a grey picture the copies do not tell."""
+    """Two frames of three colours, in either order; of a grey image the copies do not tell."""
     vision = SimpleNamespace(**{word: 2}, in_channels=3)
     frame = torch.rand(16, 1 if is_grey else 3, 49).expand(16, 3, 49)
     pixels = torch.stack([frame, frame], dim=axis).flatten(1)
     got = noised(vision, pixel_values=pixels, image_grid_thw=tensor([[1, 4, 4]]))["pixel_values"]
-    drawn = got - 0.285042 * pixels  # what is left of the picture after 999 steps
+    drawn = got - 0.285042 * pixels  # what is left of the image after 999 steps
     first, second = drawn.unflatten(1, (2, 3, 49) if axis == 1 else (3, 2, 49)).unbind(axis)
     torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
     assert independent(first.reshape(48, 49))
@@ -292,13 +292,13 @@ def test_copies_tell_the_order_against_the_config():
 
 
 def test_patches_of_one_frame_are_taken_as_they_are():
-    """A config may name a depth in time that its still pictures do not have."""
+    """A config may name a depth in time that its still images do not have."""
     vision = SimpleNamespace(temporal_patch_size=2, in_channels=3, patch_size=4)
     got = noised(vision, pixel_values=torch.zeros(4, 48), image_grid_thw=tensor([[1, 2, 2]]))
     assert independent(got["pixel_values"].T)
 
 
-def test_a_strip_of_all_pictures():
+def test_a_strip_of_all_images():
     """2 x 3 and 2 x 2 patches of 4 pixels, side by side."""
     sizes = tensor([[2, 3], [2, 2]])
     strip = noised(pixel_values=torch.zeros(1, 3, 4, 40), target_sizes=sizes)["pixel_values"]
@@ -320,7 +320,7 @@ def test_padding_gets_no_noise_and_changes_none():
 
 
 @pytest.mark.parametrize("how", ["mask", "places"])
-def test_patches_padded_to_the_longest_picture(how):
+def test_patches_padded_to_the_longest_image(how):
     """Of 5 numbers, so that a draw's end would show in what stands before it."""
     places = tensor([[[0, 0], [1, 0], [2, 0], [-1, -1]], [[0, 0], [1, 0], [2, 0], [3, 0]]])
     given = {
@@ -335,7 +335,7 @@ def test_patches_padded_to_the_longest_picture(how):
     assert not padded[0, 3].any() and padded[1].all()
 
 
-def test_pictures_that_fill_up_a_row_stay_empty():
+def test_images_that_fill_up_a_row_stay_empty():
     """Idefics knows them by their zeros."""
     pixels = torch.rand(2, 2, 3, 4, 4)
     pixels[1, 1] = 0
@@ -374,11 +374,11 @@ def test_tiles_and_frames_in_runs():
     ids=["grid", "strip", "tiles"],
 )
 def test_sizes_that_are_not_the_pixels_are_refused(given):
-    with pytest.raises(ValueError, match="must know where a picture ends: its sizes make"):
+    with pytest.raises(ValueError, match="must know where an image ends: its sizes make"):
         noised(**given)
 
 
-def test_idefics_rows_with_one_and_two_pictures():
+def test_idefics_rows_with_one_and_two_images():
     made = tiny("idefics2")
     rows = [[1, 8, IMAGE, 9, IMAGE, 20], [1, IMAGE, 12, 13]]
     noisy = Recipe(contrasts=(NoisyImage(700, seed=3),), rule=ExpertOnly())

@@ -25,24 +25,24 @@ class Counted(LabelProbabilities):
         return self.decoder._votes(model, self.decoder.expert(model, call))
 
 
-def votes_of(vlm, decoder, questions=QUESTIONS, pictures=None):
-    given = list(pictures or shown(vlm))
+def votes_of(vlm, decoder, questions=QUESTIONS, images=None):
+    given = list(images or shown(vlm))
     return generate(vlm, Counted(decoder), questions, given, images=given)[0]
 
 
-def paths_by_hand(vlm, decoder, question, picture):
+def paths_by_hand(vlm, decoder, question, image):
     """By view, (probability of the first token, all tokens, logits of each), path by path."""
     found = []
     for request in decoder.requests:
-        said, _ = plain(vlm, vlm.chat(request), [picture], decoder.caption_tokens)
+        said, _ = plain(vlm, vlm.chat(request), [image], decoder.caption_tokens)
         caption = vlm.processor.decode(said, skip_special_tokens=True).strip()
         text = decoder.template.format(caption=caption, question=question.lower())
         prompt = vlm.chat(text)
-        first = full(vlm, prompt, [picture]).logits[-1]
+        first = full(vlm, prompt, [image]).logits[-1]
         best = first.softmax(-1).topk(decoder.k)
         found.append([])
         for p, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            inputs = vlm.inputs([prompt], [picture])
+            inputs = vlm.inputs([prompt], [image])
             for name, new in (
                 ("input_ids", token),
                 ("attention_mask", 1),
@@ -78,16 +78,16 @@ def test_mvp_counts_the_votes_of_paths_run_one_by_one(lab_vlm, k):
     vlm = lab_vlm
     decoder = mvp(vlm, k=k)
     votes = votes_of(vlm, decoder)
-    pictures = list(shown(vlm))
-    inputs = vlm.asked(QUESTIONS, pictures)
-    shares = decoder.probabilities(vlm.model, images=pictures, **inputs)
+    images = list(shown(vlm))
+    inputs = vlm.asked(QUESTIONS, images)
+    shares = decoder.probabilities(vlm.model, images=images, **inputs)
     out, _ = generate(vlm, decoder, steps=21)
     for row, question in enumerate(QUESTIONS):
         totals = dict.fromkeys(LABELS, 0.0)
         spoken = []
         for weight, paths in zip(
             decoder.weights,
-            paths_by_hand(vlm, decoder, question, pictures[row]),
+            paths_by_hand(vlm, decoder, question, images[row]),
             strict=True,
         ):
             for p, tokens, logits in paths:
@@ -114,7 +114,7 @@ def test_mvps_paths_are_what_generate_says_after_the_scored_token(vlm):
         expected = [
             (view, p, vlm.processor.decode(tokens[:7], skip_special_tokens=True))
             for view, paths in enumerate(
-                paths_by_hand(vlm, decoder, QUESTIONS[row], vlm.pictures[row])
+                paths_by_hand(vlm, decoder, QUESTIONS[row], vlm.images[row])
             )
             for p, tokens, _ in paths
         ]
@@ -123,7 +123,7 @@ def test_mvps_paths_are_what_generate_says_after_the_scored_token(vlm):
             assert (view, text) == (own, words)
             assert p == pytest.approx(q, abs=1e-4)
         assert votes.label is None and not any(votes.totals.values())
-        _, tokens, _ = paths_by_hand(vlm, decoder, QUESTIONS[row], vlm.pictures[row])[-1][0]
+        _, tokens, _ = paths_by_hand(vlm, decoder, QUESTIONS[row], vlm.images[row])[-1][0]
         assert votes.tokens == tokens[:7]  # what the last view says greedily
 
 
@@ -141,7 +141,7 @@ def test_unresolved_paths_may_count_as_affirmative(qwen_vlm):
         assert heard.label == "zebra"
 
 
-def test_captions_are_asked_once_for_each_picture(vlm, monkeypatch):
+def test_captions_are_asked_once_for_each_image(vlm, monkeypatch):
     from sightline.decoders.mvp import mvp as module
 
     calls = []
@@ -153,16 +153,16 @@ def test_captions_are_asked_once_for_each_picture(vlm, monkeypatch):
 
     monkeypatch.setattr(module, "generate_text", spy)
     decoder = mvp(vlm, tokens=4, caption_tokens=5)
-    picture, other = vlm.pictures[:2]
-    generate(vlm, decoder, QUESTIONS, [picture, picture])
-    generate(vlm, decoder, ["Is there a cup in the image?"], [picture.copy()])
-    generate(vlm, decoder, QUESTIONS, [other, picture])
+    image, other = vlm.images[:2]
+    generate(vlm, decoder, QUESTIONS, [image, image])
+    generate(vlm, decoder, ["Is there a cup in the image?"], [image.copy()])
+    generate(vlm, decoder, QUESTIONS, [other, image])
     assert calls == [(3, 5), (6, 5), (3, 5), (3, 5), (6, 5)]
 
 
-def beside_a_video(vlm, video, picture, question):
-    """A prompt in which one picture is a video of a single frame."""
-    inputs = vlm.inputs([vlm.chat([None, None, question])], [video, picture])
+def beside_a_video(vlm, video, image, question):
+    """A prompt in which one image is a video of a single frame."""
+    inputs = vlm.inputs([vlm.chat([None, None, question])], [video, image])
     ids, grid = inputs["input_ids"], inputs["image_grid_thw"]
     frame, is_image = int(grid[0].prod()), ids == vlm.image
     is_video = is_image & (is_image.cumsum(1) <= frame // 4)  # 2 x 2 patches a token
@@ -179,11 +179,11 @@ def beside_a_video(vlm, video, picture, question):
 
 def test_a_caption_beside_another_video_is_asked_anew(qwen_vlm):
     vlm, decoder = qwen_vlm, mvp(qwen_vlm, tokens=4, caption_tokens=5)
-    first, other = vlm.pictures[0], vlm.pictures[0].rotate(180)
+    first, other = vlm.images[0], vlm.images[0].rotate(180)
     known = []
     for video in (first, first, other):
-        inputs = beside_a_video(vlm, video, vlm.pictures[1], QUESTIONS[0])
-        asked = dict(images=[vlm.pictures[1]], max_new_tokens=4)
+        inputs = beside_a_video(vlm, video, vlm.images[1], QUESTIONS[0])
+        asked = dict(images=[vlm.images[1]], max_new_tokens=4)
         vlm.model.generate(**inputs, custom_generate=decoder, **asked)
         known.append(len(captions_of(vlm, decoder)))
     assert known == [3, 3, 6]
@@ -199,22 +199,20 @@ def test_captions_at_temperature_0_are_greedy(vlm):
     generate(vlm, decoder)
     expected = [
         vlm.processor.decode(
-            plain(vlm, vlm.chat(request), [picture], 12)[0], skip_special_tokens=True
+            plain(vlm, vlm.chat(request), [image], 12)[0], skip_special_tokens=True
         ).strip()
-        for picture in shown(vlm)
+        for image in shown(vlm)
         for request in decoder.requests
     ]
     assert list(captions_of(vlm, decoder).values()) == expected
 
 
 def test_a_drawn_caption_does_not_depend_on_the_batch(vlm):
-    def drawn(questions, pictures, seed=0):
+    def drawn(questions, images, seed=0):
         decoder = mvp(vlm, temperature=1.5, top_p=0.95, seed=seed, tokens=2)
         before = torch.get_rng_state()
-        inputs = vlm.asked(questions, pictures)
-        vlm.model.generate(
-            **inputs, images=list(pictures), custom_generate=decoder, max_new_tokens=2
-        )
+        inputs = vlm.asked(questions, images)
+        vlm.model.generate(**inputs, images=list(images), custom_generate=decoder, max_new_tokens=2)
         assert torch.equal(torch.get_rng_state(), before)
         return captions_of(vlm, decoder)
 
@@ -230,7 +228,7 @@ def test_a_drawn_caption_does_not_depend_on_the_batch(vlm):
 
 
 def test_views_of_one_request_are_drawn_one_by_one(vlm):
-    """Three drawn captions of one picture are three, at 0 they are one; each again when asked."""
+    """Three drawn captions of one image are three, at 0 they are one; each again when asked."""
 
     def captions(temperature):
         same = ("Describe the image.",) * 3
@@ -247,7 +245,7 @@ def test_views_of_one_request_are_drawn_one_by_one(vlm):
 def test_drawn_rows_have_the_frequencies_of_the_distribution():
     """Of 4,000 rows with noise of their own: p at temperature 2, over the nucleus of 0.9."""
     p = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    draws = [generator(0, view, b"picture") for view in range(4000)]
+    draws = [generator(0, view, b"image") for view in range(4000)]
     drawn = Drawn(2.0, 0.9, draws)(None, p.log().expand(4000, 4)).argmax(dim=-1)
     # Roots of p: .7071 .5477 .3873 .2236; shares .3790 .2936 .2076 .1198. All are needed for 0.9.
     shares = torch.bincount(drawn, minlength=4) / 4000
@@ -265,15 +263,15 @@ def test_a_caption_after_earlier_turns_is_not_that_of_the_first(vlm):
         vlm.chat("Is there a cow?", "No", "Is there a dog?"),
         vlm.chat("Is there a cow?", "Yes", "Is there a dog?"),
     ]
-    picture = vlm.pictures[0]
+    image = vlm.images[0]
     decoder = mvp(vlm, tokens=2, caption_tokens=5)
     for prompt in prompts:
-        inputs = vlm.inputs([prompt], [picture])
-        vlm.model.generate(**inputs, images=picture, custom_generate=decoder, max_new_tokens=2)
+        inputs = vlm.inputs([prompt], [image])
+        vlm.model.generate(**inputs, images=image, custom_generate=decoder, max_new_tokens=2)
     turns = [(), ("Is there a cow?", "No"), ("Is there a cow?", "Yes")]
     expected = [
         vlm.processor.decode(
-            plain(vlm, vlm.chat(*before, request), [picture], 5)[0],
+            plain(vlm, vlm.chat(*before, request), [image], 5)[0],
             skip_special_tokens=True,
         ).strip()
         for before in turns

@@ -121,9 +121,9 @@ def test_attention_that_gives_no_weights_is_refused(llava):
 
 
 def test_a_prompt_that_parts_share_is_read_in_one():
-    """Its states would begin behind the picture."""
+    """Its states would begin behind the image."""
     vlm = CHAT_MODELS["lab"]()
-    inputs = vlm.asked(["Describe the image."], list(vlm.pictures[:1]))
+    inputs = vlm.asked(["Describe the image."], list(vlm.images[:1]))
     vlm.model.set_attn_implementation("eager")
     decoder = VDGD(processor=vlm.processor, tokens=4)
     out = vlm.model.generate(**inputs, custom_generate=decoder, **ASKED)
@@ -140,12 +140,12 @@ OUTPUTS = ["output_scores", "output_logits", "output_attentions", "output_hidden
 @pytest.mark.parametrize("name", ["PostHocDebias", "MVP"])
 def test_closed_sets_have_nothing_for_each_token(name, output):
     vlm = CHAT_MODELS["lab"]()
-    pictures = list(vlm.pictures[:1])
-    inputs = vlm.asked(["Is there a vase?"], pictures)
+    images = list(vlm.images[:1])
+    inputs = vlm.asked(["Is there a vase?"], images)
     if name == "MVP":
         decoder, given = (
             MVP(processor=vlm.processor, tokens=4, caption_tokens=4),
-            dict(images=pictures),
+            dict(images=images),
         )
     else:
         decoder, given = PostHocDebias(processor=vlm.processor), {}

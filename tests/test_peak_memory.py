@@ -16,8 +16,8 @@ from sightline import ConfidenceGate, Contrastive, Gated, Recipe
 from sightline.engine.prompt_edits import continued
 
 LAYERS, HEADS, HEAD_SIZE, FLOAT = 16, 4, 8, 4
-PICTURES, AFTER, NEW = 20, 3, 4
-PROMPT = [BOS, 8, 9, *[IMAGE] * PICTURES, 20, 21, 22]
+IMAGES, AFTER, NEW = 20, 3, 4
+PROMPT = [BOS, 8, 9, *[IMAGE] * IMAGES, 20, 21, 22]
 
 
 class Peak(TorchDispatchMode):
@@ -91,9 +91,9 @@ def peak_of(model, inputs, decoder, **asked):
 
 @dataclass(frozen=True)
 class OtherEnd:
-    """Another question of the same picture, which is read once for both."""
+    """Another question of the same image, which is read once for both."""
 
-    shares_picture = True
+    shares_image = True
 
     def __call__(self, expert, model):
         rows = range(len(expert.input_ids))
@@ -110,11 +110,11 @@ DECODERS = {
     "m3id": METHODS["m3id"].strong,
     "damro": METHODS["damro"].strong,
     "pai": METHODS["pai"].strong,
-    "a shared picture": Recipe(contrasts=(OtherEnd(),), rule=Contrastive(1.0, 0.1)),
+    "a shared image": Recipe(contrasts=(OtherEnd(),), rule=Contrastive(1.0, 0.1)),
 }
 GATED = {
     "a gate": Gated(DECODERS["vcd"], ConfidenceGate(1.0)),
-    "a gate, a shared picture": replace(DECODERS["a shared picture"], gate=ConfidenceGate(1.0)),
+    "a gate, a shared image": replace(DECODERS["a shared image"], gate=ConfidenceGate(1.0)),
 }
 MODES = {
     "greedy": {},
@@ -145,7 +145,7 @@ def test_a_branch_costs_little_more_than_its_keys(deep, plain_peaks, name, mode)
     assert extra <= 1.1 * amateurs * keys
 
 
-def test_an_amateurs_pictures_go_when_they_are_read(deep):
+def test_an_amateurs_images_go_when_they_are_read(deep):
     """As do the expert's, unless `generate` encoded them and holds them itself."""
     encoded, alive = [], []
 

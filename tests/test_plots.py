@@ -160,7 +160,7 @@ def test_what_is_left_out_is_said():
     assert asked.notes == (
         "Grey: controls.",
         "Not defined, and left out: vdd.",
-        "Left out: 2 questions whose picture could not be read.",
+        "Left out: 2 questions whose image could not be read.",
     )
     assert told.notes == ("Grey: controls.", "Not defined, and left out: pai.")
     assert told_time.notes[-1] == "Not measured, and left out: pai."
@@ -315,7 +315,7 @@ def test_shared_areas_by_hand():
     assert plots.shared_area(first, second).tolist() == [[1, 0], [0, 0]]
 
 
-def test_files_are_pictures_and_the_same_every_time(tmp_path):
+def test_files_are_images_and_the_same_every_time(tmp_path):
     summary = a_summary()
     before = copy.deepcopy(summary)
     written = plots.draw(summary, tmp_path)
@@ -328,16 +328,16 @@ def test_files_are_pictures_and_the_same_every_time(tmp_path):
     assert summary == before
     first = [path.read_bytes() for path in written]
     for path in written:
-        with Image.open(path) as picture:
-            assert picture.format == "PNG" and min(picture.size) > 300
+        with Image.open(path) as image:
+            assert image.format == "PNG" and min(image.size) > 300
     again = plots.draw(summary, tmp_path)
     assert [path.read_bytes() for path in again] == first
 
 
-def test_colours_are_on_the_picture(tmp_path):
+def test_colours_are_on_the_image(tmp_path):
     for path in plots.draw(a_summary(), tmp_path):
-        with Image.open(path) as picture:
-            seen = {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
+        with Image.open(path) as image:
+            seen = {colour for _, colour in image.convert("RGB").getcolors(2**24)}
         for colour in (plots.COLOURS[0], plots.GREYS[0]):
             assert tuple(bytes.fromhex(colour[1:])) in seen, path.name
 

@@ -218,7 +218,7 @@ ROWS = [
 
 @pytest.fixture
 def images(tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for number, name in enumerate("ab"):
         Image.new("RGB", (3 + number, 2), (9, 9, 9 * number)).save(folder / f"{name}.png")
@@ -255,7 +255,7 @@ def test_the_benchmark_asks_the_file_as_it_stands(written, images):
         label="yes",
     )
     assert [item.task for item in made.items] == ["random"] * 4 + ["adversarial"] * 2
-    assert made.picture(made.items[2]).size == (4, 2)
+    assert made.load_image(made.items[2]).size == (4, 2)
     assert made.prediction(made.items[0], "Yes, no") == "yes"
 
 
@@ -266,7 +266,7 @@ def test_what_fixes_the_figures_is_told_without_a_path(written, images, tmp_path
     assert (told["task"], told["name"], told["rows"]) == ("random", "coco_pope_random.json", 4)
     assert fixed["parser"] == "opera"
     assert fixed["suffix"] == "one-word"
-    assert fixed["pictures"] == 2
+    assert fixed["images"] == 2
     assert str(tmp_path) not in json.dumps(fixed)
     written(ROWS[:3])
     assert Pope([file], images).fixed()["files"][0]["sha256"] != told["sha256"]
@@ -329,9 +329,9 @@ def test_wrong_questions_are_refused(written, images, rows, message):
         Pope([written(rows)], images)
 
 
-def test_wrong_settings_and_missing_pictures_are_refused(written, images):
+def test_wrong_settings_and_missing_images_are_refused(written, images):
     file = written([*ROWS, {**ROWS[0], "question_id": 9, "image": "c.png"}])
-    with pytest.raises(ValueError, match=r"1 of 3 pictures are not in .*pictures: c\.png"):
+    with pytest.raises(ValueError, match=r"1 of 3 images are not in .*images: c\.png"):
         Pope([file], images)
     for settings, message in [
         ({"parser": "x"}, "no parser is called 'x'"),
@@ -399,7 +399,7 @@ def test_what_cannot_be_divided_has_no_value(written, images):
     assert np.isnan(ratios["precision"].value)
     assert ratios["recall"].value == 0
     assert ratios["f1"].value == 0
-    # Without answers, as where no picture could be read.
+    # Without answers, as where no image could be read.
     assert np.isnan(made.ratios(made.tasks[0], [], {"a.png": 0})["accuracy"].value)
 
 

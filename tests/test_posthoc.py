@@ -77,7 +77,7 @@ def test_generate_answers_with_the_calibrated_label(family):
 
 
 def test_the_reference_is_asked_once_for_each_text(llava):
-    """One question put to many pictures runs the image-free prompt once."""
+    """One question put to many images runs the image-free prompt once."""
     model, make_inputs = llava
     debias = PostHocDebias(processor=Words())
     other = make_inputs(PROMPTS)

@@ -32,8 +32,8 @@ def generate(model, inputs, decoder, **kwargs):
     return model.generate(**inputs, custom_generate=decoder, **asked, **kwargs)
 
 
-def with_pictures(make_inputs, rows):
-    """The same text asks of a picture of its own in each row."""
+def with_images(make_inputs, rows):
+    """The same text asks of an image of its own in each row."""
     inputs = make_inputs(rows)
     generator = torch.Generator().manual_seed(5)
     pixels = torch.randn(inputs["pixel_values"].shape, generator=generator)
@@ -74,23 +74,23 @@ def asked_for(copies):
 @blind
 @pytest.mark.parametrize("copies", COPIES.values(), ids=COPIES)
 def test_text_that_several_rows_share_is_read_once(family, decoder, lengths, copies):
-    """Four rows with a picture each; without it two of three texts are left, the longest of 6."""
+    """Four rows with an image each; without it two of three texts are left, the longest of 6."""
     _, model, make_inputs = family
     rows = [SAME, SHORTER, SAME, OTHER]
-    inputs = with_pictures(make_inputs, rows)
+    inputs = with_images(make_inputs, rows)
     whole = inputs["input_ids"].shape[1]
     read = sizes_read(model, inputs, decoder, **asked_for(copies))
     assert read == [(4, whole), *[(3, length) for length in lengths]]
-    read = sizes_read(model, with_pictures(make_inputs, [SAME] * 3), decoder, **asked_for(copies))
+    read = sizes_read(model, with_images(make_inputs, [SAME] * 3), decoder, **asked_for(copies))
     assert read == [(3, whole), *[(1, length) for length in lengths]]
 
 
 @blind
 def test_every_row_is_answered_as_alone(family, decoder, lengths):
-    """Each has its own picture, so expert and answer differ where the amateur's prompt does not."""
+    """Each has its own image, so expert and answer differ where the amateur's prompt does not."""
     _, model, make_inputs = family
     rows = [SAME, SHORTER, SAME, OTHER, SAME]
-    inputs = with_pictures(make_inputs, rows)
+    inputs = with_images(make_inputs, rows)
     together = generate(model, inputs, decoder)
     patches = len(inputs["pixel_values"]) // len(rows)
     answered = set()
@@ -104,13 +104,13 @@ def test_every_row_is_answered_as_alone(family, decoder, lengths):
             torch.testing.assert_close(ours[:, row], theirs[:, 0], **EXACT)
         if tokens is SAME:
             answered.add(tuple(answer.tolist()))
-    assert len(answered) > 1, "pictures matter"
+    assert len(answered) > 1, "images matter"
 
 
 @pytest.mark.parametrize("asked", [dict(num_beams=3), dict(cache_implementation="static")])
 def test_copies_and_caches_hold_what_was_read_once(family, asked):
     _, model, make_inputs = family
-    inputs = with_pictures(make_inputs, [SAME, SHORTER, SAME])
+    inputs = with_images(make_inputs, [SAME, SHORTER, SAME])
     together = generate(model, inputs, VDD(1.5, 0.05), **asked).sequences
     patches = len(inputs["pixel_values"]) // 3
     for row, tokens in enumerate([SAME, SHORTER, SAME]):
@@ -120,9 +120,9 @@ def test_copies_and_caches_hold_what_was_read_once(family, asked):
         assert torch.equal(together[row, -6:], expected[0, -6:])
 
 
-def test_pictures_tell_rows_apart(family):
+def test_images_tell_rows_apart(family):
     _, model, make_inputs = family
-    inputs = with_pictures(make_inputs, [SAME, SAME])
+    inputs = with_images(make_inputs, [SAME, SAME])
     whole = inputs["input_ids"].shape[1]
     assert sizes_read(model, inputs, VCD(1.5, 0.05, 900)) == [(2, whole)] * 2
 
@@ -155,7 +155,7 @@ class Toned(LlavaForConditionalGeneration):
 def test_a_keyword_of_each_row_tells_rows_apart():
     model = build_llava()
     model.__class__ = Toned
-    inputs = with_pictures(llava_inputs, [SAME, SAME])
+    inputs = with_images(llava_inputs, [SAME, SAME])
     tones = torch.tensor([1.0, -1.0])
     out = generate(model, inputs, VDD(1.5, 0.05), tone=tones)
     amateur = out.branch_logits[0][1]
@@ -178,7 +178,7 @@ class Tiled(LlavaForConditionalGeneration):
 def test_an_image_free_prompt_is_read_without_what_tells_of_images(rows, asked):
     model, plain = build_llava(), build_llava()
     model.__class__ = Tiled
-    inputs = with_pictures(llava_inputs, rows)
+    inputs = with_images(llava_inputs, rows)
     crops = torch.full((len(rows),), 2)
     ours = generate(model, inputs, VDD(1.5, 0.05), image_num_crops=crops, **asked)
     without = generate(plain, inputs, VDD(1.5, 0.05), **asked)
@@ -255,7 +255,7 @@ KINDS = {
     "places": (dict(position_ids=PLACES), [0, 1, 0, 2]),
     "places in parts": (dict(position_ids=torch.stack([0 * PLACES, PLACES])), [0, 1, 0, 2]),
     "types": (dict(aligned={"types": TYPES}), [0, 1, 0, 2]),
-    "pictures": (dict(features={"image": object()}), [0, 1, 2, 3]),
+    "images": (dict(features={"image": object()}), [0, 1, 2, 3]),
     "a prefix": (dict(prefix=Prefix(())), [0, 1, 2, 3]),
 }
 

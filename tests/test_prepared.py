@@ -16,7 +16,7 @@ pytest.importorskip("torchvision", reason="make build/vision/ready, then PYTHONP
 
 from checkpoints.records import RECORDS
 
-from checkpoints import chat, load, names, picture
+from checkpoints import chat, load, names, random_image
 from sightline import AGLA, CARVE, MVP, VDD, Recipe, answer
 from sightline.chat import prompt_inputs
 from sightline.decoders.agla.agla import MaskedImage
@@ -26,7 +26,7 @@ from sightline.vision.processor_call import processed
 
 # Mllama's images are no placeholder tokens; nothing asks again without a chat template.
 TEMPLATED = [n for n in names() if RECORDS[n].has_template and n != "mllama"]
-WIDE, TALL = picture(200, 120), picture(90, 140)
+WIDE, TALL = random_image(200, 120), random_image(90, 140)
 QUESTION = "Is there a cup?"
 # Some processors know some of them; those that change a prompt are used.
 ARGUMENTS = {
@@ -44,8 +44,8 @@ ELSEWHERE = (
 
 @dataclass(frozen=True)
 class NothingMasked(Matcher):
-    def __call__(self, pictures, questions, looks=()):
-        return [Relevance(torch.zeros(p.height, p.width), 0.0) for p in pictures]
+    def __call__(self, images, questions, looks=()):
+        return [Relevance(torch.zeros(p.height, p.width), 0.0) for p in images]
 
 
 def asked(checkpoint, images, arguments):

@@ -40,7 +40,7 @@ EXACT = dict(atol=1e-4, rtol=1e-4)  # float32: other numbers of rows round other
 
 
 def asked(model, make_inputs, rows, seed=0):
-    """Inputs of these rows, with pictures that depend on a seed."""
+    """Inputs of these rows, with images that depend on a seed."""
     inputs = make_inputs(rows)
     generator = torch.Generator().manual_seed(seed)
     return inputs | {"pixel_values": torch.randn(inputs["pixel_values"].shape, generator=generator)}
@@ -78,7 +78,7 @@ def rows_read(model, inputs, decoder, **kwargs):
 @pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_the_same_answers_as_without(family, decoder, mode):
-    """Every call has other pictures; the second knows one of two texts, the third both."""
+    """Every call has other images; the second knows one of two texts, the third both."""
     _, model, make_inputs = family
     reusing = PromptCached(decoder)
     for seed, rows in enumerate([[QUESTION, SHORT], [OTHER, SHORT, QUESTION], [SHORT, OTHER]]):

@@ -85,9 +85,9 @@ def said_always(logger, *args, **kwargs):
 
 
 def heard(vlm, decoder, asked):
-    pictures = list(vlm.pictures[:2])
-    given = {"images": pictures} if getattr(decoder, "needs_images", False) else {}
-    inputs = vlm.asked(QUESTIONS, pictures)
+    images = list(vlm.images[:2])
+    given = {"images": images} if getattr(decoder, "needs_images", False) else {}
+    inputs = vlm.asked(QUESTIONS, images)
     with Heard() as said:
         vlm.model.generate(**inputs, **given, **asked, custom_generate=decoder, max_new_tokens=4)
     return said
@@ -105,8 +105,8 @@ def test_a_decoder_says_nothing_that_generate_does_not(vlm, name, mode):
 
 @pytest.mark.parametrize("name", sorted(CLOSED))
 def test_probabilities_say_nothing(vlm, name):
-    decoder, pictures = BUILDS[name](vlm.processor), list(vlm.pictures[:2])
-    given = {"images": pictures} if name == "mvp" else {}
+    decoder, images = BUILDS[name](vlm.processor), list(vlm.images[:2])
+    given = {"images": images} if name == "mvp" else {}
     with Heard() as said:
-        decoder.probabilities(vlm.model, **vlm.asked(QUESTIONS, pictures), **given)
+        decoder.probabilities(vlm.model, **vlm.asked(QUESTIONS, images), **given)
     assert said == []

@@ -11,7 +11,7 @@ from sightline import VDD, cli
 from sightline.chat import prompt_inputs
 from sightline.decoders import DECODERS
 from sightline.docstrings import paper
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -56,7 +56,7 @@ def test_stop_strings_go_in_stopping_criteria():
 
     model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
     processor = AutoProcessor.from_pretrained(CHECKPOINT)
-    inputs = prompt_inputs(model, processor, PICTURES / "corner.png", "Describe the image.")
+    inputs = prompt_inputs(model, processor, IMAGES / "corner.png", "Describe the image.")
     stop = StopStringCriteria(processor.tokenizer, [" contains"])
     out = model.generate(
         **inputs, max_new_tokens=30, custom_generate=VDD(), stopping_criteria=[stop]

@@ -1,4 +1,4 @@
-"""Worked numbers of CARVE's note (section 5), float64, and the pictures made of its masks."""
+"""Worked numbers of CARVE's note (section 5), float64, and the images made of its masks."""
 
 import time
 
@@ -289,21 +289,21 @@ def photograph(width, height):
 
 
 def test_keeping_all_changes_nothing():
-    picture = photograph(20, 15)
-    same = refined(picture, torch.ones(15, 20, dtype=torch.bool))
-    assert np.array_equal(np.asarray(same), np.asarray(picture))
+    image = photograph(20, 15)
+    same = refined(image, torch.ones(15, 20, dtype=torch.bool))
+    assert np.array_equal(np.asarray(same), np.asarray(image))
 
 
 @pytest.mark.parametrize("fill", ["black", "mean", "blur"])
 def test_two_regions_share_one_box_and_what_is_between_them_is_filled(fill):
-    picture = photograph(64, 48)
+    image = photograph(64, 48)
     mask = torch.zeros(48, 64, dtype=torch.bool)
     mask[:, :8] = mask[:, 56:] = True
-    before = np.asarray(picture).copy()
-    out = np.asarray(refined(picture, mask, fill))  # the box is all of the picture: not resized
+    before = np.asarray(image).copy()
+    out = np.asarray(refined(image, mask, fill))  # the box is all of the image: not resized
     keep = mask.numpy()
     assert np.array_equal(out[keep], before[keep])
-    assert np.array_equal(np.asarray(picture), before)
+    assert np.array_equal(np.asarray(image), before)
     if fill == "black":
         assert not out[~keep].any()
     elif fill == "mean":
@@ -314,15 +314,15 @@ def test_two_regions_share_one_box_and_what_is_between_them_is_filled(fill):
         assert abs(out[~keep].mean() - before.mean()) < 10
 
 
-def test_the_crop_is_the_masked_picture_enlarged_with_lanczos():
-    picture = photograph(40, 30)
+def test_the_crop_is_the_masked_image_enlarged_with_lanczos():
+    image = photograph(40, 30)
     mask = torch.zeros(30, 40, dtype=torch.bool)
     mask[6:18, 10:26] = True
     mask[6, 10] = False
-    expected = picture.crop((10, 6, 26, 18))
+    expected = image.crop((10, 6, 26, 18))
     expected.putpixel((0, 0), (0, 0, 0))
     expected = expected.resize((40, 30), Image.Resampling.LANCZOS)
-    assert np.array_equal(np.asarray(refined(picture, mask)), np.asarray(expected))
+    assert np.array_equal(np.asarray(refined(image, mask)), np.asarray(expected))
 
 
 def test_a_thin_region_stays_bounded():
@@ -335,7 +335,7 @@ def test_a_thin_region_stays_bounded():
 
 
 def test_sizes_of_all_crops():
-    """Never more pixels than the picture, never less than the crop, and the crop's own aspect."""
+    """Never more pixels than the image, never less than the crop, and the crop's own aspect."""
     whole = (37, 23)
     for w in range(1, 38):
         for h in range(1, 24):
@@ -348,14 +348,14 @@ def test_sizes_of_all_crops():
     assert enlarged((308, 231), (640, 480)) == (640, 480)  # 639 x 479 in floating point
 
 
-def test_refused_pictures():
-    picture, mask = Image.new("RGB", (8, 6)), torch.ones(6, 8, dtype=torch.bool)
+def test_refused_images():
+    image, mask = Image.new("RGB", (8, 6)), torch.ones(6, 8, dtype=torch.bool)
     with pytest.raises(ValueError, match="fill"):
-        refined(picture, mask, "white")
+        refined(image, mask, "white")
     with pytest.raises(ValueError, match="its mask"):
-        refined(picture, mask.T)
+        refined(image, mask.T)
     with pytest.raises(ValueError, match="keeps nothing"):
-        refined(picture, ~mask)
+        refined(image, ~mask)
 
 
 def test_other_modes_become_rgb():

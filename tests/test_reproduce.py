@@ -225,10 +225,10 @@ def test_refused_before_anything_is_computed(laid_out, ids, tmp_path, more, mess
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_picture_or_file_is_named(laid_out, ids, tmp_path):
+def test_a_missing_image_or_file_is_named(laid_out, ids, tmp_path):
     other = lay_out(tmp_path, scenes=3)
-    (other.pictures / "COCO_val2014_000000000107.jpg").unlink()
-    with pytest.raises(ValueError, match=r"pictures are not in .*COCO_val2014_000000000107\.jpg"):
+    (other.images / "COCO_val2014_000000000107.jpg").unlink()
+    with pytest.raises(ValueError, match=r"images are not in .*COCO_val2014_000000000107\.jpg"):
         plan(other, ids, tmp_path / "out")
     other.questions[1].unlink()
     with pytest.raises(ValueError, match=r"coco_pope_popular\.json: no such file"):
@@ -400,11 +400,11 @@ def test_what_greedy_cannot_do_is_no_rows_fault(laid_out, ids, tmp_path, monkeyp
 
 
 @needs_weights
-def test_no_picture_can_be_read(laid_out, ids, tmp_path):
+def test_no_image_can_be_read(laid_out, ids, tmp_path):
     other = lay_out(tmp_path, scenes=3)
-    for path in other.pictures.iterdir():
-        path.write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="no picture of pope can be read"):
+    for path in other.images.iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="no image of pope can be read"):
         plan(other, ids, tmp_path / "out").go()
 
 

@@ -231,7 +231,7 @@ def test_batches_are_sorted_by_length_and_stable():
     assert text_lengths(Words(), ["w w", "w", "w w"]) == [2, 1, 2]
 
 
-def test_pictures_of_a_size_are_together():
+def test_images_of_a_size_are_together():
     sizes = [(9, 1), (2, 5), (9, 1), (2, 4)]
     batches = cut(Asked([1, 1, 1, 1], sizes), Words(), size=2, seed=0)
     assert ids(batches)[:2] == [("a", 0, ["3", "1"]), ("a", 1, ["0", "2"])]
@@ -373,14 +373,14 @@ class Unreadable(LabBenchmark):
 
     broken = ("1", "5")
 
-    def picture(self, item):
+    def load_image(self, item):
         if item.image in self.broken:
             raise OSError(f"{item.image}.png is\ncut off")
-        return super().picture(item)
+        return super().load_image(item)
 
 
 @needs_weights
-def test_an_unreadable_picture_is_an_error_row(whole, tmp_path):
+def test_an_unreadable_image_is_an_error_row(whole, tmp_path):
     out = tmp_path / "run"
     found = evaluate(out, Unreadable(SCENES, seed=2))
     answers = files.read(out / "answers.jsonl")
@@ -407,7 +407,7 @@ def test_an_unreadable_picture_is_an_error_row(whole, tmp_path):
 
 
 @needs_weights
-def test_a_picture_that_comes_back_does_not_change_a_started_batch(tmp_path):
+def test_a_image_that_comes_back_does_not_change_a_started_batch(tmp_path):
     out, again = tmp_path / "run", tmp_path / "again"
     evaluate(out, Unreadable(SCENES, seed=2))
     lines = (out / "answers.jsonl").read_bytes().splitlines(keepends=True)
@@ -463,7 +463,7 @@ def test_answers_of_another_question_file_are_refused(whole, tmp_path):
 
 
 @needs_weights
-def test_a_finished_run_needs_no_pictures(whole, monkeypatch):
+def test_a_finished_run_needs_no_images(whole, monkeypatch):
     def refuse(*args):
         raise AssertionError("opened again")
 
@@ -656,19 +656,19 @@ FLAGS = (Metric("accuracy", "accuracy", HIGHER), Metric("yes_rate", "yes-rate", 
 
 
 class Flags:
-    """Yes/no questions, several of one picture."""
+    """Yes/no questions, several of one image."""
 
     name = "flags"
     tasks = (Task("flags", "Flags", 4, True, FLAGS),)
 
-    def __init__(self, count, of_a_picture=6):
+    def __init__(self, count, of_a_image=6):
         self.items = [
             Item(
                 "flags",
                 str(i),
                 "Is it?",
-                f"{i // of_a_picture}.png",
-                str(i // of_a_picture),
+                f"{i // of_a_image}.png",
+                str(i // of_a_image),
                 "yes" if i % 2 else "no",
             )
             for i in range(count)
@@ -717,7 +717,7 @@ def test_a_shift_turns_bare_answers_and_leaves_the_rest():
 
 
 def test_figures_of_flags_by_hand():
-    benchmark = Flags(4, of_a_picture=2)
+    benchmark = Flags(4, of_a_image=2)
     setups, _ = parse_contenders(["vdd"], None)
     texts = {"greedy": ["No", "No", "Yes", "what"], "vdd": ["No", "Yes", "No", "Yes"]}
     answers = [
@@ -874,8 +874,8 @@ def test_published_files_are_asked_through_the_command(name, tmp_path):
         "chair": ["--instances", str(laid_out.instances), "--count", "2", "--prompt", "Describe."],
     }
     out = tmp_path / "run"
-    pictures = ["--images", str(laid_out.pictures), "--max-new-tokens", "6", "--no-controls"]
-    result = invoke(name, *files_of[name], *pictures, "--decoder", "vdd", "--out", str(out))
+    images = ["--images", str(laid_out.images), "--max-new-tokens", "6", "--no-controls"]
+    result = invoke(name, *files_of[name], *images, "--decoder", "vdd", "--out", str(out))
     assert result.exit_code == 0, result.output
     found = json.loads((out / "summary.json").read_text())
     tasks = {"pope": ["random", "popular", "adversarial"], "chair": ["caption"]}[name]
@@ -886,4 +886,4 @@ def test_published_files_are_asked_through_the_command(name, tmp_path):
     # No path of this machine: runs of two machines can be put side by side.
     assert str(tmp_path) not in json.dumps(found["run"]["fixed"])
     missing = invoke(name, *files_of[name], "--images", str(tmp_path), "--out", str(out / "x"))
-    assert missing.exit_code == 2 and "pictures" in missing.stderr
+    assert missing.exit_code == 2 and "images" in missing.stderr

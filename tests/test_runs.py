@@ -26,7 +26,7 @@ from sightline.evaluation.asking import ModelRunner, Preparation, Source
 from sightline.evaluation.batches import Batch
 from sightline.evaluation.benchmark import Item
 from sightline.evaluation.failures import explained
-from sightline.evaluation.files import check_pictures, open_inside
+from sightline.evaluation.files import check_images, open_inside
 from sightline.evaluation.lab import LabBenchmark
 from sightline.evaluation.lock import Lock
 from sightline.evaluation.pope import Pope
@@ -34,7 +34,7 @@ from sightline.evaluation.record import header, versions
 from sightline.evaluation.runner import Run
 from sightline.evaluation.setups import parse_contenders
 from sightline.json_text import finite, json_text
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 
 HERE = Path(__file__).parent
 SOON = 20  # seconds, on a machine with other work
@@ -426,12 +426,12 @@ def test_all_json_that_is_written_is_json():
 
 
 def test_no_name_leads_out_of_the_folder(tmp_path):
-    folder, outside = tmp_path / "pictures", tmp_path / "outside"
+    folder, outside = tmp_path / "images", tmp_path / "outside"
     (folder / "inner").mkdir(parents=True)
     outside.mkdir()
-    picture = (PICTURES / "corner.png").read_bytes()
+    image = (IMAGES / "corner.png").read_bytes()
     for path in (folder / "a.png", folder / "inner" / "b.png", outside / "secret.png"):
-        path.write_bytes(picture)
+        path.write_bytes(image)
     (folder / "link.png").symlink_to(outside / "secret.png")
     (folder / "way").symlink_to(outside)
     (folder / "ring.png").symlink_to(folder / "ring.png")
@@ -439,22 +439,22 @@ def test_no_name_leads_out_of_the_folder(tmp_path):
     (tmp_path / "alias").symlink_to(folder)
     for root in (folder, tmp_path / "alias"):
         for name in ("a.png", "inner/b.png", "inner/../a.png", "./a.png", "within.png"):
-            check_pictures(root, [name])
+            check_images(root, [name])
             assert open_inside(root, name).size
         names = ["../outside/secret.png", "inner/../../outside/secret.png", "link.png"]
         names += ["way/secret.png", str(outside / "secret.png"), "/etc/hostname"]
         for name in names:
             with pytest.raises(ValueError, match="outside of"):
-                check_pictures(root, ["a.png", name])
+                check_images(root, ["a.png", name])
             with pytest.raises(ValueError, match="outside of"):
                 open_inside(root, name)
         for name in ("ring.png", "none.png", "a\0.png", "x" * 5000):
             with pytest.raises(ValueError):
-                check_pictures(root, [name])
+                check_images(root, [name])
     asked = tmp_path / "coco_pope_random.json"
     row = {"question_id": 1, "image": "link.png", "text": "Is it?", "label": "yes"}
     asked.write_text(json.dumps([row]))
-    with pytest.raises(ValueError, match=r"1 of 1 pictures are outside of .*: link\.png"):
+    with pytest.raises(ValueError, match=r"1 of 1 images are outside of .*: link\.png"):
         Pope(asked, folder)
     row["image"] = str(folder / "a.png")  # an absolute path, but no way out
     asked.write_text(json.dumps([row]))
@@ -529,10 +529,10 @@ def test_other_errors_stay_what_they_are():
 class Killing(LabBenchmark):
     """A scene whose drawing ends the process that draws, as a system does that is out of memory."""
 
-    def picture(self, item):
+    def load_image(self, item):
         if item.image == "5":
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().picture(item)
+        return super().load_image(item)
 
 
 @needs_weights
@@ -556,16 +556,16 @@ class Odd(LabBenchmark):
         self.stumbles = Item("presence", "stumbles", "Is it?", "none", "0", "yes", "present")
         self.items = [first, self.odd, *others, self.stumbles]
 
-    def picture(self, item):
+    def load_image(self, item):
         if item.id == "stumbles":
             raise SyntaxError("a chunk\nis broken")
-        return super().picture(item)
+        return super().load_image(item)
 
 
-def encode(preparation, pictures, texts, own=Preparation.encode):
+def encode(preparation, images, texts, own=Preparation.encode):
     if "Is it odd?" in texts:
         raise TypeError("no such\nwords")
-    return own(preparation, pictures, texts)
+    return own(preparation, images, texts)
 
 
 @needs_weights
@@ -605,12 +605,12 @@ def invoke(*arguments):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("describe", str(PICTURES / "corner.png"), "What is \udcff?"),
-        ("compare", str(PICTURES / "corner.png"), "What is \udcff?"),
+        ("describe", str(IMAGES / "corner.png"), "What is \udcff?"),
+        ("compare", str(IMAGES / "corner.png"), "What is \udcff?"),
         ("evaluate", "lab", "--decoder", "vd\udcff"),
         ("evaluate", "lab", "--model", "\udcff"),
         ("evaluate", "lab", "--resume", "--out", "runs/\udcff"),
-        ("describe", str(PICTURES / "corner.png"), "--template", "x=" + DEEP),
+        ("describe", str(IMAGES / "corner.png"), "--template", "x=" + DEEP),
     ],
 )
 def test_what_is_no_text_on_the_command_line_is_one_line(arguments, tmp_path, monkeypatch):

@@ -266,12 +266,12 @@ def test_nor_where_a_prompt_is_made(monkeypatch):
     said = []
     for device in ("cpu", "meta"):
         with default_device(device):
-            said.append(prompt_inputs(vlm.model, vlm.processor, vlm.pictures[0], "What?"))
+            said.append(prompt_inputs(vlm.model, vlm.processor, vlm.images[0], "What?"))
     for name, values in said[0].items():
         assert torch.equal(said[1][name], values)
     monkeypatch.setattr(vlm.processor, "chat_template", None)
     with default_device("meta"):
-        made = prompt_inputs(vlm.model, vlm.processor, vlm.pictures[0], "<image> What?")
+        made = prompt_inputs(vlm.model, vlm.processor, vlm.images[0], "<image> What?")
     assert (made["input_ids"] == vlm.image).any() and made["pixel_values"].device.type == "cpu"
 
 
@@ -291,12 +291,12 @@ ASKING = {
 @pytest.mark.parametrize("make_decoder", ASKING.values(), ids=ASKING)
 def test_nor_of_decoders_that_ask_again(make_decoder):
     vlm = CHAT_MODELS["lab"]()
-    pictures = list(vlm.pictures[:1])
-    inputs = vlm.asked(["Is there a vase?"], pictures)
+    images = list(vlm.images[:1])
+    inputs = vlm.asked(["Is there a vase?"], images)
     found = []
     for device in ("cpu", "meta"):
         decoder = make_decoder(vlm.processor)
-        given = dict(images=pictures) if getattr(decoder, "needs_images", False) else {}
+        given = dict(images=images) if getattr(decoder, "needs_images", False) else {}
         with default_device(device):
             found.append(
                 vlm.model.generate(**inputs, **given, custom_generate=decoder, max_new_tokens=4)

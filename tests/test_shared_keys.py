@@ -14,7 +14,7 @@ from sightline import SID, VAF, Recipe, VASparse
 from sightline.attention.edits import ImageGain, ImageScale, LeastAttended
 from sightline.attention.hook import KEYWORD, AttentionPlan, BranchAttention, recalibrated
 from sightline.attention.recorder import AttentionRecorder
-from sightline.decoders.carve.carve import RefinedPicture
+from sightline.decoders.carve.carve import RefinedImage
 from sightline.engine.attention_maps import watch
 from sightline.engine.inputs import complete, expert_branch
 from sightline.engine.kv_cache import layers_with_every_key, layers_without_attention
@@ -168,7 +168,7 @@ def test_such_models_answer_as_generate_does():
 
 def test_regions_are_compared_in_layers_that_share_keys_too():
     config = sharing(sliding_window=8).model.config.text_config
-    part = RefinedPicture(STAND_IN, layers=(2, 4))
+    part = RefinedImage(STAND_IN, layers=(2, 4))
     assert part._compared(config, 20) == (3,)
 
 

@@ -86,12 +86,12 @@ ROW = PROMPTS[0]
     ids=["vdd", "vdd both", "vcd"],
 )
 def test_each_prompt_is_read_at_its_own_length(decoder, read, calls):
-    """Branch 0 is the prompt, 1 without its picture, 2 with one token for it."""
+    """Branch 0 is the prompt, 1 without its image, 2 with one token for it."""
     model, make_inputs = llava(), FAMILIES["llava"][1]
     inputs = make_inputs([ROW])
     lengths = [inputs["input_ids"].shape[1]]
-    pictures = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    lengths += [lengths[0] - pictures, lengths[0] - pictures + 1]
+    images = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    lengths += [lengths[0] - images, lengths[0] - images + 1]
     generate(model, inputs, decoder, max_new_tokens=3)
     once = [(rows, lengths[branch] + 1, masked) for rows, branch, masked in read]
     twice = [(rows, keys + 1, masked) for rows, keys, masked in once]
@@ -226,8 +226,8 @@ def test_guidance_edits_the_expert_alone(calls):
     inputs = make_inputs([ROW])
     decoder = PAI(alpha=1.5, gamma=2.0, layers=(0, model.config.text_config.num_hidden_layers))
     generate(model, inputs, decoder, max_new_tokens=2)
-    pictures = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    blind = inputs["input_ids"].shape[1] - pictures + 1
+    images = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    blind = inputs["input_ids"].shape[1] - images + 1
     assert set(calls) == {(1, blind, False)}
 
 

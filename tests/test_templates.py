@@ -70,7 +70,7 @@ def spoken(vlm, template):
 
 
 def said(*turns):
-    """A user's words about a picture, a reply, the user's next words, ..."""
+    """A user's words about an image, a reply, the user's next words, ..."""
     roles = ("user", "assistant")
     return [turn(roles[n % 2], words, int(n == 0)) for n, words in enumerate(turns)]
 
@@ -82,7 +82,7 @@ def inputs_of(vlm, processor, chats, **arguments):
         )
         for chat in chats
     ]
-    return vlm.inputs(prompts, vlm.pictures[: len(prompts)])
+    return vlm.inputs(prompts, vlm.images[: len(prompts)])
 
 
 def asking(vlm, processor, inputs, action):
@@ -172,7 +172,7 @@ def closed_set(processor):
 
 def generated(vlm, decoder, inputs, **given):
     if getattr(decoder, "needs_images", False):
-        given["images"] = list(vlm.pictures[:1])
+        given["images"] = list(vlm.images[:1])
     return vlm.model.generate(**inputs, **given, custom_generate=decoder, max_new_tokens=2)
 
 
@@ -234,17 +234,17 @@ def test_a_prompt_within_an_answer_is_for_decoders_that_ask_nothing(vlm):
 def test_answer_takes_arguments_of_the_template(vlm, decoder):
     processor = spoken(vlm, OPENED)
     decoder = decoder(processor=processor) if isinstance(decoder, type) else decoder
-    picture, arguments = vlm.pictures[0], {"enable_thinking": False}
+    image, arguments = vlm.images[0], {"enable_thinking": False}
     inputs = inputs_of(vlm, processor, [said("What?")], **arguments)
     told = {"chat_template_kwargs": arguments}
-    made = prompt_inputs(vlm.model, processor, picture, "What?", **told)
+    made = prompt_inputs(vlm.model, processor, image, "What?", **told)
     assert torch.equal(made["input_ids"], inputs["input_ids"])
     tokens = vlm.model.generate(**inputs, custom_generate=decoder, max_new_tokens=6)
     expected = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     text = answer(
         vlm.model,
         processor,
-        picture,
+        image,
         "What?",
         decoder,
         chat_template_kwargs=arguments,
@@ -285,7 +285,7 @@ def test_arguments_are_read_from_text():
 def test_an_evaluation_asks_with_the_templates_arguments(vlm):
     processor = spoken(vlm, OPENED)
     preparation = Preparation(None, processor, chat_template_kwargs={"enable_thinking": False})
-    made = preparation.encode(vlm.pictures, QUESTIONS)
+    made = preparation.encode(vlm.images, QUESTIONS)
     wanted = inputs_of(vlm, processor, [said(q) for q in QUESTIONS], enable_thinking=False)
     assert torch.equal(torch.from_numpy(made["input_ids"]), wanted["input_ids"])
 
@@ -313,7 +313,7 @@ def starting(processor):
 @pytest.mark.parametrize("before", ["", "{{ '\\n' }}", "{{ ' \\n' }}"])
 def test_a_sequence_begins_once(starting, before):
     starting.chat_template = before + starting.chat_template
-    chat = user_turn([lab_picture()], "What?")
+    chat = user_turn([lab_image()], "What?")
     for messages in (chat, [chat]):
         ids = templated(starting, messages, {})["input_ids"][0].tolist()
         assert ids.count(starting.tokenizer.bos_token_id) == 1
@@ -321,7 +321,7 @@ def test_a_sequence_begins_once(starting, before):
 
 def test_a_start_that_the_template_does_not_write_is_added(starting):
     starting.chat_template = starting.chat_template.replace("<s>", "")
-    ids = templated(starting, user_turn([lab_picture()], "What?"), {})["input_ids"][0].tolist()
+    ids = templated(starting, user_turn([lab_image()], "What?"), {})["input_ids"][0].tolist()
     assert ids[0] == starting.tokenizer.bos_token_id
     assert ids.count(ids[0]) == 1
 
@@ -329,11 +329,11 @@ def test_a_start_that_the_template_does_not_write_is_added(starting):
 def test_two_starts_of_the_callers_own_are_warned_of(starting):
     model = AutoModelForImageTextToText.from_pretrained(lab.CHECKPOINT, dtype=torch.float32)
     text = starting.apply_chat_template(
-        user_turn([lab_picture()], "What?"), add_generation_prompt=True, tokenize=False
+        user_turn([lab_image()], "What?"), add_generation_prompt=True, tokenize=False
     )
     for added, warns in ((True, True), (False, False)):
         inputs = starting(
-            images=[lab_picture()] * 2,
+            images=[lab_image()] * 2,
             text=[text, text.replace("What?", "What is there?")],
             add_special_tokens=added,
             padding=True,
@@ -347,27 +347,27 @@ def test_two_starts_of_the_callers_own_are_warned_of(starting):
         assert len(about) == int(warns)
 
 
-def lab_picture():
+def lab_image():
     return lab.draw(lab.decorrelated(np.random.default_rng(0)))
 
 
 def test_a_processor_without_a_template_writes_its_own_prompt(processor):
-    """PaliGemma's puts pictures, the start, text and a newline into a prompt."""
-    pictures = SiglipImageProcessor(size={"height": 32, "width": 32})
-    pictures.image_seq_length = 4
-    own = PaliGemmaProcessor(pictures, processor.tokenizer)
+    """PaliGemma's puts images, the start, text and a newline into a prompt."""
+    images = SiglipImageProcessor(size={"height": 32, "width": 32})
+    images.image_seq_length = 4
+    own = PaliGemmaProcessor(images, processor.tokenizer)
     assert own.chat_template is None
     model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16)
-    made = prompt_inputs(model, own, [lab_picture()], "a cup")
+    made = prompt_inputs(model, own, [lab_image()], "a cup")
     assert "labels" not in made
     assert made["pixel_values"].dtype == torch.bfloat16
     assert int((made["input_ids"] == own.image_token_id).sum()) == 4
     assert "a cup" in own.decode(made["input_ids"][0])
     with pytest.raises(ValueError, match="no chat template that would take thinking"):
-        prompt_inputs(model, own, [lab_picture()], "a cup", chat_template_kwargs={"thinking": True})
+        prompt_inputs(model, own, [lab_image()], "a cup", chat_template_kwargs={"thinking": True})
     with pytest.raises(ValueError, match="no chat template, in which this decoder would ask"):
         PromptEditor(own, model)
-    batch = Preparation(None, own).encode([lab_picture()] * 2, ["a cup", "a cup and a dog"])
+    batch = Preparation(None, own).encode([lab_image()] * 2, ["a cup", "a cup and a dog"])
     assert (batch["input_ids"] == own.image_token_id).sum(axis=1).tolist() == [4, 4]
     assert batch["attention_mask"][:, -1].tolist() == [1, 1]
 

@@ -86,7 +86,7 @@ def test_then_the_same_decoder_answers_about_an_image(vlm):
     asked = vlm.asked(["Is there a cup in the image?"])
     for name, decoder in every_decoder(vlm):
         needs = getattr(decoder, "needs_images", False)
-        given = dict(images=[vlm.pictures[0]]) if needs else {}
+        given = dict(images=[vlm.images[0]]) if needs else {}
         first = generate(vlm.model, asked, decoder, **given)
         generate(vlm.model, hello, decoder)
         assert torch.equal(generate(vlm.model, asked, decoder, **given), first), name
@@ -182,7 +182,7 @@ def test_padding_on_the_right_is_refused(llava, method):
 @pytest.mark.parametrize("build", [MVP, PostHocDebias], ids=["mvp", "posthoc"])
 def test_padding_on_the_right_is_refused_by_closed_sets(vlm, build):
     inputs = padded_right(vlm.asked(["Is there a cup or a vase in the image?", "Is it?"]))
-    given = dict(images=list(vlm.pictures[:2])) if build is MVP else {}
+    given = dict(images=list(vlm.images[:2])) if build is MVP else {}
     with pytest.raises(ValueError, match=r"ends in 0 in rows \[1\]"):
         generate(vlm.model, inputs, build(processor=vlm.processor), **given)
 

@@ -1,4 +1,4 @@
-"""The tiny models of every family: that they answer, see, and get pictures as their processors."""
+"""The tiny models of every family: that they answer, see, and get images as their processors."""
 
 import importlib
 from functools import cache
@@ -75,7 +75,7 @@ def test_its_answers_are_decided_and_not_one_token_repeated(name):
 
 
 @family
-def test_it_sees_its_picture(name):
+def test_it_sees_its_image(name):
     model, counts = made(name), [1, 1]
     inputs = model.inputs(PROMPTS)
     other = {**inputs, **model.arranged(-model.drawn(PROMPTS), counts)}
@@ -91,7 +91,7 @@ def test_it_is_small_and_in_full_precision(name):
 
 
 @family
-def test_two_pictures_in_a_row_beside_one(name):
+def test_two_images_in_a_row_beside_one(name):
     given(name, made(name).family.single)
     rows = [[BOS, IMAGE, 12, IMAGE, 13], [BOS, 8, IMAGE, 9]]
     together = first(made(name), made(name).inputs(rows))
@@ -101,7 +101,7 @@ def test_two_pictures_in_a_row_beside_one(name):
 
 
 @family
-def test_a_row_without_a_picture_beside_one_with(name):
+def test_a_row_without_a_image_beside_one_with(name):
     given(name, made(name).family.every)
     rows = [[BOS, IMAGE, 12, 13], [BOS, 20, 21]]
     given(name, made(name).family.mixed)
@@ -121,7 +121,7 @@ def test_what_a_record_says_that_it_does_not_take_fails_in_generate(name):
             first(made(name), made(name).inputs([[BOS, 20, 21]]))
 
 
-def test_pictures_of_a_row_differ_and_depend_on_its_text_alone():
+def test_images_of_a_row_differ_and_depend_on_its_text_alone():
     row = [BOS, IMAGE, 12, IMAGE]
     pixels = Tiny.drawn([row, [BOS, 7], [BOS, IMAGE]])
     assert pixels.shape == (3, 3, SIDE, SIDE)
@@ -131,13 +131,13 @@ def test_pictures_of_a_row_differ_and_depend_on_its_text_alone():
     torch.testing.assert_close(pixels[2:], Tiny.drawn([[IMAGE, BOS]]))
 
 
-def counted(pictures):
+def counted(images):
     """`[N, 3, SIDE, SIDE]`, in which a value tells its place."""
-    return torch.arange(pictures * 3 * SIDE * SIDE, dtype=torch.float).view(-1, 3, SIDE, SIDE)
+    return torch.arange(images * 3 * SIDE * SIDE, dtype=torch.float).view(-1, 3, SIDE, SIDE)
 
 
-def place(picture, colour, line, column):
-    return ((picture * 3 + colour) * SIDE + line) * SIDE + column
+def place(image, colour, line, column):
+    return ((image * 3 + colour) * SIDE + line) * SIDE + column
 
 
 def test_patches_of_a_token_follow_each_other():
@@ -164,7 +164,7 @@ def test_qwen_repeats_a_still_frame_between_colour_and_line():
         assert value == place(1, 2, PATCH + 3, 2 * PATCH + 5)
 
 
-def test_tiles_hold_the_halves_of_the_picture_in_its_middle():
+def test_tiles_hold_the_halves_of_the_image_in_its_middle():
     pixels = counted(1)
     whole, left, right = made("llava_next").arranged(pixels, [1])["pixel_values"][0]
     half = SIDE // 2
@@ -173,7 +173,7 @@ def test_tiles_hold_the_halves_of_the_picture_in_its_middle():
     assert torch.equal(right[..., :half], pixels[0, ..., half:]) and (right[..., half:] == -1).all()
 
 
-def test_a_row_with_fewer_pictures_gets_zeros():
+def test_a_row_with_fewer_images_gets_zeros():
     pixels = counted(3) + 1
     shown = made("idefics3").arranged(pixels, [1, 0, 2])["pixel_values"]
     assert shown.shape == (3, 2, 3, SIDE, SIDE)
@@ -181,7 +181,7 @@ def test_a_row_with_fewer_pictures_gets_zeros():
     assert not shown[0, 1].any() and not shown[1].any()
 
 
-def test_a_token_looks_at_the_last_picture_before_it():
+def test_a_token_looks_at_the_last_image_before_it():
     ids = torch.tensor([[BOS, IMAGE, 12, IMAGE, 13], [PAD, BOS, 20, IMAGE, 21]])
     first_row = [[0, 0], [1, 0], [1, 0], [0, 1], [0, 1]]
     second_row = [[0, 0], [0, 0], [0, 0], [1, 0], [1, 0]]
@@ -221,7 +221,7 @@ PROCESSORS = {
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_pictures_are_arranged_as_by_the_familys_own_processor(name):
+def test_images_are_arranged_as_by_the_familys_own_processor(name):
     folder, kind, settings = PROCESSORS[name]
     path = f"transformers.models.{folder}.image_processing_pil_{folder}"
     if name not in FAMILIES or importlib.util.find_spec(path) is None:
@@ -229,24 +229,24 @@ def test_pictures_are_arranged_as_by_the_familys_own_processor(name):
     processor = getattr(importlib.import_module(path), f"{kind}ImageProcessorPil")
     levels = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
     theirs = processor(**{"do_resize": False, **levels, **settings})
-    pictures = [scene(number) for number in range(3)]
-    ours = made(name).processor.image_processor(images=pictures)
-    expected = theirs(images=pictures, return_tensors="pt")
+    images = [scene(number) for number in range(3)]
+    ours = made(name).processor.image_processor(images=images)
+    expected = theirs(images=images, return_tensors="pt")
     for key, values in ours.items():
         torch.testing.assert_close(values, expected[key].to(values.dtype), atol=1e-6, rtol=0)
 
 
 def scene(number, size=SIDE):
-    """A picture in which no two pixels are known to be equal."""
+    """An image in which no two pixels are known to be equal."""
     levels = np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
     return Image.fromarray(levels)
 
 
-def asking(text, pictures=1):
+def asking(text, images=1):
     return [
         {
             "role": "user",
-            "content": [{"type": "image"}] * pictures + [{"type": "text", "text": text}],
+            "content": [{"type": "image"}] * images + [{"type": "text", "text": text}],
         }
     ]
 
@@ -281,9 +281,9 @@ def test_the_processor_writes_prompts_as_the_models_read_them():
     assert torch.equal(batch["mm_token_type_ids"], (batch["input_ids"] == IMAGE).long())
 
 
-def test_the_processor_deals_pictures_to_rows():
+def test_the_processor_deals_images_to_rows():
     processor = made("idefics3").processor
-    asked = [processor.apply_chat_template(asking("so", pictures)) for pictures in (1, 2)]
+    asked = [processor.apply_chat_template(asking("so", images)) for images in (1, 2)]
     shown = processor(text=asked, images=[scene(n, 64) for n in range(3)])["pixel_values"]
     assert shown.shape == (2, 2, 3, SIDE, SIDE)
     small = scene(2, 64).resize((SIDE, SIDE), Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""Where tokens lie: against what processors and models of transformers do with painted pictures."""
+"""Where tokens lie: against what processors and models of transformers do with painted images."""
 
 import math
 from types import SimpleNamespace
@@ -50,7 +50,7 @@ def config(**vision):
 # Each family: its processor, its config, and from the processor's output
 # - `patches`, `[P, values]`, what the vision tower takes in, in its order;
 # - `tokens`, for each of the N tokens the set of patches it is made of;
-# - `views`, runs of patches that together show the picture once.
+# - `views`, runs of patches that together show the image once.
 
 
 def by_patch(canvases):
@@ -189,7 +189,7 @@ def painted(size, box):
 
 
 def inside(box, size):
-    """Share of a box that lies in the picture."""
+    """Share of a box that lies in the image."""
     left, top, right, bottom = box
     width = min(right, size[0]) - max(left, 0)
     height = min(bottom, size[1]) - max(top, 0)
@@ -223,11 +223,11 @@ def test_paint_on_a_cell_lands_on_the_patches_of_its_token(family, size):
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (150, 50), (40, 200)])
 def test_a_grid_that_onevision_makes_smaller_lies_where_its_own_interpolation_looks(size):
-    """Patches that carry their place in the picture go through the model's own packing."""
+    """Patches that carry their place in the image go through the model's own packing."""
     processor, full, read = FAMILIES["llava-onevision"]
-    picture = Image.new("RGB", size)
-    patches, groups, _ = read(processor(images=picture), size)
-    boxes = locate(processor, full, picture, len(groups)).cells()  # as checked with paint
+    image = Image.new("RGB", size)
+    patches, groups, _ = read(processor(images=image), size)
+    boxes = locate(processor, full, image, len(groups)).cells()  # as checked with paint
     smaller = onevision(1)
     seen = []
     for axis in (0, 1):
@@ -235,7 +235,7 @@ def test_a_grid_that_onevision_makes_smaller_lies_where_its_own_interpolation_lo
         for group, box in zip(groups, boxes, strict=True):
             places[list(group)] = (box[axis] + box[axis + 2]) / 2
         seen.append(packed(LlavaOnevisionModel, smaller, size, places.view(-1, 16, 1)))
-    layout = locate(processor, smaller, picture, len(seen[0]))
+    layout = locate(processor, smaller, image, len(seen[0]))
     tokens = layout.tiles[1].tokens.flatten()
     assert 16 + len(tokens) < len(boxes)
     for axis in (0, 1):
@@ -243,21 +243,21 @@ def test_a_grid_that_onevision_makes_smaller_lies_where_its_own_interpolation_lo
         torch.testing.assert_close(middles, seen[axis][tokens], atol=1e-3, rtol=0)  # float32, 200
 
 
-def whole_picture(size, gh, gw):
+def whole_image(size, gh, gw):
     tile = Tile(torch.arange(gh * gw).view(gh, gw), (0.0, 0.0, float(size[0]), float(size[1])))
     return Layout(size, gh * gw, (tile,))
 
 
-def test_pixels_of_a_grid_over_the_whole_picture_are_those_of_interpolate():
+def test_pixels_of_a_grid_over_the_whole_image_are_those_of_interpolate():
     values = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
     expected = interpolate(values.view(2, 1, 3, 4), (6, 8), mode="bilinear", align_corners=False)
-    pixels = whole_picture((8, 6), 3, 4).to_pixels(values)
+    pixels = whole_image((8, 6), 3, 4).to_pixels(values)
     torch.testing.assert_close(pixels, expected[:, 0], **FLOAT32)
 
 
 def test_pixels_by_hand():
     """Two cells of 2 pixels: 0 and 1. Centres at 1 and 3; those of pixels at 0.5, 1.5, ..."""
-    pixels = whole_picture((4, 1), 1, 2).to_pixels(torch.tensor([0, 1]))
+    pixels = whole_image((4, 1), 1, 2).to_pixels(torch.tensor([0, 1]))
     torch.testing.assert_close(pixels, torch.tensor([[0, 0.25, 0.75, 1]]), **FLOAT32)
 
 
@@ -283,7 +283,7 @@ def test_a_cell_without_a_token_gives_and_takes_nothing_and_covers_nothing():
     assert layout.cells()[2].tolist() == [0, 2, 2, 4]
 
 
-def test_cells_in_the_padding_lie_outside_the_picture_and_are_0():
+def test_cells_in_the_padding_lie_outside_the_image_and_are_0():
     processor, model_config, _ = FAMILIES["padded"]
     layout = locate(processor, model_config, Image.new("RGB", (100, 50)), 16)
     assert layout.tiles[0].box == (0, -25, 100, 75)
@@ -317,7 +317,7 @@ def test_patches_that_do_not_fill_the_canvas_leave_its_rest_unseen():
         ((4, 4), (0, 0, 4, 4)),
     ],
 )
-def test_thin_and_tiny_pictures_through_a_crop(size, box):
+def test_thin_and_tiny_images_through_a_crop(size, box):
     processor, model_config, _ = FAMILIES["crop"]
     layout = locate(processor, model_config, Image.new("RGB", size), 16)
     # The ramp's 8-bit levels on at least 8 pixels: a twentieth of one.
@@ -344,11 +344,11 @@ def test_models_that_resample_patches_are_refused(model_config):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_wrong_number_of_tokens_is_refused(family):
     processor, model_config, read = FAMILIES[family]
-    picture = Image.new("RGB", (96, 64))
-    _, groups, _ = read(processor(images=picture), picture.size)
+    image = Image.new("RGB", (96, 64))
+    _, groups, _ = read(processor(images=image), image.size)
     for count in (0, len(groups) - 1, len(groups) + 1):
         with pytest.raises(ValueError, match=f"{count} tokens do not fit .* Pass the processor"):
-            locate(processor, model_config, picture, count)
+            locate(processor, model_config, image, count)
 
 
 def test_tiles_that_the_config_does_not_know_are_refused():
@@ -394,15 +394,13 @@ def test_unplaceable_outputs_are_refused():
     def blind(images):
         return {"pixel_values": np.zeros((1, 3, SIDE, SIDE))}
 
-    picture = Image.new("RGB", (64, 64))
-    with pytest.raises(
-        ValueError, match=r"pictures \[.., 3, H, W\] were wanted .* got \[16, 588\]"
-    ):
-        locate(flat, config(), picture, 16)
-    with pytest.raises(ValueError, match="does not depend on the picture"):
-        locate(blind, config(), picture, 16)
+    image = Image.new("RGB", (64, 64))
+    with pytest.raises(ValueError, match=r"images \[.., 3, H, W\] were wanted .* got \[16, 588\]"):
+        locate(flat, config(), image, 16)
+    with pytest.raises(ValueError, match="does not depend on the image"):
+        locate(blind, config(), image, 16)
     with pytest.raises(ValueError, match=r"vision_config.patch_size .* None"):
-        locate(FAMILIES["square"][0], SimpleNamespace(), picture, 16)
+        locate(FAMILIES["square"][0], SimpleNamespace(), image, 16)
 
 
 def test_the_size_of_patches_may_be_given_for_both_sides():
@@ -411,10 +409,10 @@ def test_the_size_of_patches_may_be_given_for_both_sides():
         SimpleNamespace(vision_config=SimpleNamespace(patch_size=sides))
         for sides in ([14, 14], [14, 28])
     )
-    picture = Image.new("RGB", (64, 64))
-    assert locate(processor, both, picture, 16).count == 16
+    image = Image.new("RGB", (64, 64))
+    assert locate(processor, both, image, 16).count == 16
     with pytest.raises(ValueError, match=r"vision_config.patch_size .* \[14, 28\]"):
-        locate(processor, uneven, picture, 16)
+        locate(processor, uneven, image, 16)
 
 
 def test_frames_of_a_video_are_refused():
@@ -422,12 +420,12 @@ def test_frames_of_a_video_are_refused():
         return {"pixel_values": np.zeros((8, 588)), "image_grid_thw": [[2, 2, 2]]}
 
     filmed.merge_size = 2
-    with pytest.raises(ValueError, match="got 2 frames: pass a still picture"):
+    with pytest.raises(ValueError, match="got 2 frames: pass a still image"):
         locate(filmed, config(spatial_merge_size=2), Image.new("RGB", (64, 64)), 2)
 
 
 def test_maps_of_another_size_are_refused():
-    layout = whole_picture((8, 6), 3, 4)
+    layout = whole_image((8, 6), 3, 4)
     with pytest.raises(ValueError, match="12 tokens, got values for 11"):
         layout.to_pixels(torch.zeros(11))
 
@@ -440,7 +438,7 @@ class Counting(CLIPImageProcessorPil):
         return super().__call__(*args, **kwargs)
 
 
-def test_pictures_of_one_size_are_asked_about_once_and_again_under_other_settings():
+def test_images_of_one_size_are_asked_about_once_and_again_under_other_settings():
     processor = Counting(size=SQUARE, do_center_crop=False)
     first = locate(processor, config(), Image.new("RGB", (90, 60)), 16)
     asked = Counting.calls
@@ -455,8 +453,8 @@ def test_pictures_of_one_size_are_asked_about_once_and_again_under_other_setting
     assert tile.box == pytest.approx((0, 15, 60, 75), abs=0.1)
 
 
-def test_a_layout_of_the_picture_made_smaller():
-    """Halves of an 80 x 40 picture stay halves; one that is small enough stays as it is."""
+def test_a_layout_of_the_image_made_smaller():
+    """Halves of an 80 x 40 image stay halves; one that is small enough stays as it is."""
     tokens = torch.tensor([[0, 1]])
     layout = Layout((80, 40), 2, (Tile(tokens, (0.0, 0.0, 80.0, 40.0)),))
     smaller = layout.within(20)

@@ -30,7 +30,7 @@ BOTH = [BOS, IMAGE, 8, VIDEO, 9]
 VIDEOS = [FIRST, OTHER]
 MIXED = [FIRST, [BOS, IMAGE, 12, 13], BOTH]
 STEPS = 3
-# A full forward of such an answer would end early, hide a token, or ask for a picture.
+# A full forward of such an answer would end early, hide a token, or ask for an image.
 UNSAID = [PAD, EOS, IMAGE, VIDEO, VISION_START, VISION_END]
 STRONG = {name: METHODS[name] for name in ("vdd", "vcd", "pai", "vasparse")}
 RELEASE = f"transformers {transformers.__version__}"
@@ -62,7 +62,7 @@ def unavailable(name):
 
 @pytest.fixture(scope="module")
 def rows(watcher):
-    """A video, a picture and both in one prompt, or two videos where these do not go together."""
+    """A video, an image and both in one prompt, or two videos where these do not go together."""
     return VIDEOS if watcher.clips.alone else MIXED
 
 
@@ -246,12 +246,12 @@ def test_edited_attention_is_the_oracles(shown, decoder, oracle):
             torch.testing.assert_close(output.logits[step][index], expected, **TOLERANCE)
 
 
-# Frames that come as pictures
+# Frames that come as images
 
 
 @pytest.mark.parametrize("name", ["internvl", "smolvlm"])
-def test_frames_may_come_as_pictures(name):
-    """A processor without `pixel_values_videos`: every frame is a picture of the prompt."""
+def test_frames_may_come_as_images(name):
+    """A processor without `pixel_values_videos`: every frame is an image of the prompt."""
     tiny = Tiny.of(name)
     marked = [VISION_START, IMAGE, VISION_END]
     rows = [[BOS, 8, *[30, *marked] * 3, 20], [BOS, *marked, 12]]

@@ -37,12 +37,12 @@ mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 @mode
 def test_prefix_only_equals_generate_on_the_longer_prompts(vlm, mode):
     out, inputs = generate(vlm, PrefixOnly(processor=vlm.processor, tokens=8), **mode)
-    pictures = shown(vlm)
+    images = shown(vlm)
     prompts = [
-        described(vlm, question, picture, "image_first", 8)[1]
-        for question, picture in zip(QUESTIONS, pictures, strict=True)
+        described(vlm, question, image, "image_first", 8)[1]
+        for question, image in zip(QUESTIONS, images, strict=True)
     ]
-    longer = vlm.inputs(prompts, pictures)
+    longer = vlm.inputs(prompts, images)
     torch.manual_seed(1)
     own = vlm.model.generate(**longer, max_new_tokens=6, **mode)
     length = longer["input_ids"].shape[1]
@@ -63,19 +63,19 @@ def test_every_mode_answers_behind_the_callers_prompt(vlm, name, mode):
 
 
 @pytest.mark.parametrize("name", [n for n in VIEWS if not n.startswith(("carve", "mvp"))])
-def test_rows_with_several_pictures(vlm, name):
-    """A row's own pictures, in its order, whatever the rows beside it hold."""
+def test_rows_with_several_images(vlm, name):
+    """A row's own images, in its order, whatever the rows beside it hold."""
     decoder = VIEWS[name](vlm.processor)
-    one, two, three = vlm.pictures
+    one, two, three = vlm.images
     rows = [
         (vlm.chat([None, "And", None, QUESTIONS[0]]), [one, two]),
         (vlm.chat(QUESTIONS[1]), [three]),
     ]
 
     def run(rows):
-        pictures = [picture for _, own in rows for picture in own]
-        inputs = vlm.inputs([prompt for prompt, _ in rows], pictures)
-        given = {"images": pictures} if getattr(decoder, "needs_images", False) else {}
+        images = [image for _, own in rows for image in own]
+        inputs = vlm.inputs([prompt for prompt, _ in rows], images)
+        given = {"images": images} if getattr(decoder, "needs_images", False) else {}
         out = vlm.model.generate(
             **inputs, **given, custom_generate=decoder, max_new_tokens=5, **ASKED
         )
@@ -89,22 +89,20 @@ def test_rows_with_several_pictures(vlm, name):
             torch.testing.assert_close(ours[row], theirs[0], **TOLERANCE)
     if name == "agla":
         fixed = Fixed()
-        prompt, pictures = rows[0]
-        local = [blacked_out(p, fixed.values(p), fixed.masked(QUESTIONS[0])) for p in pictures]
+        prompt, images = rows[0]
+        local = [blacked_out(p, fixed.values(p), fixed.masked(QUESTIONS[0])) for p in images]
         expected = full(vlm, prompt, local).logits[0]
         torch.testing.assert_close(together.branch_logits[0][1, 0], expected, **TOLERANCE)
 
 
 @view
 @pytest.mark.filterwarnings("ignore:the question draws no more")
-def test_pictures_of_odd_shapes(vlm, build):
-    pictures = [scene(50).resize(size) for size in ((1, 1), (300, 10), (10, 300), (3, 2))]
+def test_images_of_odd_shapes(vlm, build):
+    images = [scene(50).resize(size) for size in ((1, 1), (300, 10), (10, 300), (3, 2))]
     questions = [*QUESTIONS, *QUESTIONS]
-    out, inputs = generate(vlm, build(vlm.processor), questions, pictures, steps=3)
+    out, inputs = generate(vlm, build(vlm.processor), questions, images, steps=3)
     assert torch.equal(out[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
     for row, question in enumerate(questions):
-        alone, own = generate(
-            vlm, build(vlm.processor), [question], pictures[row : row + 1], steps=3
-        )
+        alone, own = generate(vlm, build(vlm.processor), [question], images[row : row + 1], steps=3)
         answer = answers(vlm, alone, own)[0]
         assert answers(vlm, out, inputs)[row][: len(answer)] == answer

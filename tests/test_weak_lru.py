@@ -192,13 +192,13 @@ def reused(lab):
 
 
 def captioned(lab):
-    picture = lab.pictures[0]
+    image = lab.images[0]
     mvp = MVP(
         processor=lab.processor, k=1, tokens=2, caption_tokens=2, requests=("Say.",), weights=(1.0,)
     )
 
     def run(n):
-        shown = picture.rotate(n)
+        shown = image.rotate(n)
         inputs = lab.asked(["Is there a cow?"], [shown])
         return lab.model.generate(**inputs, images=shown, custom_generate=mvp, max_new_tokens=3)
 
@@ -268,8 +268,8 @@ def test_layouts_between_threads(lab, hasty, monkeypatch):
     sizes = [(100, 60), (60, 100), (80, 80)]
 
     def locate(n):
-        picture = lab.pictures[0].resize(sizes[n % 3])
-        return token_layout.locate(lab.processor, lab.model.config, picture, 64).size
+        image = lab.images[0].resize(sizes[n % 3])
+        return token_layout.locate(lab.processor, lab.model.config, image, 64).size
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(locate, range(60))) == [sizes[n % 3] for n in range(60)]

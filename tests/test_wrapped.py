@@ -27,11 +27,11 @@ from transformers import (
 
 from sightline import PAI, VCD, VDD, answer
 from sightline.chat import prompt_inputs
-from sightline.lab import CHECKPOINT, PICTURES
+from sightline.lab import CHECKPOINT, IMAGES
 
 STEPS = 4
-PICTURE_TOKENS = [IMAGE, VIDEO, VISION_START, VISION_END]
-CORNER = PICTURES / "corner.png"
+IMAGE_TOKENS = [IMAGE, VIDEO, VISION_START, VISION_END]
+CORNER = IMAGES / "corner.png"
 DESCRIBE = "Describe the image."
 
 
@@ -88,7 +88,7 @@ def int8_by_bitsandbytes(build: Callable, folder: Path) -> Loaded:
 
 
 def offloaded(build: Callable, folder: Path) -> Loaded:
-    """A layer of the text model, its head and the picture's encoder lie on disk between uses."""
+    """A layer of the text model, its head and the image's encoder lie on disk between uses."""
     build().save_pretrained(folder)
     model = build()
     places = {f"model.{name}": "disk" for name, _ in model.model.named_children()}
@@ -107,7 +107,7 @@ def offloaded(build: Callable, folder: Path) -> Loaded:
 
 
 def adapted(build: Callable, folder: Path) -> Loaded:
-    """LoRA of rank 4 on the text model, and on Qwen's picture encoder; A and B random."""
+    """LoRA of rank 4 on the text model, and on Qwen's image encoder; A and B random."""
     model = with_adapter(build)
     return Loaded(model, model.get_base_model())
 
@@ -197,7 +197,7 @@ def check_steps(family, loaded, make_inputs, method, rows=PROMPTS, steps=STEPS):
     where early layers are not in the output, on the full forwards."""
     inputs = make_inputs(rows)
     asked = dict(output_scores=True, output_logits=True, return_dict_in_generate=True)
-    asked |= dict(suppress_tokens=PICTURE_TOKENS, max_new_tokens=steps)
+    asked |= dict(suppress_tokens=IMAGE_TOKENS, max_new_tokens=steps)
     out = generate(loaded.model, inputs, method.strong, **asked)
     answers = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
     for row, prompt in enumerate(rows):
@@ -213,7 +213,7 @@ def check_steps(family, loaded, make_inputs, method, rows=PROMPTS, steps=STEPS):
                 assert float((full[0] - amateur).abs().max()) > 2 * loaded.tolerance
             expert, *others = branches[:, row]
             others = [*others, *(e.float() for e in early)]
-            expected = method.scores(expert, others, step, PICTURE_TOKENS)
+            expected = method.scores(expert, others, step, IMAGE_TOKENS)
             check_scores(scores[row], expected, loaded.tolerance if early else 1e-4)
 
 

@@ -27,8 +27,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 VOCABULARY = 120
 OTHER = 100  # tokens that no prompt here holds: audio, separators
-SIDE, PATCH = 32, 8  # of a picture and of its patches, in pixels
-GRID = (4, 4)  # patches of a picture, for families that take them flattened
+SIDE, PATCH = 32, 8  # of an image and of its patches, in pixels
+GRID = (4, 4)  # patches of an image, for families that take them flattened
 
 SIZES = dict(
     adapter_in_dim=32,
@@ -235,19 +235,19 @@ class Family:
 
     Args:
         layout: `(config, pixels [N, 3, SIDE, SIDE]) -> inputs`, as its processor arranges them.
-        by_row: Its inputs hold pictures by row, `[B, N, ...]`, with zeros where a row has fewer.
+        by_row: Its inputs hold images by row, `[B, N, ...]`, with zeros where a row has fewer.
         changes: Config values that its sizes alone do not give, by dotted name.
-        marked: Its processor opens and closes a picture by tokens that its config does not name.
-        single: Why it takes no prompt with two pictures.
-        every: Why it takes no row without a picture.
+        marked: Its processor opens and closes an image by tokens that its config does not name.
+        single: Why it takes no prompt with two images.
+        every: Why it takes no row without an image.
         mixed: Why a row's answer depends on its neighbours in the batch.
         seed: Of its weights; by it a step is decided, and no answer is one token repeated.
         reason: Why there is no model of it.
         needs: A package that it cannot be built without.
         since: The release of transformers that the record is written for; older ones name the
             inputs otherwise, or answer a row differently beside others.
-        tokens: That a picture fills in a prompt, where the encoder's output does not tell.
-        beside: `(ids [B, T], pictures of each row) -> inputs` that a prompt with pictures needs.
+        tokens: That an image fills in a prompt, where the encoder's output does not tell.
+        beside: `(ids [B, T], images of each row) -> inputs` that a prompt with images needs.
     """
 
     layout: Layout | None = None
@@ -283,7 +283,7 @@ def sized(config, pixels):
 
 
 def tiled(config, pixels):
-    """The whole picture, then its halves on two tiles side by side, black around them."""
+    """The whole image, then its halves on two tiles side by side, black around them."""
     black = torch.full_like(pixels[..., : SIDE // 2], -1.0)
     left, right = pixels.split(SIDE // 2, dim=-1)
     tiles = [pixels, torch.cat([black, left], dim=-1), torch.cat([right, black], dim=-1)]
@@ -297,14 +297,14 @@ def cut(pixels: torch.Tensor, size: int, group: int = 1) -> torch.Tensor:
 
 
 def repeated(config, patches: torch.Tensor, dim: int) -> torch.Tensor:
-    """A still picture as often as the encoder takes frames at once, at a new dimension."""
+    """A still image as often as the encoder takes frames at once, at a new dimension."""
     names = ("temporal_patch_size", "patch_temporal")
     frames = next((v for n in names if (v := getattr(config.vision_config, n, None))), 1)
     return torch.stack([patches] * frames, dim=dim)
 
 
 def gridded(config, patches: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Patches `[N, patches, ...]` of all pictures, each flat, with the grids of the pictures."""
+    """Patches `[N, patches, ...]` of all images, each flat, with the grids of the images."""
     grids = torch.tensor([[1, *GRID]] * len(patches))
     return {"pixel_values": patches.flatten(2).flatten(0, 1), "image_grid_thw": grids}
 
@@ -342,7 +342,7 @@ def small_squares(config, pixels):
 
 
 def packed(config, pixels):
-    """All patches of all pictures side by side in one long strip."""
+    """All patches of all images side by side in one long strip."""
     strip = cut(pixels, PATCH).permute(2, 3, 0, 1, 4).flatten(2)
     sizes = torch.tensor([GRID] * len(pixels), dtype=torch.int32)
     return {"pixel_values": strip[None], "target_sizes": sizes}
@@ -357,7 +357,7 @@ def blocks(config, pixels):
 
 
 def pooled(config, pixels):
-    """Each picture twice, coarse and as its one tile; which patches make which token."""
+    """Each image twice, coarse and as its one tile; which patches make which token."""
     count = 2 * len(pixels)
     patches = patch_rows(config, pixels)["pixel_values"].repeat_interleave(2, dim=0)
     height, width = GRID
@@ -379,13 +379,13 @@ def still_blocks(config, pixels):
 
 
 def two_sided(config, pixels):
-    """Flat patches of all pictures, with their grids of rows and columns."""
+    """Flat patches of all images, with their grids of rows and columns."""
     patches = cut(pixels, PATCH).flatten(2).flatten(0, 1)
     return {"pixel_values": patches, "image_grid_hw": torch.tensor([GRID] * len(pixels))}
 
 
 def patch_rows(config, pixels):
-    """Flat patches of each picture, colours last."""
+    """Flat patches of each image, colours last."""
     return {"pixel_values": cut(pixels, PATCH).movedim(2, -1).flatten(2)}
 
 
@@ -405,7 +405,7 @@ def placed(config, pixels):
 
 
 def shaped(config, pixels):
-    """As `patch_rows`, with the grids, and a mask for pictures with fewer patches."""
+    """As `patch_rows`, with the grids, and a mask for images with fewer patches."""
     patches = patch_rows(config, pixels)["pixel_values"]
     return {
         "pixel_values": patches,
@@ -428,7 +428,7 @@ def asked(config, pixels):
 
 
 def tile_lists(config, pixels):
-    """One tile a picture, each with the number of its shape; 0 where a row has fewer pictures."""
+    """One tile an image, each with the number of its shape; 0 where a row has fewer images."""
     return {
         "pixel_values": pixels[:, None],
         "aspect_ratio_ids": torch.ones(len(pixels), dtype=torch.long),
@@ -446,7 +446,7 @@ def numbered(config, pixels):
 
 
 def latest(ids: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """`[B, T, N]`, 1 where a token looks: at the last picture that came before it."""
+    """`[B, T, N]`, 1 where a token looks: at the last image that came before it."""
     number = (ids == IMAGE).cumsum(dim=1)
     return (number[..., None] == torch.arange(1, max(counts) + 1)).long()
 
@@ -464,8 +464,8 @@ def marked_places(ids, counts):
 
 
 ENCODER_DECODER = Family(reason="an encoder-decoder model, which decoders refuse by that name")
-OF_ROW = "it takes one picture with each row of the batch"
-NEEDED = "its forward asks for a picture"
+OF_ROW = "it takes one image with each row of the batch"
+NEEDED = "its forward asks for an image"
 PADDED = "it counts padding in its positions"
 VISUAL_TOKENS = {"<image>": IMAGE} | {f"IMGIMG{a}Z": 60 + i for i, a in enumerate("ABCDEFGH")}
 VISUAL_WORDS = {"<image>": IMAGE, "<|extra_200|>": 68} | {
@@ -533,7 +533,7 @@ RECORDS: dict[str, Family] = {
     ),
     "emu3": Family(sized, {"vocabulary_map": VISUAL_WORDS, **CODEBOOK}, seed=10),
     "ernie4_5_vl_moe": Family(grouped, {"text_config.rope_parameters.mrope_section": [1, 1, 2]}),
-    "evolla": Family(reason="reads proteins, not pictures"),
+    "evolla": Family(reason="reads proteins, not images"),
     "exaone4_5": Family(grouped),
     "fast_vlm": Family(squares, needs="timm"),
     "florence2": Family(
@@ -610,7 +610,7 @@ RECORDS: dict[str, Family] = {
         in_lines,
         {"text_config.head_dim": 8},
         marked=True,
-        mixed="it numbers the pictures of all rows in one sequence",
+        mixed="it numbers the images of all rows in one sequence",
         seed=1,
     ),
     "hyperclovax_vision_v2": Family(grouped),
@@ -685,7 +685,7 @@ RECORDS: dict[str, Family] = {
         tokens=1,
         by_row=True,
         beside=crossed,
-        mixed="a token before any picture looks at those of all rows, padding too",
+        mixed="a token before any image looks at those of all rows, padding too",
     ),
     "molmo2": Family(
         pooled,
@@ -844,7 +844,7 @@ def enlivened(model: Any, head: int = VOCABULARY) -> Any:
         if parameter.ndim > 1:
             inputs = parameter.shape[-1] if "experts" in name else parameter[0].numel()
             torch.nn.init.normal_(parameter, std=inputs**-0.5)
-        elif "gate" in name and not parameter.any():  # it lets no picture through
+        elif "gate" in name and not parameter.any():  # it lets no image through
             torch.nn.init.ones_(parameter)
     *_, last = (m for m in model.modules() if getattr(m, "out_features", 0) == head)
     last.weight.data *= 3
@@ -871,9 +871,9 @@ class Tiny:
         return cls(name, family, build(name, family.changes, family.seed))
 
     def encoded_tokens(self) -> int:
-        """Tokens that the encoder makes of one picture."""
+        """Tokens that the encoder makes of one image."""
         features = self.model.base_model.get_image_features(
-            **self.pictures([[IMAGE]]), return_dict=True
+            **self.images([[IMAGE]]), return_dict=True
         )
         encoded = features.get("pooler_output")
         layers = features.get("deepstack_features")
@@ -886,7 +886,7 @@ class Tiny:
     def takes(self) -> set[str]:
         return set(inspect.signature(self.model.forward).parameters)
 
-    def pictures(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
+    def images(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
         return self.arranged(self.drawn(rows), [row.count(IMAGE) for row in rows])
 
     @staticmethod
@@ -900,7 +900,7 @@ class Tiny:
         return torch.stack(pixels)
 
     def arranged(self, pixels: torch.Tensor, counts: list[int]) -> dict[str, torch.Tensor]:
-        """Pictures `[N, 3, SIDE, SIDE]`, row `r` has `counts[r]`, as the model wants."""
+        """Images `[N, 3, SIDE, SIDE]`, row `r` has `counts[r]`, as the model wants."""
         laid = self.family.layout(self.model.config, pixels)
         if not self.family.by_row:
             return laid
@@ -910,33 +910,33 @@ class Tiny:
         }
 
     def inputs(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
-        """`rows`: tokens in which each IMAGE stands for one picture; left-padded to a batch."""
+        """`rows`: tokens in which each IMAGE stands for one image; left-padded to a batch."""
         counts = [row.count(IMAGE) for row in rows]
         prompts = [[x for token in row for x in self.run(token)] for row in rows]
-        return self.batch(prompts, self.pictures(rows) if any(counts) else {}, counts)
+        return self.batch(prompts, self.images(rows) if any(counts) else {}, counts)
 
     def batch(
-        self, prompts: list[list[int]], pictures: dict[str, torch.Tensor], counts: list[int]
+        self, prompts: list[list[int]], images: dict[str, torch.Tensor], counts: list[int]
     ) -> dict[str, torch.Tensor]:
-        """Prompts with as many tokens for a picture as it fills, and what the encoder takes."""
+        """Prompts with as many tokens for an image as it fills, and what the encoder takes."""
         width = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
         given = dict(input_ids=ids, attention_mask=(ids != PAD).long())
         types = (ids == IMAGE).long()
         given |= {n: types for n in ("mm_token_type_ids", "token_type_ids") if n in self.takes}
         beside = self.family.beside
-        return given | pictures | (beside(ids, counts) if pictures and beside else {})
+        return given | images | (beside(ids, counts) if images and beside else {})
 
     def run(self, token: int) -> list[int]:
         """A token as it stands in a prompt."""
         return [x for marked in self.marked(token) for x in self.filled(marked)]
 
     def filled(self, token: int) -> list[int]:
-        """A picture's token as often as a picture needs it, another as it is."""
+        """An image's token as often as an image needs it, another as it is."""
         return [token] * self.tokens if token == IMAGE else [token]
 
     def marked(self, token: int) -> list[int]:
-        """A picture's token with those that open and close it, another as it is."""
+        """An image's token with those that open and close it, another as it is."""
         opened = token == IMAGE and self.is_marked
         return [VISION_START, token, VISION_END] if opened else [token]
 
@@ -954,7 +954,7 @@ class Tiny:
 
 @dataclass(eq=False)
 class ImageProcessor:
-    """Pictures of any size to SIDE x SIDE, about -1 to 1, as the family arranges them."""
+    """Images of any size to SIDE x SIDE, about -1 to 1, as the family arranges them."""
 
     tiny: Tiny = field(repr=False)
 
@@ -963,21 +963,21 @@ class ImageProcessor:
         return getattr(self.tiny.model.config.vision_config, "spatial_merge_size", 1)
 
     def __call__(self, images: Any, return_tensors: str = "pt") -> BatchFeature:
-        """Of one picture, or of a row's."""
-        pictures = images if isinstance(images, list | tuple) else [images]
-        return BatchFeature(self.arranged(pictures, [len(pictures)]))
+        """Of one image, or of a row's."""
+        listed = images if isinstance(images, list | tuple) else [images]
+        return BatchFeature(self.arranged(listed, [len(listed)]))
 
-    def arranged(self, pictures: Sequence[Image.Image], counts: list[int]) -> dict[str, Any]:
-        return self.tiny.arranged(torch.stack([pixels_of(p) for p in pictures]), counts)
+    def arranged(self, images: Sequence[Image.Image], counts: list[int]) -> dict[str, Any]:
+        return self.tiny.arranged(torch.stack([pixels_of(p) for p in images]), counts)
 
 
-def pixels_of(picture: Image.Image) -> torch.Tensor:
-    small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+def pixels_of(image: Image.Image) -> torch.Tensor:
+    small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(small)).movedim(-1, 0) / 127.5 - 1
 
 
 class Processor:
-    """A family's processor: letters, pictures of one size, and prompts as chats write them."""
+    """A family's processor: letters, images of one size, and prompts as chats write them."""
 
     image_token = TOKENS[IMAGE]
 
@@ -985,8 +985,8 @@ class Processor:
         self.tiny = tiny
         self.tokenizer = letters()
         self.image_processor = ImageProcessor(tiny)
-        picture = "".join(TOKENS[token] for token in tiny.marked(IMAGE))
-        self.chat_template = CHAT.replace(TOKENS[IMAGE], picture)
+        image = "".join(TOKENS[token] for token in tiny.marked(IMAGE))
+        self.chat_template = CHAT.replace(TOKENS[IMAGE], image)
 
     def apply_chat_template(
         self, turns: list[dict], add_generation_prompt: bool = True, tokenize: bool = False
@@ -1007,13 +1007,13 @@ class Processor:
         padding_side: str = "left",
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Prompts as the template writes them; their pictures one after the other, or by prompt."""
+        """Prompts as the template writes them; their images one after the other, or by prompt."""
         rows = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         counts = [row.count(IMAGE) for row in rows]
         filled = [[x for t in row for x in self.tiny.filled(t)] for row in rows]
         shown = [p for own in images or () for p in (own if isinstance(own, list) else [own])]
-        pictures = self.image_processor.arranged(shown, counts) if shown else {}
-        return BatchFeature(self.tiny.batch(filled, pictures, counts))
+        images = self.image_processor.arranged(shown, counts) if shown else {}
+        return BatchFeature(self.tiny.batch(filled, images, counts))
 
     def decode(self, tokens: torch.Tensor, **settings: Any) -> str:
         return self.tokenizer.decode(tokens, **settings)

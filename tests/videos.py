@@ -30,7 +30,7 @@ class Clips:
         is_bounded: Whether tokens of its own open and close it.
         markers: Tokens around a video that the config does not name.
         pieces: Equal parts, `(number, dimension)`, each with noise of its own.
-        alone: Why pictures and videos do not go into one batch, without a decoder.
+        alone: Why images and videos do not go into one batch, without a decoder.
         no_beams: Why beams do not go, without a decoder.
         no_edits: Why its attention is not edited, as the library says.
         reason: Why there is no test of it.
@@ -126,7 +126,7 @@ GLM = Clips(
     runs=STEPS,
     token=IMAGE,
     is_bounded=True,
-    alone="transformers takes all image tokens for the pictures', and a video's are such",
+    alone="transformers takes all image tokens for the images', and a video's are such",
     no_beams="transformers looks for the video token of the config, which no prompt holds",
 )
 RECORDS = {
@@ -159,7 +159,7 @@ RECORDS = {
         runs=FRAMES,
         token=IMAGE,
         pieces=(FRAMES, 0),
-        alone="transformers takes pictures or videos, not both",
+        alone="transformers takes images or videos, not both",
     ),
     "muse_glimmer": Clips(patches, runs=STEPS),
     "muse_spark": Clips(patches, runs=STEPS),
@@ -228,13 +228,13 @@ class Watcher:
 
     def seen(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
         """What the encoders read."""
-        has_pictures = any(IMAGE in row for row in rows)
-        return {**(self.tiny.pictures(rows) if has_pictures else {}), **self.videos(rows)}
+        has_images = any(IMAGE in row for row in rows)
+        return {**(self.tiny.images(rows) if has_images else {}), **self.videos(rows)}
 
     def inputs(
         self, rows: list[list[int]], answer: tuple[int, ...] = ()
     ) -> dict[str, torch.Tensor]:
-        """`rows`: tokens in which each IMAGE stands for one picture and each VIDEO for one video;
+        """`rows`: tokens in which each IMAGE stands for one image and each VIDEO for one video;
         left-padded to a batch, and the same answer behind each."""
         filled = [
             [*(x for token in row for x in self.run(token)), *((t, 0) for t in answer)]
@@ -248,7 +248,7 @@ class Watcher:
         return {**given, **dict.fromkeys(names, types), **self.seen(rows)}
 
     def run(self, token: int) -> list[tuple[int, int]]:
-        """A token as it stands in a prompt, each with its type: text 0, a picture 1, a video 2."""
+        """A token as it stands in a prompt, each with its type: text 0, an image 1, a video 2."""
         marked = self.tiny.marked(IMAGE)
         opening, closing = (marked[0], marked[-1]) if len(marked) == 3 else (None, None)
         if token == IMAGE:
@@ -263,6 +263,6 @@ class Watcher:
         return [(VIDEO_START, 0), *made, (VIDEO_END, 0)] if self.clips.is_bounded else made
 
     def without_videos(self, row: list[int]) -> list[int]:
-        """A row without pictures and videos; the words before a video's runs are text, and stay."""
+        """A row without images and videos; the words before a video's runs are text, and stay."""
         words = {VIDEO: [SECOND] * self.clips.runs, IMAGE: []}
         return [t for token in row for t in words.get(token, [token])]

@@ -15,12 +15,12 @@ TOLERANCE = dict(atol=5e-4, rtol=2e-4)  # float32, batches against one row, no c
 ATTENTION = dict(output_attentions=True)
 
 
-def generate(vlm, decoder, questions=QUESTIONS, pictures=None, steps=6, **kwargs):
+def generate(vlm, decoder, questions=QUESTIONS, images=None, steps=6, **kwargs):
     """(output, the caller's inputs)."""
-    pictures = list(vlm.pictures[: len(questions)] if pictures is None else pictures)
-    inputs = vlm.asked(questions, pictures)
+    images = list(vlm.images[: len(questions)] if images is None else images)
+    inputs = vlm.asked(questions, images)
     if getattr(decoder, "needs_images", False):
-        kwargs["images"] = pictures
+        kwargs["images"] = images
     torch.manual_seed(1)
     out = vlm.model.generate(
         **inputs, custom_generate=decoder, **{"max_new_tokens": steps, **kwargs}
@@ -41,18 +41,18 @@ def ended(vlm, tokens):
     return tokens
 
 
-def plain(vlm, prompt, pictures, steps=6, **kwargs):
+def plain(vlm, prompt, images, steps=6, **kwargs):
     """What `generate` says after one prompt from scratch, and the logits of each step."""
-    inputs = vlm.inputs([prompt], pictures)
+    inputs = vlm.inputs([prompt], images)
     out = vlm.model.generate(**inputs, max_new_tokens=steps, do_sample=False, **ASKED, **kwargs)
     tokens = ended(vlm, out.sequences[0, inputs["input_ids"].shape[1] :].tolist())
     return tokens, torch.stack(out.logits)[: len(tokens), 0]
 
 
 @torch.no_grad()
-def full(vlm, prompt, pictures=(), answer=(), model=None, **kwargs):
+def full(vlm, prompt, images=(), answer=(), model=None, **kwargs):
     """One forward of one row without a cache; `logits` [1 + len(answer), V] that follow it."""
-    inputs = vlm.inputs([prompt], pictures)
+    inputs = vlm.inputs([prompt], images)
     answer = torch.tensor([list(answer)], dtype=torch.long)
     length = inputs["input_ids"].shape[1]
     for name, new in (("input_ids", answer), ("attention_mask", answer * 0 + 1)):
@@ -97,11 +97,11 @@ def additive(alpha, beta):
 def check_scores(vlm, decoder, prompts, formula, steps=6, **kwargs):
     """Every step of every row against `formula(*logits, step)` in float64.
 
-    `prompts(row, question, picture)`: (prompt, pictures) of each branch.
+    `prompts(row, question, image)`: (prompt, images) of each branch.
     """
     out, inputs = generate(vlm, decoder, steps=steps, **ASKED, **kwargs)
     for row, answer in enumerate(answers(vlm, out, inputs)):
-        built = prompts(row, QUESTIONS[row], vlm.pictures[row])
+        built = prompts(row, QUESTIONS[row], vlm.images[row])
         branches = [full(vlm, *given, answer=answer[:-1]).logits for given in built]
         for step in range(len(answer)):
             logits = [branch[step] for branch in branches]
@@ -120,24 +120,24 @@ def check_row(scores, expected):
     torch.testing.assert_close(scores[kept].double(), expected[kept], atol=3e-3, rtol=1e-3)
 
 
-def prepared(vlm, decoder, questions, pictures):
+def prepared(vlm, decoder, questions, images):
     """The expert after the decoder's preparations."""
     (part,) = decoder.recipe().preparations
 
-    inputs = vlm.asked(questions, pictures)
-    return within(vlm, inputs, part, images=list(pictures))
+    inputs = vlm.asked(questions, images)
+    return within(vlm, inputs, part, images=list(images))
 
 
 def shown(vlm):
-    return vlm.pictures[: len(QUESTIONS)]
+    return vlm.images[: len(QUESTIONS)]
 
 
-def described(vlm, question, picture, layout, tokens):
+def described(vlm, question, image, layout, tokens):
     """The description by plain `generate`, g by teacher forcing, and the prompt it joins."""
     request = REQUEST.replace("{question}", question)
-    said, _ = plain(vlm, vlm.chat(request), [picture], tokens)
+    said, _ = plain(vlm, vlm.chat(request), [image], tokens)
     words = [token for token in said if token not in vlm.eos]
-    logits = full(vlm, vlm.chat(request), [picture], words).logits[: len(words)]
+    logits = full(vlm, vlm.chat(request), [image], words).logits[: len(words)]
     support = logits.double().log_softmax(-1).amax(0)
     text = vlm.processor.decode(words, skip_special_tokens=True).strip()
     statement = STATEMENT.replace("{description}", text)
@@ -164,15 +164,15 @@ def question_places(vlm, ids, question):
     raise AssertionError(question)
 
 
-def grid_of(vlm, picture):
-    """Rows and columns of a picture's tokens."""
-    made = vlm.processor.image_processor(images=[picture], return_tensors="pt")
+def grid_of(vlm, image):
+    """Rows and columns of an image's tokens."""
+    made = vlm.processor.image_processor(images=[image], return_tensors="pt")
     if "image_grid_thw" in made:
         return (made["image_grid_thw"][0, 1:] // 2).tolist()
     return [8, 8]
 
 
-def to_pixels(vlm, values, picture):
-    grid = values.float().view(1, 1, *grid_of(vlm, picture))
-    size = (picture.height, picture.width)
+def to_pixels(vlm, values, image):
+    grid = values.float().view(1, 1, *grid_of(vlm, image))
+    size = (image.height, image.width)
     return interpolate(grid, size=size, mode="bilinear", align_corners=False)[0, 0]

@@ -1,11 +1,11 @@
-"""Which tokens of one picture a tiny vision tower attends to most, written out by hand."""
+"""Which tokens of one image a tiny vision tower attends to most, written out by hand."""
 
 import torch
 from torch import tensor
 
 
 def most_attended(k):
-    """`(model, inputs of one picture) -> [places of its k tokens, most attended first]`."""
+    """`(model, inputs of one image) -> [places of its k tokens, most attended first]`."""
 
     def places(model, inputs):
         by_windows = "image_grid_thw" in inputs
@@ -33,7 +33,7 @@ def by_pooled_query(model, inputs):
     handle = attention.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
     model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
     handle.remove()
-    # Groups 0 1 2 / 3 4 5 of the picture go through the tower as windows 0 1 3 4, 2 5.
+    # Groups 0 1 2 / 3 4 5 of the image go through the tower as windows 0 1 3 4, 2 5.
     hidden = dict(zip([0, 1, 3, 4, 2, 5], entered[0].view(6, 4, 32), strict=True))
     queries, keys = [], []
     for group in range(6):

@@ -1,4 +1,4 @@
-"""Pictures from anywhere, as the 8-bit RGB that processors of vision-language models expect."""
+"""Images from anywhere, as the 8-bit RGB that processors of vision-language models expect."""
 
 import base64
 import os
@@ -17,15 +17,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sightline.messages import LONGEST, clipped
 
 
-def user_turn(pictures: Sequence[Any], text: str) -> list[dict[str, Any]]:
-    """The messages of a chat in which a user shows pictures, then says something of them."""
-    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+def user_turn(images: Sequence[Any], text: str) -> list[dict[str, Any]]:
+    """The messages of a chat in which a user shows images, then says something of them."""
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
 URL = re.compile(r"(data|[A-Za-z][A-Za-z0-9+.-]+(?=://)):", re.IGNORECASE)
 BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}\s*")
-FEWEST_LETTERS = 64  # of a picture in base64; no file of one is as small
+FEWEST_LETTERS = 64  # of an image in base64; no file of one is as small
 MAX_PIXELS = 100_000_000
 BAND = 4_000_000  # pixels
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -42,8 +42,8 @@ SPECIAL = {
 PHOTOGRAPH_FIRST = ("MPO",)  # a camera's JPEG: the photograph, then previews or depth
 
 
-def open_picture(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A picture as it is meant to be seen: mode RGB, upright, with 8 bits per channel.
+def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image as it is meant to be seen: mode RGB, upright, with 8 bits per channel.
 
     An orientation in EXIF is applied, transparency is laid on white, 16-bit and floating-point
     values are scaled to 8 bits (see `to_bytes`), and all other modes are converted. Texts that a
@@ -56,7 +56,7 @@ def open_picture(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
         max_pixels: The most that are decoded.
 
     Raises:
-        ValueError: The file is missing, damaged or no picture, a folder, pipe, socket or device,
+        ValueError: The file is missing, damaged or no image, a folder, pipe, socket or device,
             holds several frames, or has more than `max_pixels`, which is known before they are
             decoded.
         TypeError: `source` is none of the above.
@@ -64,10 +64,10 @@ def open_picture(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, Image.Image):
         if source.format not in (None, *FORMATS, *PHOTOGRAPH_FIRST):
             raise ValueError(
-                f"the picture is of the format {source.format}, which is not decoded: pass "
+                f"the image is of the format {source.format}, which is not decoded: pass "
                 f"{KINDS}, or what you decode yourself, as image.convert('RGB') gives it"
             )
-        return _checked_rgb(source, "the picture", max_pixels)
+        return _checked_rgb(source, "the image", max_pixels)
     name, file = _named(source)
     if not isinstance(file, Path):
         return _opened(file, name, max_pixels)
@@ -76,12 +76,12 @@ def open_picture(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def _opened(file: Any, name: str, max_pixels: int) -> Image.Image:
-    """The picture in a file that is open."""
+    """The image in a file that is open."""
     try:
         opened = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(
-            f"{name} is not a picture that can be read (another kind of file, or cut off): pass "
+            f"{name} is not an image that can be read (another kind of file, or cut off): pass "
             f"{KINDS}"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -109,9 +109,9 @@ def _regular(path: Path, name: str) -> BinaryIO:
     except ValueError as error:  # a path that no system can have
         raise ValueError(f"{name} cannot be read: {clipped(error)}") from None
     if stat.S_ISDIR(mode):
-        raise ValueError(f"{name} is a folder: pass one picture in it")
+        raise ValueError(f"{name} is a folder: pass one image in it")
     kind = next((kind for is_one, kind in SPECIAL.items() if is_one(mode)), "no regular file")
-    raise ValueError(f"{name} is {kind}: pass a picture's file")
+    raise ValueError(f"{name} is {kind}: pass an image's file")
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
@@ -149,17 +149,17 @@ def _named(source: Any) -> tuple[str, Any]:
         path = Path(source)
         return clipped(path, 3 * LONGEST), path
     if isinstance(source, bytes | bytearray | memoryview):
-        return "the picture", BytesIO(source)
+        return "the image", BytesIO(source)
     if hasattr(source, "read") and not hasattr(source, "encoding"):
-        return "the picture", source
+        return "the image", source
     raise TypeError(
-        "a picture is a path, bytes, a file opened in binary mode or a PIL image, got "
+        "an image is a path, bytes, a file opened in binary mode or a PIL image, got "
         f"{type(source).__name__}"
     )
 
 
 def _written(text: str) -> tuple[str, Any] | None:
-    """A picture that is written out in a text: what to call it, and its bytes. None for a path."""
+    """An image that is written out in a text: what to call it, and its bytes. None for a path."""
     scheme = URL.match(text)
     if scheme is None:
         # Letters and digits may be a path as well, which goes first.
@@ -169,12 +169,12 @@ def _written(text: str) -> tuple[str, Any] | None:
         return "the text in base64", BytesIO(_decoded(text))
     if scheme[1].lower() != "data":
         raise ValueError(
-            f"{clipped(text)} is a URL, and nothing is fetched: download the picture, and pass its "
+            f"{clipped(text)} is a URL, and nothing is fetched: download the image, and pass its "
             "path, its bytes or a PIL image"
         )
     head, comma, content = text.partition(",")
     if not (comma and head.lower().endswith(";base64")):
-        raise ValueError(f"{clipped(text)} is a data URL without base64: pass the picture's bytes")
+        raise ValueError(f"{clipped(text)} is a data URL without base64: pass the image's bytes")
     return "the data URL", BytesIO(_decoded(unquote(content)))
 
 
@@ -188,10 +188,10 @@ def _decoded(text: str) -> bytes:
 
 
 def _checked_rgb(
-    picture: Image.Image, name: str, max_pixels: int, is_ours: bool = False
+    image: Image.Image, name: str, max_pixels: int, is_ours: bool = False
 ) -> Image.Image:
-    """A new picture in RGB, or `ValueError`. One of ours is turned itself, without a copy."""
-    width, height = picture.size
+    """A new image in RGB, or `ValueError`. One of ours is turned itself, without a copy."""
+    width, height = image.size
     if width * height == 0:
         raise ValueError(f"{name} is empty: {width} x {height} pixels")
     if width * height > max_pixels:
@@ -199,32 +199,32 @@ def _checked_rgb(
             f"{name} has {width * height / 1e6:.3g} megapixels, and at most "
             f"{max_pixels / 1e6:.3g} are allowed: make it smaller"
         )
-    if picture.format not in PHOTOGRAPH_FIRST and _has_second_frame(picture, name):
+    if image.format not in PHOTOGRAPH_FIRST and _has_second_frame(image, name):
         raise ValueError(
-            f"{name} holds several frames or pages, and one picture is wanted: pass one of them, "
+            f"{name} holds several frames or pages, and one image is wanted: pass one of them, "
             "as image.seek(0); image.copy() gives it"
         )
     with _readable(name):
-        # Also takes the orientation out of `info`, so that nobody turns the picture again.
-        upright = picture if is_ours else ImageOps.exif_transpose(picture)
+        # Also takes the orientation out of `info`, so that nobody turns the image again.
+        upright = image if is_ours else ImageOps.exif_transpose(image)
         if is_ours:
-            ImageOps.exif_transpose(picture, in_place=True)
+            ImageOps.exif_transpose(image, in_place=True)
         rgb = _to_rgb(upright)
     rgb.info = {key: text for key, text in upright.info.items() if isinstance(text, str)}
     return rgb
 
 
-def _has_second_frame(picture: Image.Image, name: str) -> bool:
+def _has_second_frame(image: Image.Image, name: str) -> bool:
     """Whether there is one; they are not counted, which takes long for many."""
-    here = picture.tell()
+    here = image.tell()
     if here > 0:
         return True
     with _readable(name):
         try:
-            picture.seek(1)
+            image.seek(1)
         except EOFError:
             return False
-        picture.seek(here)
+        image.seek(here)
     return True
 
 
@@ -243,44 +243,44 @@ def _readable(name: str) -> Iterator[None]:
         ) from error
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in DEEP:
-        values = np.asarray(picture)
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in DEEP:
+        values = np.asarray(image)
         levels = to_bytes(values)
-        if "transparency" in picture.info:
-            levels[values == picture.info["transparency"]] = 255
+        if "transparency" in image.info:
+            levels[values == image.info["transparency"]] = 255
         return Image.fromarray(levels).convert("RGB")
-    if picture.mode in TRANSPARENT or "transparency" in picture.info:
-        return _on_white(picture)
-    return picture.convert("RGB")
+    if image.mode in TRANSPARENT or "transparency" in image.info:
+        return _on_white(image)
+    return image.convert("RGB")
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
-    """In bands, so that a large picture is not held five times."""
-    width, height = picture.size
-    rgb, rows = Image.new("RGB", picture.size), max(1, BAND // width)
+def _on_white(image: Image.Image) -> Image.Image:
+    """In bands, so that a large image is not held five times."""
+    width, height = image.size
+    rgb, rows = Image.new("RGB", image.size), max(1, BAND // width)
     for top in range(0, height, rows):
-        band = picture.crop((0, top, width, min(top + rows, height))).convert("RGBA")
+        band = image.crop((0, top, width, min(top + rows, height))).convert("RGBA")
         white = Image.new("RGBA", band.size, "white")
         rgb.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
     return rgb
 
 
 def are_none(images: Any) -> bool:
-    """Whether no picture is among them: None, or a list that holds nothing else."""
+    """Whether no image is among them: None, or a list that holds nothing else."""
     return images is None or (isinstance(images, list | tuple) and all(map(are_none, images)))
 
 
 def listed(images: Any) -> list[Any]:
-    """One picture or several, as a list with at least one."""
+    """One image or several, as a list with at least one."""
     one = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
     if one or hasattr(images, "read"):
         return [images]
     if not isinstance(images, list | tuple):
         raise TypeError(
-            f"images is a picture or a list of pictures, got {type(images).__name__}: pass PIL "
+            f"images is an image or a list of images, got {type(images).__name__}: pass PIL "
             "images, paths, bytes or open files"
         )
     if not images:
-        raise ValueError("no picture came: pass at least one")
+        raise ValueError("no image came: pass at least one")
     return list(images)

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from sightline.model_protocol import UnsupportedModelError
 
-# By the kind of pixels: grids of patches, of each picture, whose patches are entries of a tensor;
-# or side by side in one strip; or padded to the most of any picture, with the place of each.
+# By the kind of pixels: grids of patches, of each image, whose patches are entries of a tensor;
+# or side by side in one strip; or padded to the most of any image, with the place of each.
 GRIDS = {"image": ("image_grid_thw", "image_grid_hw"), "video": ("video_grid_thw",)}
 STRIPS = {"image": "target_sizes", "video": "target_sizes_videos"}
 PLACES = {"image": "image_position_ids", "video": "video_position_ids"}
-# By name of the pixels: how many entries in a row belong to one picture or video.
+# By name of the pixels: how many entries in a row belong to one image or video.
 RUNS = {"pixel_values_local": "num_local_patches", "pixel_values_videos": "num_frames_per_video"}
 MASKS = ("pixel_attention_mask", "pixel_mask")
 # Frames of a flat patch, by what a vision config calls their number: after or before the colours.
@@ -57,32 +57,32 @@ def noise_like(
         return torch.cat([of_still(p, vision, seed) for p in pixels.split(counts)])
     if pixels.ndim < 3:
         raise ValueError(
-            f"noise must know where a picture ends: {name} has shape {tuple(pixels.shape)} and "
+            f"noise must know where an image ends: {name} has shape {tuple(pixels.shape)} and "
             "came without its grid"
         )
     return in_entries(pixels, name, kind, given, seed)
 
 
 def in_strip(pixels: Tensor, name: str, sizes: Tensor, seed: int) -> Tensor:
-    """Noise for `[1, C, P, L * P]`, the patches of all pictures; `sizes` are rows and columns."""
+    """Noise for `[1, C, P, L * P]`, the patches of all images; `sizes` are rows and columns."""
     widths = [count * pixels.shape[-2] for count in sizes.prod(dim=-1).tolist()]
     check_total(name, pixels, sum(widths), pixels.shape[-1], "columns of pixels")
     return torch.cat([drawn(p.shape, seed, p) for p in pixels.split(widths, dim=-1)], dim=-1)
 
 
 def check_total(name: str, pixels: Tensor, wanted: int, came: int, what: str) -> None:
-    """Raises `ValueError` if the pictures' sizes are not those of the pixels."""
+    """Raises `ValueError` if the images' sizes are not those of the pixels."""
     if wanted != came:
         raise ValueError(
-            f"noise must know where a picture ends: its sizes make {wanted} {what}, and {name} of "
+            f"noise must know where an image ends: its sizes make {wanted} {what}, and {name} of "
             f"shape {tuple(pixels.shape)} holds {came}: pass the processor's output unchanged"
         )
 
 
 def of_still(patches: Tensor, vision: Any, seed: int) -> Tensor:
-    """Noise for one picture's flat patches `[n, D]`, the same in every copy of its one frame.
+    """Noise for one image's flat patches `[n, D]`, the same in every copy of its one frame.
 
-    A still picture is repeated over the frames that a patch is deep; independent noise would be
+    A still image is repeated over the frames that a patch is deep; independent noise would be
     averaged away there by the patch convolution.
     """
     count, size = patches.shape
@@ -97,7 +97,7 @@ def of_still(patches: Tensor, vision: Any, seed: int) -> Tensor:
     if size % (channels * frames):
         raise UnsupportedModelError(
             f"a patch of {size} numbers is not {channels} colours x {frames} frames, as the vision "
-            "config says, so copies of a still picture cannot be told: use a contrast without noise"
+            "config says, so copies of a still image cannot be told: use a contrast without noise"
         )
     axis = frames_axis(patches, channels, frames, FRAMES[word])
     shape = [count, channels, size // (channels * frames)]
@@ -109,7 +109,7 @@ def of_still(patches: Tensor, vision: Any, seed: int) -> Tensor:
 def frames_axis(patches: Tensor, channels: int, frames: int, usual: int) -> int:
     """Whether frames stand before (1) or after (2) the colours in flat patches `[n, D]`.
 
-    The copies themselves tell; `usual` where they do not (a grey picture, frames that differ).
+    The copies themselves tell; `usual` where they do not (a grey image, frames that differ).
     """
     shapes = {1: (frames, channels, -1), 2: (channels, frames, -1)}
     alike = [
@@ -123,7 +123,7 @@ def are_copies(values: Tensor, axis: int) -> bool:
 
 
 def in_entries(pixels: Tensor, name: str, kind: str, given: Mapping[str, Any], seed: int) -> Tensor:
-    """Noise for `[N, C, H, W]`, `[N, n, C, H, W]` (tiles, frames, pictures of a row) or
+    """Noise for `[N, C, H, W]`, `[N, n, C, H, W]` (tiles, frames, images of a row) or
     `[N, patches, D]`; no entry's depends on how many others there are."""
     entries = pixels.flatten(0, -4) if pixels.ndim > 4 else pixels
     lengths = [len(entries) // len(pixels)] * len(pixels)
@@ -158,14 +158,14 @@ def extents(
     if sides is not None:
         yield from [(whole[0], height, width) for height, width in sides]
         return
-    # Rows with fewer tiles or pictures are filled up with zeros, which models know them by.
+    # Rows with fewer tiles or images are filled up with zeros, which models know them by.
     filled = entries.flatten(1).any(dim=1)
     padded = pixels.ndim > 4 and bool(filled.any())
     yield from [whole if used or not padded else (0, 0, 0) for used in filled.tolist()]
 
 
 def patch_counts(pixels: Tensor, kind: str, given: Mapping[str, Any]) -> list[int] | None:
-    """Patches of each picture in `[N, patches, D]`; None if nothing tells."""
+    """Patches of each image in `[N, patches, D]`; None if nothing tells."""
     mask = given.get("pixel_attention_mask")
     if mask is not None and mask.shape == pixels.shape[:2]:
         return mask.long().sum(dim=1).tolist()
@@ -175,7 +175,7 @@ def patch_counts(pixels: Tensor, kind: str, given: Mapping[str, Any]) -> list[in
 
 
 def sides_within(pixels: Tensor, given: Mapping[str, Any]) -> list[tuple[int, int]] | None:
-    """Height and width of pictures `[..., C, H, W]` padded to the largest; None if nothing tells.
+    """Height and width of images `[..., C, H, W]` padded to the largest; None if nothing tells.
 
     Some families give the size of the original file as `image_sizes`: it is larger.
     """

@@ -1,6 +1,6 @@
-"""From image tokens to pixels of the picture as it was given, and back.
+"""From image tokens to pixels of the image as it was given, and back.
 
-Where a token lies is asked of the processor: it is handed pictures of the same size whose colours
+Where a token lies is asked of the processor: it is handed images of the same size whose colours
 tell their own coordinates, so crops, resizes, padding and tiles need no rules here.
 """
 
@@ -22,7 +22,7 @@ from sightline.model_protocol import UnsupportedModelError
 from sightline.vision.processor_call import processed
 from sightline.weak_lru import Memory
 
-# Grey levels that tell picture from padding. Not 0: transformers takes all zeros for rescaled.
+# Grey levels that tell image from padding. Not 0: transformers takes all zeros for rescaled.
 DARK, LIGHT = 64, 192
 # Pixels at the ends of a ramp that resampling bends.
 BENT = 2
@@ -43,11 +43,11 @@ REMEMBERED = 256  # layouts that are kept, for each image processor
 
 @dataclass(frozen=True)
 class Tile:
-    """A grid of tokens over a part of the picture.
+    """A grid of tokens over a part of the image.
 
     Args:
-        tokens: `[gh, gw]` long, the picture's token that shows each cell, -1 where none does.
-        box: Left, top, right, bottom, in pixels; outside the picture where it was padded.
+        tokens: `[gh, gw]` long, the image's token that shows each cell, -1 where none does.
+        box: Left, top, right, bottom, in pixels; outside the image where it was padded.
     """
 
     tokens: Tensor
@@ -56,11 +56,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a picture's tokens lie in it.
+    """Where an image's tokens lie in it.
 
     Args:
         size: Width and height, in pixels.
-        count: N, tokens of the picture; those that no tile names (ends of rows) have no place.
+        count: N, tokens of the image; those that no tile names (ends of rows) have no place.
         tiles: Each token is in one at most; tiles may overlap.
     """
 
@@ -90,7 +90,7 @@ class Layout:
         return total / reached.clamp(min=1)
 
     def within(self, side: int) -> "Layout":
-        """The same tokens in the picture made smaller, to at most `side` pixels a side."""
+        """The same tokens in the image made smaller, to at most `side` pixels a side."""
         width, height = self.size
         share = min(1.0, side / max(width, height))
         size = (max(1, round(width * share)), max(1, round(height * share)))
@@ -129,7 +129,7 @@ class Layout:
     def _check(self, count: int) -> None:
         if count != self.count:
             raise ValueError(
-                f"the picture has {self.count} tokens, got values for {count}: pass one value for "
+                f"the image has {self.count} tokens, got values for {count}: pass one value for "
                 "each, those at the ends of rows included"
             )
 
@@ -141,42 +141,42 @@ LAYOUTS: Memory[str, Layout] = Memory(REMEMBERED)
 def locate(
     processor: Any,
     config: Any,
-    picture: Image.Image,
+    image: Image.Image,
     tokens: int,
     arguments: Mapping[str, Any] | None = None,
 ) -> Layout:
-    """Where the tokens of a picture lie in it, by what the processor makes of its size.
+    """Where the tokens of an image lie in it, by what the processor makes of its size.
 
     An axis of fewer than 5 pixels, or of which fewer than 3 come out, cannot be asked about and is
     taken to be shown whole. Edges are exact where no crop is, else to a twentieth of a pixel, of
-    the picture or of what the processor makes, whichever is larger. Pictures of one size are asked
+    the image or of what the processor makes, whichever is larger. Images of one size are asked
     about once.
 
     Args:
         processor: Of the model, or its image processor, with the settings that it is used with.
         config: The model's.
-        picture: Sent alone in its prompt; only its size is used.
-        tokens: N, features that the model has of the picture.
-        arguments: Of the processor's call that the picture was sent with.
+        image: Sent alone in its prompt; only its size is used.
+        tokens: N, features that the model has of the image.
+        arguments: Of the processor's call that the image was sent with.
 
     Raises:
-        ValueError: The tokens have no place in the picture, or are laid out in a way that is not
+        ValueError: The tokens have no place in the image, or are laid out in a way that is not
             known here.
     """
     for name in RESAMPLERS:
         if getattr(config, name, None) is not None:
             raise UnsupportedModelError(
-                f"tokens were to be placed in the picture, but this model mixes all of it into "
+                f"tokens were to be placed in the image, but this model mixes all of it into "
                 f"each of its {tokens} (its config has {name}): use a model that keeps patches"
             )
     image_processor = getattr(processor, "image_processor", processor)
     given = dict(arguments or {})
     # All that the answer depends on: settings may be changed between calls.
     settings = (vars(image_processor), _settings(processor), given)
-    key = repr((settings, _read_of(config), picture.size, tokens))
+    key = repr((settings, _read_of(config), image.size, tokens))
 
     def found(missing: list[str]) -> list[Layout]:
-        return [_located(processor, given, config, picture.size, tokens)]
+        return [_located(processor, given, config, image.size, tokens)]
 
     (layout,) = LAYOUTS.recall(image_processor, [key], found)
     return layout
@@ -192,7 +192,7 @@ def _read_of(config: Any) -> list[Any]:
 
 
 def _settings(processor: Any) -> dict[str, Any]:
-    """What of a processor's own settings may decide what it makes of a picture."""
+    """What of a processor's own settings may decide what it makes of an image."""
     plain = (bool, int, float, str, list, tuple, dict)
     return {name: value for name, value in vars(processor).items() if isinstance(value, plain)}
 
@@ -211,7 +211,7 @@ def _located(
         merge = getattr(config.vision_config, "spatial_merge_size", None)
         grids = _plain_grids([s.shape for s in shown], patch, merge, tokens)
     if len(grids) != len(shown):
-        _unplaced(tokens, f"the processor made {len(shown)} pictures where {len(grids)} were due")
+        _unplaced(tokens, f"the processor made {len(shown)} images where {len(grids)} were due")
     xs, ys = (_axes(process, size, axis, flat, shown) for axis in (1, 0))
     tiles = [
         Tile(
@@ -240,7 +240,7 @@ def _edges(tile: Tile) -> list[Tensor]:
 
 
 def _centres(tile: Tile, size: tuple[int, int]) -> list[tuple[Tensor, int]]:
-    """Of the picture's pixels, in cells of the tile from its edge; with the number of cells."""
+    """Of the image's pixels, in cells of the tile from its edge; with the number of cells."""
     scaled = []
     for edges, length in zip(_edges(tile), size[::-1], strict=True):
         count, extent = len(edges) - 1, edges[-1] - edges[0]
@@ -300,7 +300,7 @@ def _plain_grids(
 def _kept_grids(
     config: Any, mosaic: tuple[int, int], size: tuple[int, int], tokens: int
 ) -> list[_Grid]:
-    """The whole picture, then the mosaic of tiles without its padded rows, a token ending each row.
+    """The whole image, then the mosaic of tiles without its padded rows, a token ending each row.
 
     As `pack_image_features` of LLaVA-NeXT and LLaVA-OneVision; the latter makes large grids
     smaller.
@@ -324,7 +324,7 @@ def _kept_grids(
     if tokens != side**2 + rows * (columns + 1):
         _unplaced(
             tokens,
-            f"a whole picture of {side} x {side} and tiles of {rows} x {columns}, a token after "
+            f"a whole image of {side} x {side} and tiles of {rows} x {columns}, a token after "
             f"each row, are {side**2 + rows * (columns + 1)}",
         )
     lines = torch.arange(side**2, tokens, device="cpu").view(rows, columns + 1)[:, :-1]
@@ -352,15 +352,15 @@ def _patch_size(config: Any) -> int:
 
 def _unplaced(tokens: int, reason: str) -> NoReturn:
     raise UnsupportedModelError(
-        f"the picture's {tokens} tokens do not fit what the processor makes of its size: {reason}. "
-        "Pass the processor with the settings that the picture was sent with, alone in its prompt; "
+        f"the image's {tokens} tokens do not fit what the processor makes of its size: {reason}. "
+        "Pass the processor with the settings that the image was sent with, alone in its prompt; "
         "a model that resamples its patches has no place for its tokens"
     )
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """A canvas's axis on the picture's."""
+    """A canvas's axis on the image's."""
 
     origin: float
     scale: float
@@ -390,7 +390,7 @@ def _processing(
         whole, *tiles = canvases
         if len(tiles) != mosaic[0] * mosaic[1]:
             raise UnsupportedModelError(
-                f"the model's config has {mosaic[0]} x {mosaic[1]} tiles for this picture, and its "
+                f"the model's config has {mosaic[0]} x {mosaic[1]} tiles for this image, and its "
                 f"processor makes {len(tiles)}: give both the same image_grid_pinpoints"
             )
         lines = [tiles[start : start + mosaic[1]] for start in range(0, len(tiles), mosaic[1])]
@@ -406,7 +406,7 @@ def _canvases(values: Any) -> list[np.ndarray]:
     array = np.asarray(values.float() if isinstance(values, Tensor) else values)
     if array.ndim < 3 or array.shape[-3] != 3:
         raise UnsupportedModelError(
-            "pictures [.., 3, H, W] were wanted of the processor, or patches with their "
+            "images [.., 3, H, W] were wanted of the processor, or patches with their "
             f"image_grid_thw, got {list(array.shape)}: where its tokens lie is not known here"
         )
     return list(array.reshape(-1, *array.shape[-3:]))
@@ -416,18 +416,18 @@ def _assemble(rows: np.ndarray, grid: np.ndarray, patch: int, merge: int) -> np.
     """`[h * w, C * T * P * P]`, patches of a token one after the other, -> `[C * T, H, W]`."""
     frames, h, w = (int(count) for count in grid)
     if frames != 1:
-        raise ValueError(f"one picture was wanted, got {frames} frames: pass a still picture")
+        raise ValueError(f"one image was wanted, got {frames} frames: pass a still image")
     patches = rows.reshape(h // merge, w // merge, merge, merge, -1, patch, patch)
     return patches.transpose(4, 0, 2, 5, 1, 3, 6).reshape(-1, h * patch, w * patch)
 
 
 def _shown(dark: list[np.ndarray], light: list[np.ndarray]) -> list[np.ndarray]:
-    """Of each canvas `[C, H, W]`, where `[H, W]` the picture is and not padding."""
+    """Of each canvas `[C, H, W]`, where `[H, W]` the image is and not padding."""
     gaps = [np.abs(b - a).max(axis=0) for a, b in zip(dark, light, strict=True)]
     if not all(gap.any() for gap in gaps):
         raise UnsupportedModelError(
-            "a part of what the processor makes does not depend on the picture at all (padding "
-            "only, or normalised by the picture itself): where its tokens lie cannot be asked"
+            "a part of what the processor makes does not depend on the image at all (padding "
+            "only, or normalised by the image itself): where its tokens lie cannot be asked"
         )
     return [gap > gap.max() / 2 for gap in gaps]
 
@@ -439,9 +439,9 @@ def _axes(
     flat: list[list[np.ndarray]],
     shown: list[np.ndarray],
 ) -> list[_Axis]:
-    """Where each canvas's axis (0: downwards, 1: to the right) lies on the picture's.
+    """Where each canvas's axis (0: downwards, 1: to the right) lies on the image's.
 
-    A ramp has 255 steps, so where little of the picture is shown a second ramp spans that alone.
+    A ramp has 255 steps, so where little of the image is shown a second ramp spans that alone.
     """
     length = size[::-1][axis]
     bounds = (0.0, float(length))
@@ -490,7 +490,7 @@ def _fit(places: np.ndarray, inside: np.ndarray, bounds: tuple[float, float], le
     if scale <= 0 or error > 1 + abs(scale) + (bounds[1] - bounds[0]) / 128:
         raise UnsupportedModelError(
             "a processor that crops, resizes, pads or tiles was wanted, and this one turns, "
-            f"mirrors or bends the picture (its pixels lie {error:.1f} off a rising line): "
+            f"mirrors or bends the image (its pixels lie {error:.1f} off a rising line): "
             "where its tokens lie is not known here"
         )
     fitted = _Axis(float(origin), float(scale))

@@ -12,13 +12,13 @@ from sightline.decoders.agla.matching import (
     Relevance,
     entropy_share,
     kept_pixels,
-    masked_picture,
+    masked_image,
     stretched,
 )
 from sightline.engine.attention_maps import AttentionMap, question_attention_maps
 from sightline.engine.branch import Branch
 from sightline.engine.chat_prompts import PromptEditor
-from sightline.engine.reprocessing import check_reproduced, picture_inputs
+from sightline.engine.reprocessing import check_reproduced, image_inputs
 from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.logits.rules import Additive
@@ -30,7 +30,7 @@ from sightline.settings import Checked, Layers, Processor, Share, Strength, Unit
 class SelfMatcher(Matcher):
     """Takes the model's own word for what the question is about: where its tokens look.
 
-    Attention of the question's tokens to the picture, mean over heads and middle layers; tokens
+    Attention of the question's tokens to the image, mean over heads and middle layers; tokens
     above the `clip` quantile, sinks more often than not, count as if at it. No second model and no
     gradient. Ours and experimental: it has not been shown to match BLIP.
 
@@ -49,7 +49,7 @@ class SelfMatcher(Matcher):
 
     def __call__(
         self,
-        pictures: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         questions: Sequence[str],
         looks: Sequence[AttentionMap] = (),
     ) -> list[Relevance]:
@@ -64,7 +64,7 @@ class SelfMatcher(Matcher):
 
 @dataclass(frozen=True)
 class MaskedImage(Checked):
-    """The same prompt, each picture black where it has nothing to do with the question.
+    """The same prompt, each image black where it has nothing to do with the question.
 
     Args:
         processor: The model's own.
@@ -80,7 +80,7 @@ class MaskedImage(Checked):
     needs_pixels = True
 
     @property
-    def shares_picture(self) -> bool:
+    def shares_image(self) -> bool:
         """Whether the expert's prompt is read in parts, to watch it."""
         return self.matcher.needs_attention
 
@@ -94,21 +94,21 @@ class MaskedImage(Checked):
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         asked = editor.asked(expert)
         pairs = [
-            (picture, row.question.removesuffix(self.suffix).strip())
-            for row, own in zip(asked, expert.call.pictures, strict=True)
-            for picture in own
+            (image, row.question.removesuffix(self.suffix).strip())
+            for row, own in zip(asked, expert.call.images, strict=True)
+            for image in own
         ]
-        pictures, questions = zip(*pairs, strict=True)
+        images, questions = zip(*pairs, strict=True)
         looks: list[AttentionMap] = []
         if self.matcher.needs_attention:
             looks = question_attention_maps(expert, model, self.processor, self.matcher.layers)
-        relevances = self.matcher(pictures, questions, looks)
+        relevances = self.matcher(images, questions, looks)
         masked = iter(
-            masked_picture(picture, kept_pixels(relevance.values, relevance.masked))
-            for picture, relevance in zip(pictures, relevances, strict=True)
+            masked_image(image, kept_pixels(relevance.values, relevance.masked))
+            for image, relevance in zip(images, relevances, strict=True)
         )
-        rows = [list(islice(masked, len(own))) for own in expert.call.pictures]
-        masked_inputs = picture_inputs(rows, editor, expert.call.processor_kwargs)
+        rows = [list(islice(masked, len(own))) for own in expert.call.images]
+        masked_inputs = image_inputs(rows, editor, expert.call.processor_kwargs)
         pixels = {**expert.pixels, **masked_inputs}
         return replace(expert, pixels=pixels, features=None, prefix=None)
 
@@ -117,25 +117,25 @@ class MaskedImage(Checked):
 class AGLA(Decoder):
     """Look a second time, at what the question is about alone.
 
-    The picture as it is gives the whole; a second one, black where a matching model finds nothing
+    The image as it is gives the whole; a second one, black where a matching model finds nothing
     that the question is about, gives the detail. Logits of both are added, over the tokens that
-    are plausible on the whole picture.
+    are plausible on the whole image.
 
     Args:
         processor: The model's own.
         matcher: `BlipMatcher(model, processor)`, as published, or `SelfMatcher()`, which asks the
             model's own attention and needs no second model (ours, experimental). None: the latter.
-        alpha: Weight of the masked picture, 0 or more; neutral: 0, with beta=0.
+        alpha: Weight of the masked image, 0 or more; neutral: 0, with beta=0.
         beta: Plausibility threshold in [0, 1].
         normalize: Divides the sum by 1 + alpha. Without it the sum is sharper than either: at
             alpha 2, where the branches agree, as sampling at a third of the temperature.
         suffix: End of the user's words that is no part of the question, as "Please answer this
             question with one word."
-        first_only: The masked picture counts at the first token alone; later ones are sharpened
+        first_only: The masked image counts at the first token alone; later ones are sharpened
             by 1 + alpha.
 
-    Differs from the authors' code: the masked picture counts at every token, not at the first
-    alone (`released`); both pictures are cut alike; long questions work.
+    Differs from the authors' code: the masked image counts at every token, not at the first
+    alone (`released`); both images are cut alike; long questions work.
     """
 
     processor: Processor = field(repr=False, kw_only=True)
@@ -148,7 +148,7 @@ class AGLA(Decoder):
 
     @classmethod
     def released(cls, *, processor: Processor, matcher: Matcher | None = None) -> "AGLA":
-        """The released code's mistake, to repeat its numbers: the masked picture counts once."""
+        """The released code's mistake, to repeat its numbers: the masked image counts once."""
         return cls(matcher, first_only=True, processor=processor)
 
     def recipe(self) -> Recipe:

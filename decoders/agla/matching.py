@@ -1,4 +1,4 @@
-"""What of a picture a question is about, and the picture with the rest blacked out.
+"""What of an image a question is about, and the image with the rest blacked out.
 
 The image-prompt matching of AGLA, An et al., CVPR 2025 (arXiv:2406.12718): the relevance of each
 pixel, the share that is masked, and BLIP as the model that both come from.
@@ -32,10 +32,10 @@ MARGIN = 12
 
 @dataclass(frozen=True, eq=False)
 class Relevance(Checked):
-    """How much a question is about each pixel of a picture.
+    """How much a question is about each pixel of an image.
 
     Args:
-        values: `[H, W]` in [0, 1], in pixels of the picture as it was given.
+        values: `[H, W]` in [0, 1], in pixels of the image as it was given.
         masked: Share of the pixels to black out, the least relevant ones, in [0, 1].
     """
 
@@ -51,7 +51,7 @@ class Relevance(Checked):
 
 
 class Matcher(Checked, ABC):
-    """Finds out what each question is about in its picture."""
+    """Finds out what each question is about in its image."""
 
     needs_attention = False
     """Whether it reads the attention of the model that answers."""
@@ -60,9 +60,9 @@ class Matcher(Checked, ABC):
 
     @abstractmethod
     def __call__(
-        self, pictures: Sequence[Image.Image], questions: Sequence[str], looks: Sequence[Any] = ()
+        self, images: Sequence[Image.Image], questions: Sequence[str], looks: Sequence[Any] = ()
     ) -> list[Relevance]:
-        """The relevance of each picture to the question beside it.
+        """The relevance of each image to the question beside it.
 
         `looks` holds the attention of the model that answers, where `needs_attention`.
         """
@@ -70,11 +70,11 @@ class Matcher(Checked, ABC):
 
 @dataclass(frozen=True, eq=False)
 class BlipMatcher(Matcher):
-    """Asks BLIP, fine-tuned to match pictures and captions, which pixels a question is about.
+    """Asks BLIP, fine-tuned to match images and captions, which pixels a question is about.
 
     Relevance is the cross-attention of one layer of its text encoder times the gradient of the
-    match logit (GradCAM); the share that is masked is half the cosine of picture and text. The
-    pictures are encoded once, and of gradients only that of the one layer's probabilities is taken,
+    match logit (GradCAM); the share that is masked is half the cosine of image and text. The
+    images are encoded once, and of gradients only that of the one layer's probabilities is taken,
     so that nothing accumulates on parameters. Works inside `torch.no_grad` and `inference_mode`.
 
     Questions are cleaned as captions are, and of long ones the end is read: 50 words, 35 tokens.
@@ -84,8 +84,8 @@ class BlipMatcher(Matcher):
         processor: Its `BlipProcessor`.
         layer: Of the text encoder, from 0; the authors read 6 of 12.
 
-    Differs from the authors' code: the map is brought to the picture's own size, where they squash
-    the picture to BLIP's square; the border is not taken for irrelevant; long questions work.
+    Differs from the authors' code: the map is brought to the image's own size, where they squash
+    the image to BLIP's square; the border is not taken for irrelevant; long questions work.
     """
 
     model: Any
@@ -99,7 +99,7 @@ class BlipMatcher(Matcher):
         for name in ("vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head"):
             if not hasattr(self.model, name):
                 raise ValueError(
-                    f"BLIP needs a head that matches pictures and texts, and this model has no "
+                    f"BLIP needs a head that matches images and texts, and this model has no "
                     f"{name}: load the checkpoint as BlipForImageTextRetrieval"
                 )
         layers = self.model.text_encoder.encoder.layer
@@ -107,39 +107,39 @@ class BlipMatcher(Matcher):
             raise wrong("layer", f"a whole number from 0 to {len(layers) - 1}", self.layer)
         if not hasattr(layers[self.layer], "crossattention"):
             raise ValueError(
-                f"layer {self.layer} of the text encoder does not attend to pictures: load the "
+                f"layer {self.layer} of the text encoder does not attend to images: load the "
                 "checkpoint with is_decoder=True in its text config"
             )
         self._enc()
 
     def __call__(
-        self, pictures: Sequence[Image.Image], questions: Sequence[str], looks: Sequence[Any] = ()
+        self, images: Sequence[Image.Image], questions: Sequence[str], looks: Sequence[Any] = ()
     ) -> list[Relevance]:
-        pairs = list(zip(pictures, questions, strict=True))
+        pairs = list(zip(images, questions, strict=True))
         # Row by row: a batch rounds differently, and padding would enter the mean over tokens.
         with torch.inference_mode(False), evaluating(self.model):
-            return [self._match(picture, question) for picture, question in pairs]
+            return [self._match(image, question) for image, question in pairs]
 
-    def _match(self, picture: Image.Image, question: str) -> Relevance:
+    def _match(self, image: Image.Image, question: str) -> Relevance:
         model = self.model
         ids = self._ids(question)
         with torch.device("cpu"):
-            prepared = self.processor.image_processor(picture.convert("RGB"), return_tensors="pt")
+            prepared = self.processor.image_processor(image.convert("RGB"), return_tensors="pt")
         pixels = prepared["pixel_values"].to(model.device, model.dtype)
         with torch.no_grad():
-            image = model.vision_model(pixel_values=pixels).last_hidden_state  # [1, 1+N, C]
+            encoded = model.vision_model(pixel_values=pixels).last_hidden_state  # [1, 1+N, C]
             text = model.text_encoder(input_ids=ids).last_hidden_state
-            projected = model.vision_proj(image[:, 0]), model.text_proj(text[:, 0])
+            projected = model.vision_proj(encoded[:, 0]), model.text_proj(text[:, 0])
             cosine = cosine_similarity(*(p.float() for p in projected))
-        relevance = token_relevance(*self._attention(ids, image)).cpu()
+        relevance = token_relevance(*self._attention(ids, encoded)).cpu()
         rows, columns = self._grid(pixels, relevance)
         side = max(pixels.shape[-2:])
         values = spread(relevance.view(rows, columns), side)
-        size = (picture.height, picture.width)
+        size = (image.height, image.width)
         values = interpolate(values[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
         return Relevance(values.clamp(0, 1), cosine_share(cosine.item()))
 
-    def _attention(self, ids: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    def _attention(self, ids: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's probabilities and the match logit's gradient by them, `[h, T, 1+N]` each."""
         model = self.model
         paired = ids.clone()
@@ -147,7 +147,7 @@ class BlipMatcher(Matcher):
         cross = model.text_encoder.encoder.layer[self.layer].crossattention.self
         with torch.enable_grad(), outputs_of(cross) as seen:
             # The keys depend on this leaf, so that frozen parameters do no harm.
-            leaf = image.detach().requires_grad_()
+            leaf = encoded.detach().requires_grad_()
             states = model.text_encoder(input_ids=paired, encoder_hidden_states=leaf)
             match = model.itm_head(states.last_hidden_state[:, 0])[0, 1]
             [(_, attention)] = seen
@@ -169,20 +169,20 @@ class BlipMatcher(Matcher):
         rows = self.model.get_input_embeddings().num_embeddings
         if listed >= rows:
             raise ValueError(
-                f"the text encoder knows {rows} tokens, and [ENC], which it matches pictures with, "
+                f"the text encoder knows {rows} tokens, and [ENC], which it matches images with, "
                 f"would be number {listed}: take a checkpoint that was trained to match, as "
                 "Salesforce/blip-itm-large-coco, with its own processor"
             )
         return listed
 
     def _grid(self, pixels: Tensor, relevance: Tensor) -> tuple[int, int]:
-        """Patches per column and per row of the picture as BLIP saw it."""
+        """Patches per column and per row of the image as BLIP saw it."""
         patch = self.model.config.vision_config.patch_size
         sides = (patch, patch) if isinstance(patch, int) else patch
         rows, columns = (size // side for size, side in zip(pixels.shape[-2:], sides, strict=True))
         if rows * columns != len(relevance):
             raise ValueError(
-                f"{len(relevance)} patches were attended to, and the picture has {rows} x {columns}"
+                f"{len(relevance)} patches were attended to, and the image has {rows} x {columns}"
             )
         return rows, columns
 
@@ -195,7 +195,7 @@ def cleaned(question: str) -> str:
 def token_relevance(attention: Tensor, gradient: Tensor) -> Tensor:
     """Relevance of each patch: the mean over heads and words of attention times its gain.
 
-    `attention * max(gradient, 0)`, both `[h, T, 1+N]` -> `[N]`. The picture's class token comes
+    `attention * max(gradient, 0)`, both `[h, T, 1+N]` -> `[N]`. The image's class token comes
     first and is left out, as are the text's first and last token (`[ENC]`, `[SEP]`), which carry
     large gradients.
     """
@@ -282,15 +282,15 @@ def kept_pixels(relevance: Tensor, masked: float) -> Tensor:
     return relevance >= relevance.flatten().kthvalue(count - index).values
 
 
-def masked_picture(picture: Image.Image, kept: Tensor) -> Image.Image:
-    """The picture, black where `[H, W]` is false; RGB, of the same size."""
-    if kept.shape != (picture.height, picture.width):
+def masked_image(image: Image.Image, kept: Tensor) -> Image.Image:
+    """The image, black where `[H, W]` is false; RGB, of the same size."""
+    if kept.shape != (image.height, image.width):
         raise ValueError(
-            f"the picture is {picture.height} x {picture.width}, and its mask {list(kept.shape)}"
+            f"the image is {image.height} x {image.width}, and its mask {list(kept.shape)}"
         )
-    picture = picture.convert("RGB")
+    image = image.convert("RGB")
     mask = Image.fromarray(kept.to("cpu", torch.uint8).mul(255).numpy())
-    return Image.composite(picture, Image.new("RGB", picture.size), mask)
+    return Image.composite(image, Image.new("RGB", image.size), mask)
 
 
 def cosine_share(cosine: float) -> float:

@@ -17,14 +17,14 @@ from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.ensemble import Ensemble
 from sightline.engine.inputs import encode
 from sightline.engine.kv_cache import layers_with_every_key
-from sightline.engine.prefill import read_pictures
-from sightline.engine.reprocessing import check_reproduced, picture_inputs, repainted, settings_of
+from sightline.engine.prefill import read_images
+from sightline.engine.reprocessing import check_reproduced, image_inputs, repainted, settings_of
 from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Decoder, Recipe
 from sightline.engine.subgeneration import eos_token_ids, generate_text
 from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.settings import Checked, Count, Layers, Positive, Processor, Share, Words
-from sightline.vision.features import alternating, picture_lengths
+from sightline.vision.features import alternating, image_lengths
 
 GENERAL = "Write a general description of the image."
 SUFFIX = "Answer with a single word or phrase."
@@ -86,10 +86,10 @@ class Contrasted(StoppingCriteria):
 
 
 @dataclass(frozen=True)
-class RefinedPicture(Checked):
-    """A preparation: the picture once more, cut down to what the question looks at.
+class RefinedImage(Checked):
+    """A preparation: the image once more, cut down to what the question looks at.
 
-    Settings are those of `CARVE`. One picture in each row.
+    Settings are those of `CARVE`. One image in each row.
     """
 
     processor: Processor = field(repr=False)
@@ -109,23 +109,23 @@ class RefinedPicture(Checked):
     needs_pixels = True
 
     def check(self, expert: Branch, model: Model) -> None:
-        check_one_picture(expert)
+        check_one_image(expert)
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
         check_reproduced(self.processor, expert, model)
         self._asking(editor, expert)  # raises where no layer sees all that is asked
 
     def __call__(self, expert: Branch, model: Model) -> Branch:
         editor = PromptEditor(self.processor, model, expert.call.chat_template_kwargs)
-        expert = read_pictures(expert, model)
+        expert = read_images(expert, model)
         layouts = [layout for (layout,) in layouts_by_row(expert, model, self.processor)]
-        pictures = [picture for (picture,) in expert.call.pictures]
+        images = [image for (image,) in expert.call.images]
         smaller = []
-        for picture, layout, values in zip(
-            pictures, layouts, self._contrast(editor, expert), strict=True
+        for image, layout, values in zip(
+            images, layouts, self._contrast(editor, expert), strict=True
         ):
             relevance = layout.to_pixels(values.cpu())
             kept = kept_regions(relevance, self.share, self.regions, layout.covered())
-            smaller.append(refined(picture, kept, self.fill))
+            smaller.append(refined(image, kept, self.fill))
         if self.answer_suffix:
             texts = [self._ended(asked.question) for asked in editor.asked(expert)]
             expert = editor.ask(expert, range(len(texts)), texts)
@@ -134,7 +134,7 @@ class RefinedPicture(Checked):
         return beside(expert, smaller, editor)
 
     def _compared(self, config: Any, longest: int) -> tuple[int, ...]:
-        """Those of the asked layers that see all of `longest` tokens, the picture with them."""
+        """Those of the asked layers that see all of `longest` tokens, the image with them."""
         depth = config.num_hidden_layers
         asked = range(*(self.layers or middle(depth)))
         if asked.stop > depth:
@@ -147,12 +147,12 @@ class RefinedPicture(Checked):
         if not compared:
             if not whole:
                 raise UnsupportedModelError(
-                    "CARVE compares attention to the whole picture, and no layer of this model "
+                    "CARVE compares attention to the whole image, and no layer of this model "
                     "sees it: use a method without attention (VCD, VDD)"
                 )
             raise ValueError(
                 f"none of the layers {asked.start} to {asked.stop - 1}, whose attention CARVE "
-                f"compares, sees the whole picture: choose layers= among {whole}"
+                f"compares, sees the whole image: choose layers= among {whole}"
             )
         return compared
 
@@ -176,7 +176,7 @@ class RefinedPicture(Checked):
         return asking, self._compared(config, asking.length + self._longest - 1)
 
     def _contrast(self, editor: PromptEditor, expert: Branch) -> list[Tensor]:
-        """For each row, the contrast of each token of its picture, `[N]`."""
+        """For each row, the contrast of each token of its image, `[N]`."""
         asking, layers = self._asking(editor, expert)
         eos = eos_token_ids(expert.call.generation_config)
         contrast = Contrasted(layers, self.steps, self.smoothing, eos)
@@ -191,12 +191,12 @@ class RefinedPicture(Checked):
         return contrast.maps
 
 
-def check_one_picture(expert: Branch) -> None:
-    counts = [len(row) for row in expert.call.pictures]
+def check_one_image(expert: Branch) -> None:
+    counts = [len(row) for row in expert.call.images]
     if set(counts) != {1}:
         raise ValueError(
-            f"one picture is refined at a time, and the rows of this prompt have {counts}: ask "
-            "about each picture by itself"
+            f"one image is refined at a time, and the rows of this prompt have {counts}: ask "
+            "about each image by itself"
         )
 
 
@@ -206,29 +206,29 @@ def middle(depth: int) -> Layers:
     return max(0, min(first, after - FEWEST)), after
 
 
-def beside(expert: Branch, pictures: list[Image.Image], editor: PromptEditor) -> Branch:
-    """Each row with one more picture after its own; what was read of the first is kept.
+def beside(expert: Branch, images: list[Image.Image], editor: PromptEditor) -> Branch:
+    """Each row with one more image after its own; what was read of the first is kept.
 
-    Where the processor cuts a picture otherwise beside another, both are read again.
+    Where the processor cuts an image otherwise beside another, both are read again.
     """
-    both = [[own, more] for (own,), more in zip(expert.call.pictures, pictures, strict=True)]
+    both = [[own, more] for (own,), more in zip(expert.call.images, images, strict=True)]
     made = repainted(expert, both, editor)
     model, own = editor.model, (expert.features or {})["image"]
     first = expert.image_mask.sum(dim=1).tolist()
     second = (made.image_mask.sum(dim=1) - expert.image_mask.sum(dim=1)).tolist()
-    rows = [[picture] for picture in pictures]
-    pixels = picture_inputs(rows, editor, expert.call.processor_kwargs)
+    rows = [[image] for image in images]
+    pixels = image_inputs(rows, editor, expert.call.processor_kwargs)
     more = encode(expert, settings_of(expert) | pixels, model)["image"]
-    counted = [picture_lengths({"image": entries}, "image") for entries in (own, more)]
+    counted = [image_lengths({"image": entries}, "image") for entries in (own, more)]
     if counted == [first, second]:
         features = {**(expert.features or {}), "image": alternating(own, more)}
         return replace(made, features=features)
     return replace(made, prefix=None)
 
 
-def instead(expert: Branch, pictures: list[Image.Image], editor: PromptEditor) -> Branch:
-    """Each row with another picture in the place of its own."""
-    made = repainted(expert, [[picture] for picture in pictures], editor)
+def instead(expert: Branch, images: list[Image.Image], editor: PromptEditor) -> Branch:
+    """Each row with another image in the place of its own."""
+    made = repainted(expert, [[image] for image in images], editor)
     return replace(made, features=encode(made, made.pixels, editor.model), prefix=None)
 
 
@@ -236,21 +236,21 @@ def instead(expert: Branch, pictures: list[Image.Image], editor: PromptEditor) -
 class CARVE(Decoder):
     """Look where the question looks and a description does not, then answer.
 
-    Attention to the picture mixes what is striking in it with what the question needs. Divided by
+    Attention to the image mixes what is striking in it with what the question needs. Divided by
     the attention under a plain description, the second is left; its strongest regions are cut out
-    of the picture, the rest is black, and the model answers with the picture and the enlarged cut.
+    of the image, the rest is black, and the model answers with the image and the enlarged cut.
 
     Args:
         processor: The model's own.
         layers: (first, first after) whose attention is taken; None: 20 to 25 of 32, scaled.
         steps: Of the two short answers whose attention is taken: "full" weighs step t by t,
             "start" takes the first alone, "end" the last (the paper's best, and not in its code).
-        share: p, pixels kept before regions are chosen, in (0, 1]. At 1 the cut is the picture:
+        share: p, pixels kept before regions are chosen, in (0, 1]. At 1 the cut is the image:
             the control that shows what a second copy does.
         regions: K, the most regions kept.
         smoothing: lambda, added to the description's attention.
-        final: "both" pictures, as the authors' code asks, or the "refined" one alone, as their
-            text says; models that take one picture need the latter.
+        final: "both" images, as the authors' code asks, or the "refined" one alone, as their
+            text says; models that take one image need the latter.
         fill: Of what is masked: "black", "mean" or "blur".
         tokens: Longest of the two short answers.
         general: The plain description's request.
@@ -261,8 +261,8 @@ class CARVE(Decoder):
     Differs from the authors' code: the layers are scaled to the model's depth, where theirs are 20
     to 25 of every model (of 28 to 40 layers), and the suffix is left out of the last question,
     both unless asked for (`paper_best`); K is the most and not the least; cells are mapped to the
-    pixels that the tower saw; the enlarged cut has no more pixels than the picture; keys of the
-    picture are read once; two answers end with the shorter.
+    pixels that the tower saw; the enlarged cut has no more pixels than the image; keys of the
+    image are read once; two answers end with the shorter.
     """
 
     processor: Processor = field(repr=False, kw_only=True)
@@ -293,7 +293,7 @@ class CARVE(Decoder):
     def recipe(self) -> Recipe:
         return Recipe(
             preparations=(
-                RefinedPicture(
+                RefinedImage(
                     self.processor,
                     self.layers,
                     self.steps,

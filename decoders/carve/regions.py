@@ -1,6 +1,6 @@
-"""Where a question looks and a description does not, and the picture cut down to it.
+"""Where a question looks and a description does not, and the image cut down to it.
 
-The arithmetic of CARVE, Ge et al., arXiv:2509.06461, on maps and pictures; it knows no model.
+The arithmetic of CARVE, Ge et al., arXiv:2509.06461, on maps and images; it knows no model.
 """
 
 import warnings
@@ -16,7 +16,7 @@ from sightline.settings import wrong
 
 Fill = Literal["black", "mean", "blur"]
 BLUR = 0.05
-"""Standard deviation of the "blur" fill, a share of the picture's longer side."""
+"""Standard deviation of the "blur" fill, a share of the image's longer side."""
 FLAT = 1e-3
 """Maps that vary by less, relative to their greatest value, say nothing: with equal attention on
 both sides, what is left of the quotient is the smoothing."""
@@ -28,7 +28,7 @@ def contrasted(question: Tensor, general: Tensor, smoothing: float) -> Tensor:
     Minimises, per token, `(x * general - question)^2 + lambda * x^2 * general` (eq. 4.5, 4.6).
 
     Args:
-        question, general: Softmax weights of equal shape `[..., N]`, over pictures' tokens only and
+        question, general: Softmax weights of equal shape `[..., N]`, over images' tokens only and
             not normalised anew. Half precision is raised to float32: ratios near ties need it.
         smoothing: lambda, above 0 and far below the weights, which are 1e-5 to 1e-2.
     """
@@ -37,7 +37,7 @@ def contrasted(question: Tensor, general: Tensor, smoothing: float) -> Tensor:
     if question.shape != general.shape:
         raise ValueError(
             f"attention under the question is {list(question.shape)} and under the description "
-            f"{list(general.shape)}: pair their steps, and give both the same picture"
+            f"{list(general.shape)}: pair their steps, and give both the same image"
         )
     dtype = torch.promote_types(question.dtype, torch.float32)
     return question.to(dtype) / (general.to(dtype) + smoothing)
@@ -46,7 +46,7 @@ def contrasted(question: Tensor, general: Tensor, smoothing: float) -> Tensor:
 def kept_regions(
     relevance: Tensor, share: float, regions: int, covered: Tensor | None = None
 ) -> Tensor:
-    """The most relevant regions of a picture: `[H, W]` -> `[H, W]` bool, true on what stays.
+    """The most relevant regions of an image: `[H, W]` -> `[H, W]` bool, true on what stays.
 
     Pixels from the (1 - share) quantile upwards (linear interpolation) fall into 4-connected
     regions, and those with the greatest sums of relevance are kept; of equals the first in reading
@@ -73,12 +73,12 @@ def kept_regions(
     values, inside = relevance.detach().double().cpu().numpy(), covered.cpu().numpy()
     seen = values[inside]
     if not seen.size:
-        raise ValueError("covered must be true somewhere: the vision tower saw none of the picture")
+        raise ValueError("covered must be true somewhere: the vision tower saw none of the image")
     if not np.isfinite(seen).all():
         raise ValueError("relevance must be finite: the attention that it was made of is not")
     if np.ptp(seen) <= FLAT * np.abs(seen).max():
         warnings.warn(
-            "the question draws no more attention to one place of the picture than to another: "
+            "the question draws no more attention to one place of the image than to another: "
             "all of it is kept",
             stacklevel=2,
         )
@@ -122,15 +122,15 @@ def components(mask: np.ndarray) -> np.ndarray:
     return labels
 
 
-def refined(picture: Image.Image, mask: Tensor, fill: str = "black") -> Image.Image:
-    """What a mask `[H, W]` keeps of a picture: the rest filled, cropped to one box, enlarged.
+def refined(image: Image.Image, mask: Tensor, fill: str = "black") -> Image.Image:
+    """What a mask `[H, W]` keeps of an image: the rest filled, cropped to one box, enlarged.
 
     The box holds all kept regions. It is enlarged with Lanczos and its own aspect until both sides
-    reach the picture's; if that has more pixels than the picture, only until it has as many, which
+    reach the image's; if that has more pixels than the image, only until it has as many, which
     is never less than the box itself.
 
     Args:
-        fill: What stands outside of the mask: "black", the picture's "mean" colour, or the picture
+        fill: What stands outside of the mask: "black", the image's "mean" colour, or the image
             under a "blur".
 
     Differs from the authors' code, which sets no limit: 60,000 x 800 for a box 8 pixels high of
@@ -138,16 +138,16 @@ def refined(picture: Image.Image, mask: Tensor, fill: str = "black") -> Image.Im
     """
     if fill not in get_args(Fill):
         raise wrong("fill", f"one of {', '.join(get_args(Fill))}", fill)
-    width, height = picture.size
+    width, height = image.size
     if mask.shape != (height, width):
-        raise ValueError(f"the picture is {height} x {width}, and its mask {list(mask.shape)}")
+        raise ValueError(f"the image is {height} x {width}, and its mask {list(mask.shape)}")
     kept = Image.fromarray(mask.cpu().numpy() * np.uint8(255))
     box = kept.getbbox()
     if box is None:
-        raise ValueError("the mask keeps nothing of the picture: keep one pixel at least")
-    picture = picture.convert("RGB")
-    crop = Image.composite(picture, _ground(picture, fill), kept).crop(box)
-    return crop.resize(enlarged(crop.size, picture.size), Image.Resampling.LANCZOS)
+        raise ValueError("the mask keeps nothing of the image: keep one pixel at least")
+    image = image.convert("RGB")
+    crop = Image.composite(image, _ground(image, fill), kept).crop(box)
+    return crop.resize(enlarged(crop.size, image.size), Image.Resampling.LANCZOS)
 
 
 def enlarged(crop: tuple[int, int], whole: tuple[int, int]) -> tuple[int, int]:
@@ -159,11 +159,11 @@ def enlarged(crop: tuple[int, int], whole: tuple[int, int]) -> tuple[int, int]:
     return isqrt(w * width * height // h), isqrt(h * width * height // w)
 
 
-def _ground(picture: Image.Image, fill: str) -> Image.Image:
+def _ground(image: Image.Image, fill: str) -> Image.Image:
     if fill == "blur":
-        return picture.filter(ImageFilter.GaussianBlur(BLUR * max(picture.size)))
+        return image.filter(ImageFilter.GaussianBlur(BLUR * max(image.size)))
     colour = (0, 0, 0)
     if fill == "mean":
-        red, green, blue = np.asarray(picture).mean(axis=(0, 1)).round().astype(int).tolist()
+        red, green, blue = np.asarray(image).mean(axis=(0, 1)).round().astype(int).tolist()
         colour = (red, green, blue)
-    return Image.new("RGB", picture.size, colour)
+    return Image.new("RGB", image.size, colour)

@@ -23,7 +23,7 @@ class DAMRO(Decoder):
             authors' scripts use on LLaVA; for InstructBLIP they publish 0.5 (POPE), 1.5 (CHAIR).
         beta: Plausibility threshold in [0, 1], a share of the expert's best probability; 0 keeps
             every token.
-        k: Tokens that the amateur sees of each picture, 1 or more. None: 10 in 576, at least 1
+        k: Tokens that the amateur sees of each image, 1 or more. None: 10 in 576, at least 1
             (the paper's 10 for LLaVA, 4 of 256 for InstructBLIP).
         score: "auto", "concat", "head_mean" (attention of the tower's class token), or a
             substitute for towers without one, "pooled_query", "received", "norm": see
@@ -32,7 +32,7 @@ class DAMRO(Decoder):
 
     Differs from the authors' code: logits processors (temperature, top-p, penalties) act, which
     theirs skips; a chosen token is the patch itself, where theirs takes the left neighbour for
-    InstructBLIP; several pictures, batches and beams work; greedy and beam search are contrasted
+    InstructBLIP; several images, batches and beams work; greedy and beam search are contrasted
     too; k follows the number of tokens; models without a class token are scored by a substitute.
     Models that resample patches (Q-Formers, pixel shuffles) only take `score="norm"`; the paper
     chooses before the Q-Former.

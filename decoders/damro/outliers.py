@@ -1,4 +1,4 @@
-"""A picture's outlier tokens: those that its vision tower attends to beyond their content.
+"""An image's outlier tokens: those that its vision tower attends to beyond their content.
 
 DAMRO, Gong et al., EMNLP 2024 (arXiv:2410.04514), makes its amateur of them. The scores below are
 functions of one layer's queries and keys; the rest of the file finds that layer in a tower, reads
@@ -20,7 +20,7 @@ from sightline.engine.branch import Branch
 from sightline.engine.prompt_edits import with_fewer_image_tokens
 from sightline.model_protocol import Model, UnsupportedModelError
 from sightline.settings import Checked, Count
-from sightline.vision.features import edited, pictures_of
+from sightline.vision.features import edited, images_of
 
 CLS_SCORES = ("concat", "head_mean")
 PATCH_SCORES = ("pooled_query", "received")
@@ -33,20 +33,20 @@ SHARE = 10 / 576
 
 @dataclass(frozen=True)
 class OutlierImage(Checked):
-    """The same prompt, each picture cut down to its outlier tokens (arXiv:2410.04514).
+    """The same prompt, each image cut down to its outlier tokens (arXiv:2410.04514).
 
-    They are chosen by the vision tower's attention in one layer, picture by picture, and stand in
-    the picture's place by falling score, not by where they lie in it. The sequence is shorter and
+    They are chosen by the vision tower's attention in one layer, image by image, and stand in
+    the image's place by falling score, not by where they lie in it. The sequence is shorter and
     its positions are counted anew; under M-RoPE the tokens count like text, one step each.
 
     Where the language model's tokens are groups of patches (Qwen's 2 x 2 merger) a group's score
-    is its patches' sum. Of a picture cut into tiles (LLaVA-NeXT) only the crop of the whole is
+    is its patches' sum. Of an image cut into tiles (LLaVA-NeXT) only the crop of the whole is
     kept, with one newline after it. What else resamples patches is refused, and so are videos.
 
     The scores cost one more pass of the vision tower per call ("norm" costs nothing).
 
     Args:
-        k: Tokens left of each picture, 1 or more. None: 10 in 576 of those scored, at least 1.
+        k: Tokens left of each image, 1 or more. None: 10 in 576 of those scored, at least 1.
         score: What makes a token an outlier, higher is more.
             "auto": "concat" where the tower has a class token, else "pooled_query".
             "concat": the class token's attention, all heads as one (the paper's code for LLaVA).
@@ -54,7 +54,7 @@ class OutlierImage(Checked):
             "pooled_query": as "head_mean", the mean of the patches' queries for a class token.
             "received": attention that a patch gets from all patches; quadratic in their number.
             "norm": length of the feature that the language model gets; the tower is not asked, so
-            it works for every model, over all tokens of a picture, tiles included.
+            it works for every model, over all tokens of an image, tiles included.
             The last three are substitutes of ours, for towers without a class token.
         layer: "features": the layer whose output the language model gets (`vision_feature_layer`).
             "last": the tower's last. Layers that attend in windows only are passed over.
@@ -73,8 +73,8 @@ class OutlierImage(Checked):
         features = expert.features or {}
         if set(features) != {"image"}:
             raise ValueError(
-                "outlier tokens are chosen in still pictures, and this prompt holds "
-                f"{' and '.join(sorted(features)) or 'none'}: ask about pictures alone"
+                "outlier tokens are chosen in still images, and this prompt holds "
+                f"{' and '.join(sorted(features)) or 'none'}: ask about images alone"
             )
         try:
             return self._cut_down(expert, model)
@@ -85,10 +85,10 @@ class OutlierImage(Checked):
         encoded = (expert.features or {})["image"]
         scores = self.scores(expert, model)
         if self.score == "norm":
-            chosen = [outliers(picture, self.k) for picture in scores]
+            chosen = [outliers(image, self.k) for image in scores]
             return with_fewer_image_tokens(expert, model, only(encoded, chosen))
         first = class_features(expert, model)
-        chosen = [first + outliers(picture, self.k) for picture in scores]
+        chosen = [first + outliers(image, self.k) for image in scores]
         return with_fewer_image_tokens(expert, model, only(encoded, chosen, newline(model)))
 
     def _instead(self, expert: Branch, model: Model) -> str:
@@ -108,10 +108,10 @@ class OutlierImage(Checked):
         return " or ".join(working) or "another contrast (VDD)"
 
     def scores(self, expert: Branch, model: Model) -> list[Tensor]:
-        """Scores `[N]` of each picture's tokens; of a picture in tiles, of the whole's tokens."""
-        pictures = pictures_of((expert.features or {})["image"])
+        """Scores `[N]` of each image's tokens; of an image in tiles, of the whole's tokens."""
+        images = images_of((expert.features or {})["image"])
         if self.score == "norm":
-            return [told_apart(norm(picture)) for picture in pictures]
+            return [told_apart(norm(image)) for image in images]
         tower = vision_tower(model)
         layers = attention_layers(tower)
         if not layers:
@@ -127,11 +127,11 @@ class OutlierImage(Checked):
             )
         queries, keys = queries_and_keys(attention, *layer_input(attention, expert, model, tower))
         heads = head_count(attention)
-        lengths = [len(picture) for picture in pictures]
+        lengths = [len(image) for image in images]
         merged = getattr(tower, "spatial_merge_size", 1) ** 2
         if queries.ndim == 3 and len(queries) == len(lengths):
             pairs = list(zip(queries, keys, strict=True))
-        else:  # pictures of several sizes, end to end
+        else:  # images of several sizes, end to end
             tokens = queries.shape[:-1].numel()
             runs = [length * merged for length in lengths]
             if has_cls or tokens != queries.shape[-2] or tokens != sum(runs):
@@ -140,11 +140,11 @@ class OutlierImage(Checked):
             pairs = list(zip(*flat, strict=True))
         patches = [patch_scores(score, q, k, heads, has_cls) for q, k in pairs]
         first, has_tiles = class_features(expert, model), newline(model) is not None
-        for length, picture in zip(lengths, patches, strict=True):
-            whole = first + len(picture) / merged
+        for length, image in zip(lengths, patches, strict=True):
+            whole = first + len(image) / merged
             if length != whole and not (has_tiles and length > whole):
-                mismatch(length, len(picture))
-        groups = [picture.view(-1, merged).sum(dim=-1) for picture in patches]
+                mismatch(length, len(image))
+        groups = [image.view(-1, merged).sum(dim=-1) for image in patches]
         return in_spatial_order(groups, tower, expert)
 
     def _layer_index(self, count: int, tower: Any, expert: Branch, model: Model) -> int:
@@ -226,30 +226,30 @@ def outliers(scores: Tensor, k: int | None) -> Tensor:
     count = max(1, round(len(scores) * SHARE)) if k is None else k
     if count > len(scores):
         raise ValueError(
-            f"k={count} tokens were wanted of a picture that has {len(scores)}: lower k, or leave "
+            f"k={count} tokens were wanted of an image that has {len(scores)}: lower k, or leave "
             "it to k=None"
         )
     return scores.argsort(descending=True, stable=True)[:count]
 
 
 def only(encoded: Any, chosen: list[Tensor], closing: Tensor | None = None) -> Any:
-    """An encoder's output with the chosen tokens `[k]` of each picture, in the order given.
+    """An encoder's output with the chosen tokens `[k]` of each image, in the order given.
 
     What a language model gets of a token depends on no other, so to choose after the projector is
-    to choose before it. `closing` `[D]` is put after each picture.
+    to choose before it. `closing` `[D]` is put after each image.
     """
 
-    def choose(pictures: Any, *after: Tensor) -> Any:
-        pairs = zip(pictures, chosen, strict=True)
-        short = [torch.cat([picture[index], *after]) for picture, index in pairs]
-        return torch.stack(short) if isinstance(pictures, Tensor) else short
+    def choose(images: Any, *after: Tensor) -> Any:
+        pairs = zip(images, chosen, strict=True)
+        short = [torch.cat([image[index], *after]) for image, index in pairs]
+        return torch.stack(short) if isinstance(images, Tensor) else short
 
-    after = () if closing is None else (closing[None].to(pictures_of(encoded)[0]),)
-    return edited(lambda pictures: choose(pictures, *after), encoded)
+    after = () if closing is None else (closing[None].to(images_of(encoded)[0]),)
+    return edited(lambda images: choose(images, *after), encoded)
 
 
 def vision_tower(model: Model) -> Any:
-    """The module that encodes pictures."""
+    """The module that encodes images."""
     tower = model.get_encoder(modality="image")
     if tower is model or tower is model.base_model:
         unreadable("it names no vision tower")
@@ -286,13 +286,13 @@ def has_class_token(tower: nn.Module) -> bool:
 
 
 def class_features(expert: Branch, model: Model) -> int:
-    """Features that stand before a picture's patches: 1 where the class token is kept, else 0."""
+    """Features that stand before an image's patches: 1 where the class token is kept, else 0."""
     strategy = setting("vision_feature_select_strategy", expert, model)
     return int(strategy == "full" and has_class_token(vision_tower(model)))
 
 
 def newline(model: Model) -> Tensor | None:
-    """What closes a picture, `[D]`, in models that put the whole picture before its tiles."""
+    """What closes an image, `[D]`, in models that put the whole image before its tiles."""
     return getattr(model.base_model, "image_newline", None)
 
 
@@ -305,7 +305,7 @@ def setting(name: str, expert: Branch, model: Model) -> Any:
 def layer_input(
     attention: nn.Module, expert: Branch, model: Model, tower: Any
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """What the pictures are when they enter a layer's attention: `[.., S, C]`, with its rotary.
+    """What the images are when they enter a layer's attention: `[.., S, C]`, with its rotary.
 
     The tower runs as it is, and a hook of this call looks on. transformers' own
     `output_hidden_states` would leave hooks behind on towers that have none (5.23).
@@ -313,13 +313,13 @@ def layer_input(
     pixels = expert.pixels
     with inputs_of(attention) as seen:
         if newline(model) is not None and pixels["pixel_values"].ndim == 5:
-            tower(pixels["pixel_values"][:, 0])  # the whole picture; [:, 1:] are its tiles
+            tower(pixels["pixel_values"][:, 0])  # the whole image; [:, 1:] are its tiles
         else:
             encode = model.base_model.get_image_features
             taken = inspect.signature(encode).parameters
             encode(**{name: pixels[name] for name in pixels if name in taken}, return_dict=True)
     if len(seen) != 1:
-        unreadable(f"its layer ran {len(seen)} times for one batch of pictures")
+        unreadable(f"its layer ran {len(seen)} times for one batch of images")
     args, kwargs = seen[0]
     given = dict(kwargs, **dict(zip(("hidden_states", "attention_mask"), args, strict=False)))
     known = ("hidden_states", "attention_mask", "cu_seqlens", "position_embeddings")
@@ -388,7 +388,7 @@ def in_spatial_order(scores: list[Tensor], tower: Any, expert: Branch) -> list[T
         window_size=tower.window_size,
         patch_size=tower.patch_size,
     )
-    lengths = [len(picture) for picture in scores]
+    lengths = [len(image) for image in scores]
     flat = torch.cat(scores)
     return list(flat[order.argsort().to(flat.device)].split(lengths))
 
@@ -405,6 +405,6 @@ def unreadable(reason: str) -> NoReturn:
 def mismatch(tokens: int, patches: int) -> NoReturn:
     """The language model's tokens are not the tower's patches, nor known groups of them."""
     raise Unreadable(
-        f"the pictures fill {tokens} tokens and the vision tower attends to {patches} patches; "
+        f"the images fill {tokens} tokens and the vision tower attends to {patches} patches; "
         "which patches a token stands for is not known here"
     )

@@ -32,7 +32,7 @@ from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.decode import GenerateCall
 from sightline.engine.inputs import position_offset_kept
 from sightline.engine.mixed_batch import concerned, rows_by_image
-from sightline.engine.prefill import read_pictures
+from sightline.engine.prefill import read_images
 from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import Recipe
 from sightline.engine.subgeneration import eos_token_ids, generate_text
@@ -49,7 +49,7 @@ from sightline.settings import (
     Words,
     holding,
 )
-from sightline.vision.features import picture_rows, pictures_of
+from sightline.vision.features import image_rows, images_of
 from sightline.vision.noise import generator
 from sightline.weak_lru import Memory
 
@@ -73,11 +73,11 @@ REMEMBERED = 4096  # captions that are kept, for each model
 class MVP(ClosedSet):
     """Answer a closed question by the votes of several captions and several beginnings.
 
-    The model captions the picture from several points of view. Each caption joins the question,
+    The model captions the image from several points of view. Each caption joins the question,
     each of the K likeliest first tokens begins a path, and a path votes for the label it reaches,
     with the probability of its first token times how sure the model was of the label. All paths of
     all views are rows of one batch. Captions do not depend on the question: they are kept, so that
-    several questions about one picture pay for them once, as long as weights and adapters stay what
+    several questions about one image pay for them once, as long as weights and adapters stay what
     they are; `clear()` is for changes that `Memory` does not see. A row without an image is
     answered by `generate` itself.
 
@@ -101,7 +101,7 @@ class MVP(ClosedSet):
 
     Differs from the authors' code, whose released form cannot run to its end: paths are greedy,
     labels are found as whole words, the gap is taken at temperature 1, a path begins with the token
-    that was scored, and captions are made once for each picture.
+    that was scored, and captions are made once for each image.
     """
 
     processor: Processor = field(repr=False, kw_only=True)
@@ -190,7 +190,7 @@ class MVP(ClosedSet):
         asked = editor.asked(expert)
         editor.check_answered_next(asked)
         questions = [row.question for row in asked]
-        expert = read_pictures(expert, model)
+        expert = read_images(expert, model)
         captions = self._captions(editor, expert)
         return self._compare(editor, expert, questions, captions)
 
@@ -199,7 +199,7 @@ class MVP(ClosedSet):
         keys = [
             [
                 (
-                    *self._picture_key(expert, row, editor.model.config),
+                    *self._image_key(expert, row, editor.model.config),
                     asked.lead,
                     asked.closing,
                     *view,
@@ -215,7 +215,7 @@ class MVP(ClosedSet):
             views = [key[-2] for key in missing]
             asking = editor.ask(expert, rows, [self.requests[view] for view in views])
             draws = [
-                generator(self.seed, view, b"".join(map(digest, expert.call.pictures[row])))
+                generator(self.seed, view, b"".join(map(digest, expert.call.images[row])))
                 for row, view in zip(rows, views, strict=True)
             ]
             drawn = Drawn(self.temperature, self.top_p, draws)
@@ -227,8 +227,8 @@ class MVP(ClosedSet):
         count = len(self.requests)
         return [flat[place : place + count] for place in range(0, len(flat), count)]
 
-    def _picture_key(self, expert: Branch, row: int, config: Any) -> tuple:
-        """What a row's captions depend on: what stands before its text, its pictures' bytes,
+    def _image_key(self, expert: Branch, row: int, config: Any) -> tuple:
+        """What a row's captions depend on: what stands before its text, its images' bytes,
         and its videos as they were encoded.
 
         Earlier turns, the request and its view come on top.
@@ -236,10 +236,10 @@ class MVP(ClosedSet):
         last = int(torch.nonzero(expert.image_mask[row])[-1])
         mask = expert.attention_mask[row, : last + 1].bool()
         before = tuple(expert.input_ids[row, : last + 1][mask].tolist())
-        pictures = tuple((picture.size, digest(picture)) for picture in expert.call.pictures[row])
+        images = tuple((image.size, digest(image)) for image in expert.call.images[row])
         videos = tuple(digest(encoded) for encoded in videos_of(expert, row, config))
         settings = (self.caption_tokens, self.temperature, self.top_p, self.seed)
-        return before, pictures, videos, *settings, *eos_token_ids(expert.call.generation_config)
+        return before, images, videos, *settings, *eos_token_ids(expert.call.generation_config)
 
     def _compare(
         self, editor: PromptEditor, expert: Branch, questions: list[str], captions: list[list[str]]
@@ -295,16 +295,16 @@ class Votes:
 
 
 def digest(values: Any) -> bytes:
-    """The hash of a picture's pixels, or of an array's values."""
+    """The hash of an image's pixels, or of an array's values."""
     return blake2b(values.tobytes()).digest()
 
 
 def videos_of(expert: Branch, row: int, config: Any) -> Iterator[np.ndarray]:
     """The encoded videos of a row, as bytes."""
     features = expert.features or {}
-    for modality, rows in picture_rows(expert.input_ids, features, config).items():
+    for modality, rows in image_rows(expert.input_ids, features, config).items():
         for number in rows[row] if modality != "image" else ():
-            encoded = pictures_of(features[modality])[number]
+            encoded = images_of(features[modality])[number]
             yield encoded.contiguous().view(torch.uint8).cpu().numpy()
 
 

@@ -1,6 +1,6 @@
 """MVP: many views and many paths vote on one answer, Qu et al., COLING 2025 (arXiv:2408.17150).
 
-For each view of a picture each of the K likeliest first tokens begins a path; the path votes for
+For each view of an image each of the K likeliest first tokens begins a path; the path votes for
 the answer it reaches, with the probability of its first token times how sure the model was where
 the answer was said. Everything here is arithmetic on texts, logits and probabilities.
 

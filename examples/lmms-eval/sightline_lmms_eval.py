@@ -9,7 +9,7 @@ Without `decoder` the checkpoint answers as it is. Names, settings and presets a
 between settings from the harness. How an answer is drawn and how long it may be is the task's.
 
 What was not run: lmms-eval itself. What it asks of a model follows its model guide and release 0.7
-("simple" models, which get text and pictures). The tests run this file on a stand-in for its base
+("simple" models, which get text and images). The tests run this file on a stand-in for its base
 class. It answers one request at a time in one process, and gives no likelihoods of answers.
 """
 
@@ -106,10 +106,10 @@ class Sightline(lmms):
         task: str,
         split: str,
     ) -> str:
-        pictures = list(doc_to_visual(self.task_dict[task][split][doc_id]))
+        images = list(doc_to_visual(self.task_dict[task][split][doc_id]))
         question = context.replace(PLACEHOLDER, "").strip()
         keywords = generate_keywords(generation)
-        said = answer(self.model, self.processor, pictures, question, self.decoder, **keywords)
+        said = answer(self.model, self.processor, images, question, self.decoder, **keywords)
         return cut_at(said, generation.get("until") or ())
 
     def loglikelihood(self, requests: Sequence[Any]) -> Any:

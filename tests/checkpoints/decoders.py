@@ -9,7 +9,7 @@ from conformance import clause, is_refusal
 from sightline import DAMRO, VDD, answer
 from sightline.decoders import DECODERS
 
-from .loading import load, picture
+from .loading import load, random_image
 
 QUESTION = "Is there a cup in the image?"
 SMALL = {  # for models of three layers, and answers that are read by nobody
@@ -42,7 +42,7 @@ def answers(name: str) -> Mapping[str, str]:
             answer(
                 checkpoint.model,
                 checkpoint.processor,
-                picture(200, 120),
+                random_image(200, 120),
                 QUESTION,
                 decoder,
                 chat_template_kwargs=arguments,

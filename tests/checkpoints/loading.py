@@ -210,7 +210,7 @@ def chat(images: Sequence[Image.Image], *turns: str) -> list[dict[str, Any]]:
     ]
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def random_image(width: int, height: int, seed: int = 0) -> Image.Image:
     """Coloured noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
