@@ -418,7 +418,7 @@ def prepare(
     decoders = [spec.build(processor) for spec in specs]
     model = load_model(checkpoint, device, dtype)
     inputs = prompt_inputs(model, processor, image, question, chat_template_kwargs=told)
-    answers = [
+    answers: list[Answering] = [
         partial(respond, model, processor, inputs, image, decoder, seed, arguments)
         for decoder, arguments in zip(decoders, asked, strict=True)
     ]

@@ -285,9 +285,8 @@ def term(text: str) -> Term:
 def is_term(text: str) -> bool:
     """Whether a text begins with the name of a decoder or a way."""
     name = term(text).name
-    return name in WAYS or (
-        re.fullmatch(r"[\w-]+(\.\w*)?", name) and name.partition(".")[0] in NAMED
-    )
+    is_name = re.fullmatch(r"[\w-]+(\.\w*)?", name) is not None
+    return name in WAYS or (is_name and name.partition(".")[0] in NAMED)
 
 
 def spec_of(terms: Sequence[Term]) -> Spec:
@@ -465,7 +464,8 @@ class Preset:
     def changes(self) -> dict[str, str]:
         """The settings that it does not leave at their default, as one would write them."""
         decoder = self.decoder(STAND_IN)
-        known = settable(type(decoder))
+        kind: type = type(decoder)
+        known = settable(kind)
         texts = {name: value_text(getattr(decoder, name)) for name in known}
         return {name: text for name, text in texts.items() if text != known[name].default}
 

@@ -200,8 +200,9 @@ def own_control(setup: Setup) -> Setup | None:
         return None
     own, [method] = OWN[setup.name], setup.spec.methods
     strategy = own.make(setup.strategy)
-    preset, known = method.preset, settable(type(strategy))
-    has_preset = preset is None or preset.name in presets(type(strategy))
+    kind: type = type(strategy)
+    preset, known = method.preset, settable(kind)
+    has_preset = preset is None or preset.name in presets(kind)
     texts = {} if has_preset or preset is None else preset.changes()
     texts |= dict(method.texts)
     texts = {key: text for key, text in texts.items() if key in known and key not in own.drops}
