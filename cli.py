@@ -281,7 +281,8 @@ def list_decoders() -> None:
     """List the decoders with their settings, usual ranges, presets and papers."""
     from sightline.decoders import DECODERS
     from sightline.docstrings import paper, read_arguments
-    from sightline.specs import WAYS, presets, settable
+    from sightline.setting_text import presets, settable
+    from sightline.spec_text import WAYS
 
     width = new_console().width
     for name, kind in DECODERS.items():

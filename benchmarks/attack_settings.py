@@ -30,7 +30,8 @@ import sightline
 from sightline.decoders import DECODERS
 from sightline.json_text import json_text
 from sightline.model_protocol import UnsupportedModelError
-from sightline.specs import Method, settable
+from sightline.setting_text import settable
+from sightline.specs import Method
 
 TRIES, TRIES_SHORT = 2000, 200
 LONGEST = 250

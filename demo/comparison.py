@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from sightline.specs import GREEDY, SAMPLE, Spec
+from sightline.spec_text import GREEDY, SAMPLE
+from sightline.specs import Spec
 
 ROW = 1_000  # bytes of a `Row`, about
 State = Literal["waiting", "answering", "done", "stopped", "failed"]

@@ -12,19 +12,9 @@ from typing import Any, Literal
 from sightline.decoders import DECODERS
 from sightline.docstrings import read_arguments
 from sightline.engine.search_range import SearchRange
-from sightline.specs import (
-    GREEDY,
-    SAMPLE,
-    STAND_IN,
-    Preset,
-    Setting,
-    Spec,
-    find,
-    parse_spec,
-    presets,
-    settable,
-    written,
-)
+from sightline.setting_text import STAND_IN, Preset, Setting, presets, settable, written
+from sightline.spec_text import GREEDY, SAMPLE
+from sightline.specs import Spec, find, parse_spec
 
 Form = Literal["slider", "checkbox", "choice", "text"]
 FORMS: dict[Any, Form] = {bool: "checkbox", int: "slider", float: "slider"}

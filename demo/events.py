@@ -38,7 +38,8 @@ from sightline.demo.saved import Saved, from_decoded, to_json
 from sightline.demo.script import is_seed, to_python
 from sightline.demo.turns import BUSY, Busy, Turns
 from sightline.demo.uploads import Uploads
-from sightline.specs import GREEDY, Spec
+from sightline.spec_text import GREEDY
+from sightline.specs import Spec
 
 IDLE: Parts = {"compare": True, "stop": False}
 """Which buttons can be pressed while no answer grows."""

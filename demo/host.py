@@ -23,7 +23,9 @@ from sightline.demo.scheduler import ForwardScheduler, Stopped, Work
 from sightline.evaluation.lab import WORDINGS
 from sightline.messages import short
 from sightline.model_protocol import Model
-from sightline.specs import BEAM, Spec, parse_spec, settable, written
+from sightline.setting_text import settable, written
+from sightline.spec_text import BEAM
+from sightline.specs import Spec, parse_spec
 from sightline.vision.images import open_image
 
 LAB = "sightline.lab"

@@ -16,7 +16,8 @@ from sightline.evaluation import plots, report, runner
 from sightline.evaluation.asking import LAB, Source
 from sightline.evaluation.lab import LabBenchmark
 from sightline.model_protocol import Model
-from sightline.specs import SAMPLE, Spec
+from sightline.spec_text import SAMPLE
+from sightline.specs import Spec
 
 BATCH_SIZE = 16
 

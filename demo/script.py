@@ -10,7 +10,8 @@ from sightline.codegen import Code, Group, Piece, Sum, Text, assigned, call, gro
 from sightline.demo.comparison import Comparison, SamplingSettings, SourceImage
 from sightline.lab import CHECKPOINT, IMAGES
 from sightline.messages import short
-from sightline.specs import FILLED, STAND_IN, Method, Spec
+from sightline.setting_text import FILLED, STAND_IN
+from sightline.specs import Method, Spec
 
 LAB = ("sightline.lab", str(CHECKPOINT))
 LONGEST_SEED = 20  # digits

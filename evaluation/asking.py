@@ -26,7 +26,7 @@ from sightline.lab import CHECKPOINT
 from sightline.logits.finite import FiniteRows
 from sightline.messages import LONGEST, clipped
 from sightline.model_protocol import Model
-from sightline.specs import GREEDY
+from sightline.spec_text import GREEDY
 from sightline.vision.images import user_turn
 
 LAB = "sightline.lab"

@@ -48,7 +48,8 @@ from sightline.evaluation.setups import (
     parse_setup,
 )
 from sightline.messages import short, unknown
-from sightline.specs import BEAM, GREEDY, SAMPLE, parse_specs
+from sightline.spec_text import BEAM, GREEDY, SAMPLE
+from sightline.specs import parse_specs
 
 OURS, BOTH = "ours", "ours, as published"
 POPE, CHAIR_64, CHAIR_512 = "pope", "chair-64", "chair-512"

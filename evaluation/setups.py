@@ -21,17 +21,9 @@ from sightline.decoders.mvp.mvp import MVP
 from sightline.decoders.vdgd import PrefixOnly
 from sightline.engine.strategy import Strategy
 from sightline.messages import short
-from sightline.specs import (
-    BEAM,
-    GREEDY,
-    SAMPLE,
-    Method,
-    Spec,
-    parse_specs,
-    presets,
-    settable,
-    written,
-)
+from sightline.setting_text import presets, settable, written
+from sightline.spec_text import BEAM, GREEDY, SAMPLE
+from sightline.specs import Method, Spec, parse_specs
 
 YES_SHIFT = "yes-shift"
 CONTROL_OF = {"vdgd-prefix": "vdgd", "agla-full": "agla"}

@@ -14,7 +14,7 @@ from sightline.evaluation.benchmark import Benchmark, Prediction, Task, asked
 from sightline.evaluation.metrics import NO, YES, Logits, fit_shift
 from sightline.evaluation.setups import YES_SHIFT, PlausibilityOnly, Setup
 from sightline.evaluation.statistics import RESAMPLES, Estimate, Ratio, estimate, resample, verdict
-from sightline.specs import GREEDY
+from sightline.spec_text import GREEDY
 
 TEXTS: dict[str | None, str] = {YES: "Yes", NO: "No", None: ""}
 """What an answer that the shift has turned reads as."""

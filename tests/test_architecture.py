@@ -15,6 +15,8 @@ LAYERS = (
     ("highlights",),
     ("lab",),
     ("specs",),
+    ("setting_text",),
+    ("spec_text",),
     ("checkpoints",),
     ("decoders",),
     ("engine",),

@@ -25,7 +25,7 @@ from sightline.decoders.carve.carve import GENERAL, SUFFIX, middle
 from sightline.decoders.carve.regions import kept_regions, refined
 from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.prefill import read_images
-from sightline.specs import STAND_IN
+from sightline.setting_text import STAND_IN
 
 
 def attention_by_step(vlm, text, image, layers, tokens, model):

@@ -25,7 +25,8 @@ from sightline import AGLA, CARVE, ICD, MVP, VAF, VCD, VDD, VDGD, VASparse, answ
 from sightline.decoders import DECODERS
 from sightline.demo import page
 from sightline.docstrings import paper
-from sightline.specs import parse_specs, presets, settable
+from sightline.setting_text import presets, settable
+from sightline.specs import parse_specs
 
 SCRIPT = Path(sys.executable).with_name("sightline")
 TABLE = str(lab.IMAGES / "table.png")

@@ -17,7 +17,8 @@ from sightline.demo.controls import (
     step,
 )
 from sightline.engine.search_range import SearchRange
-from sightline.specs import STAND_IN, find, parse_spec, presets, settable
+from sightline.setting_text import STAND_IN, presets, settable
+from sightline.specs import find, parse_spec
 
 NAMES = [name for name, _ in choices_of_decoders()]
 DECODER_NAMES = [name for name in NAMES if name not in PLAIN]

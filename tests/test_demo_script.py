@@ -20,7 +20,9 @@ from sightline.decoders import DECODERS
 from sightline.demo.comparison import Comparison, SamplingSettings, SourceImage
 from sightline.demo.script import to_python
 from sightline.lab import CHECKPOINT, IMAGES, decorrelated, draw
-from sightline.specs import escaped, parse_spec, presets
+from sightline.setting_text import presets
+from sightline.spec_text import escaped
+from sightline.specs import parse_spec
 from sightline.vision.images import open_image
 
 ROOT = Path(__file__).parents[1]

@@ -30,7 +30,8 @@ from sightline.evaluation.setups import (
 from sightline.evaluation.statistics import Estimate, Ratio
 from sightline.lab import CHECKPOINT, CONTEXTS, OBJECTS, Placed, Scene, biased, context_of, draw
 from sightline.lab.measure import chat
-from sightline.specs import STAND_IN, WAYS
+from sightline.setting_text import STAND_IN
+from sightline.spec_text import WAYS
 
 ONE_VIEW = "mvp:requests=What is in the image?,weights=1"
 LISTED = (

@@ -45,7 +45,8 @@ from sightline import (
 from sightline.checkpoints import load_processor
 from sightline.decoders import DECODERS
 from sightline.hub import quoted
-from sightline.specs import parse_spec, presets
+from sightline.setting_text import presets
+from sightline.specs import parse_spec
 
 ROOT = Path(__file__).parents[1]
 NAMES = [*DECODERS, *(f"{d}.{p}" for d, kind in DECODERS.items() for p in presets(kind))]

@@ -5,7 +5,7 @@ from views import check_scores, contrastive, growing
 
 from sightline import ICD, M3ID
 from sightline.decoders.icd import INSTRUCTIONS
-from sightline.specs import STAND_IN
+from sightline.setting_text import STAND_IN
 
 
 @pytest.mark.parametrize("instruction", [None, "confused", "Lie about it."])

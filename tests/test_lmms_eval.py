@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline import VCD, VDD, answer
 from sightline.lab import CHECKPOINT, IMAGES
-from sightline.specs import STAND_IN
+from sightline.setting_text import STAND_IN
 
 FOLDER = Path(__file__).parent.parent / "examples" / "lmms-eval"
 YARD = IMAGES / "yard.png"

@@ -16,7 +16,8 @@ from sightline.checkpoints import check_device, load_processor
 from sightline.evaluation import amber, chair, files, hallusionbench, mme, pope
 from sightline.evaluation.setups import parse_contenders
 from sightline.messages import clipped, enumerated, short
-from sightline.specs import STAND_IN, parse_spec, parse_specs
+from sightline.setting_text import STAND_IN
+from sightline.specs import parse_spec, parse_specs
 
 LONGEST = 500
 MEGABYTE = "xy z," * 200_000

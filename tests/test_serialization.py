@@ -24,7 +24,8 @@ from sightline import (
     SelfMatcher,
 )
 from sightline.decoders import DECODERS
-from sightline.specs import parse_spec, presets
+from sightline.setting_text import presets
+from sightline.specs import parse_spec
 
 NAMES = [*DECODERS, *(f"{d}.{p}" for d, kind in DECODERS.items() for p in presets(kind))]
 MADE = {

@@ -18,7 +18,7 @@ from sightline.decoders.carve.carve import RefinedImage
 from sightline.engine.attention_maps import watch
 from sightline.engine.inputs import complete, expert_branch
 from sightline.engine.kv_cache import layers_with_every_key, layers_without_attention
-from sightline.specs import STAND_IN
+from sightline.setting_text import STAND_IN
 
 EDITS = {
     "gain": ImageGain(2.0, layers=(0, 4)),

@@ -33,17 +33,9 @@ from sightline.docstrings import paper, read_arguments
 from sightline.engine.search_range import SearchRange
 from sightline.engine.strategy import RecipeStrategy
 from sightline.messages import unknown
-from sightline.specs import (
-    STAND_IN,
-    WAYS,
-    Spec,
-    find,
-    parse_spec,
-    parse_specs,
-    presets,
-    settable,
-    written,
-)
+from sightline.setting_text import STAND_IN, presets, settable, written
+from sightline.spec_text import WAYS
+from sightline.specs import Spec, find, parse_spec, parse_specs
 
 
 @dataclass
