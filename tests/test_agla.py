@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from chat_models import Fixed, blacked_out
-from views import (
+from chat_answers import (
     ASKED,
     ATTENTION,
     QUESTIONS,
@@ -17,6 +16,7 @@ from views import (
     question_places,
     to_pixels,
 )
+from chat_models import Fixed, blacked_out
 
 from sightline import AGLA
 from sightline.decoders.agla.agla import SelfMatcher

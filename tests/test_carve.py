@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from chat_models import scene, unpadded, within
-from views import (
+from chat_answers import (
     ASKED,
     ATTENTION,
     QUESTIONS,
@@ -19,6 +18,7 @@ from views import (
     prepared,
     to_pixels,
 )
+from chat_models import scene, unpadded, within
 
 from sightline import CARVE
 from sightline.decoders.carve.carve import GENERAL, SUFFIX, middle

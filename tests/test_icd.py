@@ -1,7 +1,7 @@
 """ICD and M3ID against full forwards of prompts that the processor builds."""
 
 import pytest
-from views import check_scores, contrastive, growing
+from chat_answers import check_scores, contrastive, growing
 
 from sightline import ICD, M3ID
 from sightline.decoders.icd import INSTRUCTIONS

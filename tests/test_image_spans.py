@@ -7,7 +7,7 @@ import pytest
 import torch
 from chat_models import CHAT_MODELS, unpadded, within
 
-from sightline import M3ID, PAI, VDD, PostHocDebias, PromptCached, Recipe, answer
+from sightline import M3ID, PAI, VDD, PromptCached, Recipe, answer
 from sightline.chat import processor_for
 from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.image_spans import BareRow, named_markers, rows_of
@@ -293,11 +293,6 @@ def test_what_is_made_without_a_processor_gets_the_one_of_answer(vlm, build):
     image = vlm.images[0]
     said = answer(vlm.model, vlm.processor, image, "Why?", decoder, max_new_tokens=2)
     assert isinstance(said, str)
-
-
-def test_a_decoder_with_a_processor_of_its_own_does_not_need_the_calls(vlm):
-    decoder = PostHocDebias(processor=vlm.processor)
-    assert processor_for(decoder, vlm.processor) == {}
 
 
 def test_one_warning_for_a_model_of_markers_that_stay(monkeypatch):

@@ -129,7 +129,7 @@ def test_images_are_given_for_all_rows_or_for_those_that_have_one(vlm):
     hello = vlm.inputs([vlm.chat([HELLO])] * 2)
     for images in (None, [], [None, None], [[], []]):
         for build in (AGLA, CARVE, MVP):
-            got = answers(vlm, hello, build(vlm.processor), images)
+            got = answers(vlm, hello, build(processor=vlm.processor), images)
             assert got == answers(vlm, hello, Recipe())
 
 

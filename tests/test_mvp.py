@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from chat_answers import ASKED, QUESTIONS, ended, full, generate, plain, shown
 from transformers.generation import BaseStreamer
-from views import ASKED, QUESTIONS, ended, full, generate, plain, shown
 
 from sightline import MVP
 from sightline.decoders.closed_set import LabelProbabilities
@@ -21,13 +21,15 @@ def mvp(vlm, **settings):
 class Counted(LabelProbabilities):
     """Makes `generate` return the votes of MVP."""
 
+    needs_images = True
+
     def run(self, model, call):
         return self.decoder._votes(model, self.decoder.expert(model, call))
 
 
 def votes_of(vlm, decoder, questions=QUESTIONS, images=None):
     given = list(images or shown(vlm))
-    return generate(vlm, Counted(decoder), questions, given, images=given)[0]
+    return generate(vlm, Counted(decoder), questions, given)[0]
 
 
 def paths_by_hand(vlm, decoder, question, image):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from views import (
+from chat_answers import (
     ASKED,
     QUESTIONS,
     TOLERANCE,

@@ -5,8 +5,8 @@ What holds for every method is in test_invariants.py.
 
 import pytest
 import torch
+from chat_answers import ASKED, QUESTIONS, TOLERANCE, answers, described, full, generate, shown
 from chat_models import Fixed, blacked_out, scene
-from views import ASKED, QUESTIONS, TOLERANCE, answers, described, full, generate, shown
 
 from sightline import AGLA, CARVE, ICD, M3ID, MVP, VDGD, PrefixOnly
 
