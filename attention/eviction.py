@@ -47,7 +47,7 @@ class WeakAnswerKeys(CacheEviction):
 
     def records(self, recorder: AttentionRecorder) -> Mapping[int, frozenset[str]]:
         asked = {layer: frozenset({"groups"}) for layer in range(recorder.layers)}
-        asked[recorder.layers - 1] |= {"looks"}
+        asked[recorder.layers - 1] |= {"image_mass"}
         return asked
 
     def __call__(self, layer: int, recorder: AttentionRecorder) -> Tensor | None:
@@ -57,15 +57,15 @@ class WeakAnswerKeys(CacheEviction):
         if recorder.step % self.every or recorder.reads_prompt or count - stay < 2:
             return None
         attention = recorder.groups[layer][..., recorder.prompt : recorder.total]
-        strongest = worth(attention, recorder.looks[layer], self.weight).topk(stay).indices
+        strongest = worth(attention, recorder.image_mass[layer], self.weight).topk(stay).indices
         keep = torch.zeros_like(attention, dtype=torch.bool).scatter_(-1, strongest, True)
         kept = keep.new_ones(*keep.shape[:-1], recorder.prompt)
         return torch.cat([kept, keep], dim=-1)
 
 
-def worth(attention: Tensor, looks: Tensor, weight: float) -> Tensor:
-    """attention^2 + weight * softmax(looks), each `[..., G]` over the answer's keys."""
-    return attention**2 + weight * looks.softmax(dim=-1)
+def worth(attention: Tensor, image_mass: Tensor, weight: float) -> Tensor:
+    """attention^2 + weight * softmax(image_mass), each `[..., G]` over the answer's keys."""
+    return attention**2 + weight * image_mass.softmax(dim=-1)
 
 
 def cut_cache(
@@ -113,10 +113,10 @@ def check_even(keep: Tensor, selection: CacheEviction) -> None:
 
 def thin_recorder(recorder: AttentionRecorder, layer: int, keep: Tensor, merges: bool) -> None:
     """What is remembered of the keys leaves with them; a merged key gets the mean."""
-    if layer in recorder.looks:
+    if layer in recorder.image_mass:
         prompt = recorder.prompt
-        looks = recorder.looks[layer][..., None]
-        recorder.looks[layer] = thinned(looks, keep[..., prompt:], merges)[..., 0]
+        kept = recorder.image_mass[layer][..., None]
+        recorder.image_mass[layer] = thinned(kept, keep[..., prompt:], merges)[..., 0]
     if layer in recorder.columns:
         columns = recorder.columns[layer]
         by_head = keep.repeat_interleave(columns.shape[1] // keep.shape[1], dim=1)

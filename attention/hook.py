@@ -62,7 +62,7 @@ class BranchAttention:
         shapes, where the cache has one length from the start: then they can be compiled once."""
         asked = frozenset[str]().union(*(self.asked or {}).values())
         growing = any(part.grows for part in self.attention_edits)
-        return not (growing or asked & {"columns", "looks"} or self.recorder.partial)
+        return not (growing or asked & {"columns", "image_mass"} or self.recorder.partial)
 
 
 @dataclass(frozen=True)

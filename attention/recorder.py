@@ -36,10 +36,10 @@ class AttentionRecorder:
         groups: By layer, of the same query, the mean by KV head, `[R, Hkv, K]`.
         mass: By layer, of the same query, the mass on the image by head, `[R, H]`.
         columns: By layer, the sums over all queries before this layer's turn, `[R, H, K]`.
-        looks: By layer, for each key after the prompt, the mass on the image (of the layer
-            `look_layer`, mean over heads) when it was the query, `[R, Hkv, G]`; of the layers
+        image_mass: By layer, for each key after the prompt, the mass on the image (of the layer
+            `image_mass_layer`, mean over heads) when it was the query, `[R, Hkv, G]`; of the layers
             whose `groups` are kept.
-        look_layer: None, unless `looks` are to be kept.
+        image_mass_layer: None, unless `image_mass` are to be kept.
         queried: `[R, Q]` bool, queries of this forward that `chosen` is the mean of.
         chosen: By layer, the mean over heads and those queries, `[R, K]`.
     """
@@ -60,8 +60,8 @@ class AttentionRecorder:
     groups: dict[int, Tensor] = field(default_factory=dict)
     mass: dict[int, Tensor] = field(default_factory=dict)
     columns: dict[int, Tensor] = field(default_factory=dict)
-    looks: dict[int, Tensor] = field(default_factory=dict)
-    look_layer: int | None = None
+    image_mass: dict[int, Tensor] = field(default_factory=dict)
+    image_mass_layer: int | None = None
     queried: Tensor | None = None
     chosen: dict[int, Tensor] = field(default_factory=dict)
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -131,13 +131,13 @@ class AttentionRecorder:
 
     def end(self) -> None:
         """After each forward."""
-        if self.look_layer is None or self.reads_prompt:
+        if self.image_mass_layer is None or self.reads_prompt:
             return
-        look = self.mass[self.look_layer].mean(dim=1)
+        step = self.mass[self.image_mass_layer].mean(dim=1)
         for layer, groups in self.groups.items():
-            own = look[:, None, None].expand(-1, groups.shape[1], 1)
-            looks = self.looks.get(layer)
-            self.looks[layer] = own if looks is None else torch.cat([looks, own], dim=-1)
+            own = step[:, None, None].expand(-1, groups.shape[1], 1)
+            kept = self.image_mass.get(layer)
+            self.image_mass[layer] = own if kept is None else torch.cat([kept, own], dim=-1)
 
     def widen(self, width: int, copies: int) -> None:
         """The prompt is read: pads it on the left to `width`, repeats each row `copies` times."""
@@ -152,4 +152,4 @@ class AttentionRecorder:
     def reorder(self, index: Tensor) -> None:
         """Row r goes on as row `index[r]` was; rows of one prompt share its masks."""
         self.columns = {layer: values[index] for layer, values in self.columns.items()}
-        self.looks = {layer: values[index] for layer, values in self.looks.items()}
+        self.image_mass = {layer: values[index] for layer, values in self.image_mass.items()}

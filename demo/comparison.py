@@ -169,16 +169,16 @@ class Explained:
         tables: For each token of the answer its ten best rows, best first, and the one that came.
         cuts: For each token the probability under the expert below which the rule leaves tokens
             out; None where it leaves none out.
-        looks: For each token how much of the image's attention fell on each place: 8-bit grey
+        attention: For each token how much of the image's attention fell on each place: 8-bit grey
             in the image's proportions, white where it is strongest; None without.
         shares: For each token the share of attention that fell on the image, in [0, 1].
-        note: Why there are no looks.
+        note: why there is no attention.
     """
 
     names: tuple[str, ...]
     tables: tuple[tuple[Row, ...], ...]
     cuts: tuple[float | None, ...]
-    looks: Sequence[Image.Image] | None = None
+    attention: Sequence[Image.Image] | None = None
     shares: tuple[float, ...] | None = None
     note: str = ""
 
@@ -186,4 +186,4 @@ class Explained:
     def weights(self) -> dict[int, int]:
         """Bytes of the tables and looks, by its identity."""
         rows = sum(map(len, self.tables))
-        return {id(self): ROW * rows + getattr(self.looks, "nbytes", 0)}
+        return {id(self): ROW * rows + getattr(self.attention, "nbytes", 0)}

@@ -17,7 +17,7 @@ from sightline.model_protocol import Model
 from sightline.vision.token_layout import Layout, locate
 
 BEST = 10
-SIDE = 448  # longest side of an image of looks, in pixels
+SIDE = 448  # longest side of an image of attention, in pixels
 EXPERT = "as asked"
 
 
@@ -71,18 +71,18 @@ def explain(
         tables.append(table(processor.tokenizer, branches.softmax(dim=-1), scores, chosen))
         cuts.append(cut(recipe.rule, branches[0]))
     values = torch.stack([seen[0][output.image_mask[0]] for seen in output.image_attention])
-    looks, note = None, ""
+    attention, note = None, ""
     try:
         # Of the prompt as asked: a preparation may have added images.
         count = int((inputs["input_ids"] == model.config.image_token_id).sum())
-        looks = Looks(values, locate(processor, model.config, image, count))
+        attention = AttentionImages(values, locate(processor, model.config, image, count))
     except ValueError as error:
         note = str(error)
     return Explained(
         names=(EXPERT, *map(words, recipe.contrasts)),
         tables=tuple(tables),
         cuts=tuple(cuts),
-        looks=looks,
+        attention=attention,
         shares=tuple(values.sum(dim=1).tolist()),
         note=note,
     )
@@ -150,7 +150,7 @@ def words(part: Any) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", " ", type(part).__name__).lower()
 
 
-class Looks(Sequence[Image.Image]):
+class AttentionImages(Sequence[Image.Image]):
     """Images of attention, painted when they are looked at.
 
     Args:

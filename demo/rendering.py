@@ -229,7 +229,7 @@ def panel(
         f'<nav aria-label="Tokens">{step("previous-token", "Previous", index - 1, last)}'
         f"{step('next-token', 'Next', index + 1, last)}</nav></header>"
         f'<div class="halves"><div>{table(explained, index)}</div>'
-        f"{look(comparison.image, explained, index)}</div></section>"
+        f"{attention_panel(comparison.image, explained, index)}</div></section>"
     )
 
 
@@ -290,14 +290,14 @@ def cell(share: float) -> str:
     return f'<td style="--share:{share:.4f}">{percent(share)}</td>'
 
 
-def look(image: SourceImage, explained: Explained, index: int) -> str:
+def attention_panel(image: SourceImage, explained: Explained, index: int) -> str:
     """Where the model looked while it chose a token."""
     share = explained.shares[index] if explained.shares else None
     said = "" if share is None else f"{percent(share)} of the attention fell on the image"
-    if explained.looks is None:
+    if explained.attention is None:
         told = ". ".join(filter(None, (said, explained.note)))
         return f'<figure id="overlay"><figcaption>{escape(told)}</figcaption></figure>'
-    source = data_url(heated(image.image, explained.looks[index]))
+    source = data_url(heated(image.image, explained.attention[index]))
     return (
         f'<figure id="overlay"><img src="{source}" alt="The image, coloured by attention">'
         f"<figcaption>{said}, most of it where the colours are bright."
@@ -318,16 +318,16 @@ def smaller(image: Image.Image, side: int = PREVIEW) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
 
 
-def heated(image: Image.Image, looks: Image.Image) -> Image.Image:
+def heated(image: Image.Image, attention: Image.Image) -> Image.Image:
     """An image in grey, coloured where it was looked at.
 
     Args:
         image: RGB.
-        looks: 8-bit grey in the same proportions, of any size.
+        attention: 8-bit grey in the same proportions, of any size.
     """
     under = smaller(image)
     grey = np.asarray(under.convert("L"), dtype=np.float32)[..., None].repeat(3, axis=2)
-    values = np.asarray(looks.resize(under.size, Image.Resampling.BICUBIC), np.float32) / 255
+    values = np.asarray(attention.resize(under.size, Image.Resampling.BICUBIC), np.float32) / 255
     stops = np.linspace(0, 1, len(HEAT))
     colours = np.stack([np.interp(values, stops, HEAT[:, i]) for i in range(3)], axis=-1)
     weight = 0.12 + 0.63 * values[..., None]

@@ -92,9 +92,9 @@ def branch_attention(
     for part in (*branch.attention_edits, *cache_evictions):
         part.check(recorder)
         for layer, names in part.records(recorder).items():
-            if "looks" in names:
-                recorder.look_layer = layer
-                names = names - {"looks"} | {"mass"}
+            if "image_mass" in names:
+                recorder.image_mass_layer = layer
+                names = names - {"image_mass"} | {"mass"}
             asked[layer] = asked.get(layer, frozenset()) | names
     return BranchAttention(recorder, branch.attention_edits, asked)
 
@@ -114,7 +114,9 @@ def recording(block: BranchAttention, layers: Iterable[int], name: str) -> Branc
     return replace(block, asked=asked)
 
 
-def layers_that_look(recorder: AttentionRecorder, asked: bool | tuple[int, int]) -> tuple[int, ...]:
+def image_attention_layers(
+    recorder: AttentionRecorder, asked: bool | tuple[int, int]
+) -> tuple[int, ...]:
     """The layers whose attention to the image is shown, among those that see every key.
 
     Those asked for, or the middle ones; where no middle one sees every key, all that do.

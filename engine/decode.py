@@ -32,8 +32,8 @@ from sightline.engine.validation import (
     check_call,
     check_capacity,
     check_cuttable,
+    check_image_attention,
     check_images,
-    check_looks,
     check_outputs,
     check_vision_language,
     is_text_only,
@@ -128,18 +128,18 @@ def decode(recipe: Any, model: Model, call: GenerateCall) -> Any:
     """
     input_ids, generation_config = call.input_ids, call.generation_config
     model_kwargs, logits_processor = call.model_kwargs, call.logits_processor
-    images, looks = call.images, call.output_image_attention
+    images, image_attention = call.images, call.output_image_attention
 
     # 1. Check: what cannot be decoded so is refused before the first forward.
     loop = Loop(model, call.stopping_criteria, generation_config, call.token_streamer)
     check_call(model, generation_config, loop.mode, call.token_streamer, model_kwargs)
-    check_looks(looks, generation_config)
+    check_image_attention(image_attention, generation_config)
     text_only = not recipe.is_plain and is_text_only(
         model, input_ids, images, call.pixels, model_kwargs
     )
     if text_only:
         recipe, images = recipe.without_images(), None
-    if recipe.is_plain and not looks:
+    if recipe.is_plain and not image_attention:
         return plain(loop, input_ids, logits_processor, model_kwargs)
     check_vision_language(model)
     scratch_cache(model)  # raises for layers that branches cannot share
@@ -149,7 +149,7 @@ def decode(recipe: Any, model: Model, call: GenerateCall) -> Any:
     expert = expert_branch(model, input_ids, copies, call.pixels, model_kwargs, generation_config)
     expert = complete(expert, model, generation_config)
     parts = (*recipe.preparations, *recipe.contrasts)
-    if looks or (parts and not text_only):
+    if image_attention or (parts and not text_only):
         check_images(expert, recipe.needs_pixels)
         check_audio(model, model_kwargs)
     warn_of_two_starts(expert, model)
@@ -184,7 +184,7 @@ def decode(recipe: Any, model: Model, call: GenerateCall) -> Any:
         copies=copies,
         keep_logits=wants(generation_config, "output_logits"),
         cache_evictions=recipe.cache_evictions,
-        looks=looks,
+        output_image_attention=image_attention,
         prompt_cache=recipe.prompt_cache if recipe.contrasts else None,
         processors=before,
         is_beam=loop.is_beam,

@@ -21,7 +21,7 @@ from sightline.attention.base import CacheEviction
 from sightline.attention.eviction import cut_cache
 from sightline.attention.hook import KEYWORD, AttentionPlan, BranchAttention, RowGroup
 from sightline.compat import CausalLMOutputWithPast, reorder_cache
-from sightline.engine.attention_plan import branch_attention, layers_that_look, recording
+from sightline.engine.attention_plan import branch_attention, image_attention_layers, recording
 from sightline.engine.branch import Branch
 from sightline.engine.early_exit import EarlyLogits
 from sightline.engine.inputs import is_about_images
@@ -48,8 +48,8 @@ class CallConfig:
         keep_logits: Remember every branch's logits of every step in `branch_logits`.
         cache_evictions: Which keys leave the cache, in every branch alike.
         records: By layer, what every branch's recorder is to keep, whatever parts ask for.
-        looks: Remember in `image_attention` where the expert looked at every step: True, or the
-            layers to take the mean of, as (first, first after).
+        output_image_attention: Remember the expert's attention to the image of every step in
+            `image_attention`: True, or the layers to take the mean of, as (first, first after).
         prompt_cache: Prompts without images that earlier calls read; this one adds its own.
         processors: The user's, those that act before the rule's cut.
         is_beam: Whether these expect log-probabilities, as in beam search.
@@ -61,7 +61,7 @@ class CallConfig:
     keep_logits: bool = False
     cache_evictions: tuple[CacheEviction, ...] = ()
     records: Mapping[int, frozenset[str]] | None = None
-    looks: bool | tuple[int, int] = False
+    output_image_attention: bool | tuple[int, int] = False
     prompt_cache: PromptCache | None = None
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     is_beam: bool = False
@@ -103,10 +103,12 @@ class Ensemble:
             for branch in branches
         ]
         self.image_attention: list[Tensor] | None = None
-        if call_config.looks:
+        if call_config.output_image_attention:
             self.image_attention = []
-            self.look_layers = layers_that_look(self.blocks[0].recorder, call_config.looks)
-            self.blocks[0] = recording(self.blocks[0], self.look_layers, "row")
+            self.image_attention_layers = image_attention_layers(
+                self.blocks[0].recorder, call_config.output_image_attention
+            )
+            self.blocks[0] = recording(self.blocks[0], self.image_attention_layers, "row")
         self.early = EarlyLogits(model, rule)
         self.finite = FiniteRows()
         self.row_groups: tuple[RowGroup, ...] = ()
@@ -369,7 +371,9 @@ class Ensemble:
     def _look(self) -> Tensor:
         """What the expert's latest query gave to image tokens, `[R, T]` over its own prompt."""
         recorder, length = self.blocks[0].recorder, self.branches[0].length
-        seen = torch.stack([recorder.row[layer] for layer in self.look_layers]).mean(dim=0)
+        seen = torch.stack([recorder.row[layer] for layer in self.image_attention_layers]).mean(
+            dim=0
+        )
         if recorder.reads_prompt:
             seen = seen.repeat_interleave(self.call_config.copies, dim=0)
         else:

@@ -40,7 +40,7 @@ class GatedEnsemble(Ensemble):
             call_config,
             keep_logits=False,
             cache_evictions=(),
-            looks=False,
+            output_image_attention=False,
             processors=LogitsProcessorList(),
         )
         self.others = Ensemble(model, others, Plausibility(beta=0), behind)

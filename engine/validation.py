@@ -170,9 +170,9 @@ def wants(generation_config: Any, output: str) -> bool:
     return bool(generation_config.return_dict_in_generate and getattr(generation_config, output))
 
 
-def check_looks(looks: bool | tuple[int, int], generation_config: Any) -> None:
+def check_image_attention(asked: bool | tuple[int, int], generation_config: Any) -> None:
     """Raises `ValueError` unless what was looked at can be handed out."""
-    if looks and not generation_config.return_dict_in_generate:
+    if asked and not generation_config.return_dict_in_generate:
         raise ValueError(
             "output_image_attention is returned beside the tokens: add return_dict_in_generate=True"
         )

@@ -16,8 +16,8 @@ class Telling(SelfMatcher):
     `BlipMatcher(model, processor)`, the published one, asks a second model instead.
     """
 
-    def __call__(self, images, questions, looks=()):
-        relevances = super().__call__(images, questions, looks)
+    def __call__(self, images, questions, attention_maps=()):
+        relevances = super().__call__(images, questions, attention_maps)
         for relevance in relevances:
             row, column = divmod(int(relevance.values.argmax()), relevance.values.shape[1])
             print(f"  looks at ({column}, {row}) most, {relevance.masked:.0%} is blacked out")

@@ -225,7 +225,7 @@ class Fixed(Matcher):
 
     flat: float | None = None
 
-    def __call__(self, images, questions, looks=()):
+    def __call__(self, images, questions, attention_maps=()):
         return [
             Relevance(self.values(image), self.masked(question))
             for image, question in zip(images, questions, strict=True)

@@ -43,15 +43,15 @@ def test_agla_asks_the_matcher_without_the_suffix(vlm):
 
     @dataclass(frozen=True)
     class StepCallback(Matcher):
-        def __call__(self, images, questions, looks=()):
-            seen.append((images, questions, looks))
+        def __call__(self, images, questions, attention_maps=()):
+            seen.append((images, questions, attention_maps))
             return Fixed()(images, questions)
 
     suffix = "Please answer this question with one word."
     decoder = AGLA(StepCallback(), processor=vlm.processor, suffix=suffix)
     generate(vlm, decoder, [f"{question} {suffix}" for question in QUESTIONS], steps=1)
-    ((images, questions, looks),) = seen
-    assert list(questions) == QUESTIONS and list(looks) == []
+    ((images, questions, attention_maps),) = seen
+    assert list(questions) == QUESTIONS and list(attention_maps) == []
     assert [p.size for p in images] == [p.size for p in vlm.images[:2]]
 
 

@@ -37,7 +37,7 @@ def recorder(answered, every=None, heads=1):
     )
     made.begin(answered, 1)
     made.groups[0] = torch.rand(1, heads, 2 + answered)
-    made.looks[0] = torch.rand(1, heads, answered)
+    made.image_mass[0] = torch.rand(1, heads, answered)
     return made
 
 

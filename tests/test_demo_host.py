@@ -439,7 +439,7 @@ def test_tables_are_of_the_answers_own_steps(host):
     [said] = finished(host.start(comparison))
     why = host.explain(comparison, 0, said)
     assert why.names == ("as asked", "no image")
-    assert len(why.tables) == len(why.looks) == len(why.shares) == len(said.ids)
+    assert len(why.tables) == len(why.attention) == len(why.shares) == len(said.ids)
     inputs = prompt_inputs(host.model, host.processor, comparison.image.image, DESCRIBE)
     out = host.model.generate(
         **inputs,
@@ -502,8 +502,8 @@ def test_looks_are_images_of_the_images_shape(host):
     comparison = replace(compared(host, "vcd"), image=host.own(Decoded(wide), "wide.png"))
     [said] = finished(host.start(comparison))
     why = host.explain(comparison, 0, said)
-    assert all(look.size == (448, 149) and look.mode == "L" for look in why.looks)
-    assert all(look.getextrema()[1] == 255 for look in why.looks)
+    assert all(look.size == (448, 149) and look.mode == "L" for look in why.attention)
+    assert all(look.getextrema()[1] == 255 for look in why.attention)
     assert all(0 < share < 1 for share in why.shares)
 
 
@@ -514,7 +514,7 @@ def test_looks_follow_the_image_when_it_is_mirrored(host):
     for image in (scene.image, ImageOps.mirror(scene.image)):
         comparison = replace(compared(host, "greedy"), image=replace(scene, image=image))
         [said] = finished(host.start(comparison))
-        look = np.asarray(host.explain(comparison, 0, said).looks[4])
+        look = np.asarray(host.explain(comparison, 0, said).attention[4])
         strongest.append(np.unravel_index(look.argmax(), look.shape)[1] / look.shape[1])
     assert abs(strongest[0] - 0.5) > 0.1
     assert strongest[0] == pytest.approx(1 - strongest[1], abs=0.13)  # two of 16 columns of tokens

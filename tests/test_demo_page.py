@@ -41,11 +41,11 @@ from sightline.demo.lab_events import LabEvents
 from sightline.demo.lab_job import LabJob
 from sightline.demo.lab_run import LabRun
 from sightline.demo.rendering import (
+    attention_panel,
     card,
     duration,
     heated,
     legend,
-    look,
     memory,
     panel,
     percent,
@@ -357,13 +357,13 @@ def explained(**given):
         Row("\N{OPEN BOX}bus", (0.5, 0.25), 0.75, True),
         Row("\N{OPEN BOX}cup", (0.04, 0.5), None),
     )
-    looks = (Image.new("L", (4, 3), 255),) * 2
+    attention = (Image.new("L", (4, 3), 255),) * 2
     return Explained(
         **{
             "names": ("as asked", "no image"),
             "tables": (rows, rows),
             "cuts": (0.05, None),
-            "looks": looks,
+            "attention": attention,
             "shares": (0.125, 0.5),
             **given,
         }
@@ -395,9 +395,9 @@ def test_the_panel_leads_to_the_tokens_beside():
 
 
 def test_the_overlay_says_how_much_fell_on_the_image():
-    html = look(image(), explained(), 0)
+    html = attention_panel(image(), explained(), 0)
     assert "12.5 % of the attention fell on the image" in html and "data:image/webp" in html
-    without = look(image(), explained(looks=None, note="no places"), 0)
+    without = attention_panel(image(), explained(attention=None, note="no places"), 0)
     assert "<img" not in without and "fell on the image. no places" in text_of(without)
 
 

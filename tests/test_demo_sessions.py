@@ -9,7 +9,7 @@ import pytest
 from sightline.demo.comparison import Comparison, Explained, Row, SourceImage
 from sightline.demo.comparison_run import ComparisonRun
 from sightline.demo.events import Opened
-from sightline.demo.explanation import Looks
+from sightline.demo.explanation import AttentionImages
 from sightline.demo.sessions import AWAY, FORGET, IDLE, Full, Sessions
 from sightline.demo.tidying import tidy
 
@@ -209,7 +209,7 @@ def test_explanations_have_a_weight():
 
     layout = SimpleNamespace(count=4, within=lambda side: None)
     rows = ((Row("a", (1.0,), 1.0),) * 3,) * 2
-    explained = Explained((), rows, (), Looks(torch.zeros(2, 4), layout))
+    explained = Explained((), rows, (), AttentionImages(torch.zeros(2, 4), layout))
     image = SourceImage(SimpleNamespace(width=10, height=1), "file:a.png")
     opened = Opened(ComparisonRun(Comparison(image, "why", ()), ()), 0, 2, explained)
     assert sorted(opened.weights.values()) == [40, 6 * 1000 + 2 * 4 * 4]

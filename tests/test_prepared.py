@@ -44,7 +44,7 @@ ELSEWHERE = (
 
 @dataclass(frozen=True)
 class NothingMasked(Matcher):
-    def __call__(self, images, questions, looks=()):
+    def __call__(self, images, questions, attention_maps=()):
         return [Relevance(torch.zeros(p.height, p.width), 0.0) for p in images]
 
 

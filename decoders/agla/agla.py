@@ -51,15 +51,15 @@ class SelfMatcher(Matcher):
         self,
         images: Sequence[Image.Image],
         questions: Sequence[str],
-        looks: Sequence[AttentionMap] = (),
+        attention_maps: Sequence[AttentionMap] = (),
     ) -> list[Relevance]:
-        return [self._relevance(look) for look in looks]
+        return [self._relevance(each) for each in attention_maps]
 
-    def _relevance(self, look: AttentionMap) -> Relevance:
-        values = look.values.float().cpu()
+    def _relevance(self, attention_map: AttentionMap) -> Relevance:
+        values = attention_map.values.float().cpu()
         values = values.clamp(max=values.quantile(self.clip))
         masked = entropy_share(values) if self.masked is None else self.masked
-        return Relevance(stretched(look.layout.to_pixels(values)), masked)
+        return Relevance(stretched(attention_map.layout.to_pixels(values)), masked)
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,12 @@ class MaskedImage(Checked):
             for image in own
         ]
         images, questions = zip(*pairs, strict=True)
-        looks: list[AttentionMap] = []
+        attention_maps: list[AttentionMap] = []
         if self.matcher.needs_attention:
-            looks = question_attention_maps(expert, model, self.processor, self.matcher.layers)
-        relevances = self.matcher(images, questions, looks)
+            attention_maps = question_attention_maps(
+                expert, model, self.processor, self.matcher.layers
+            )
+        relevances = self.matcher(images, questions, attention_maps)
         masked = iter(
             masked_image(image, kept_pixels(relevance.values, relevance.masked))
             for image, relevance in zip(images, relevances, strict=True)

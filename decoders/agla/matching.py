@@ -60,11 +60,14 @@ class Matcher(Checked, ABC):
 
     @abstractmethod
     def __call__(
-        self, images: Sequence[Image.Image], questions: Sequence[str], looks: Sequence[Any] = ()
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        attention_maps: Sequence[Any] = (),
     ) -> list[Relevance]:
         """The relevance of each image to the question beside it.
 
-        `looks` holds the attention of the model that answers, where `needs_attention`.
+        `attention_maps` holds the attention of the model that answers, where `needs_attention`.
         """
 
 
@@ -113,7 +116,10 @@ class BlipMatcher(Matcher):
         self._enc()
 
     def __call__(
-        self, images: Sequence[Image.Image], questions: Sequence[str], looks: Sequence[Any] = ()
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        attention_maps: Sequence[Any] = (),
     ) -> list[Relevance]:
         pairs = list(zip(images, questions, strict=True))
         # Row by row: a batch rounds differently, and padding would enter the mean over tokens.
@@ -334,11 +340,11 @@ def outputs_of(module: nn.Module) -> Iterator[list[Any]]:
     thread = threading.get_ident()
     seen: list[Any] = []
 
-    def look(module: nn.Module, args: tuple, output: Any) -> None:
+    def record(module: nn.Module, args: tuple, output: Any) -> None:
         if threading.get_ident() == thread:
             seen.append(output)
 
-    handle = module.register_forward_hook(look)
+    handle = module.register_forward_hook(record)
     try:
         yield seen
     finally:

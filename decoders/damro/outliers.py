@@ -337,11 +337,11 @@ def inputs_of(module: nn.Module) -> Iterator[list[tuple[tuple, dict[str, Any]]]]
 
     # Another thread on the same model may call the module meanwhile, and without the keywords if
     # the hook is being put on or off just then: its calls are none of ours.
-    def look(module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
+    def record(module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
         if threading.get_ident() == thread:
             seen.append((args, kwargs or {}))
 
-    handle = module.register_forward_pre_hook(look, with_kwargs=True)
+    handle = module.register_forward_pre_hook(record, with_kwargs=True)
     try:
         yield seen
     finally:
