@@ -87,7 +87,7 @@ def parsed(row):
 def test_settings_of_papers():
     made = {row.text: parsed(row) for rows in ROWS["pope"].values() for row in rows}
     vcd = made["vcd.pope_paper+sample"]
-    assert (vcd.strategy.noise_step, vcd.strategy.alpha, vcd.mode) == (999, 1.0, "sample")
+    assert (vcd.strategy.noise_step, vcd.strategy.alpha, vcd.way) == (999, 1.0, "sample")
     assert made["vdd:variant=both,beta=0.2+sample"].strategy.variant == "both"
     assert made["sid.sid_2408+sample"].strategy.beta == 0.4
     told = {row.text: parsed(row) for rows in ROWS["chair-64"].values() for row in rows}

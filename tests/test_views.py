@@ -7,6 +7,7 @@ import pytest
 import torch
 from chat_answers import ASKED, QUESTIONS, TOLERANCE, answers, described, full, generate, shown
 from chat_models import Fixed, blacked_out, scene
+from test_invariants import snapshot
 
 from sightline import AGLA, CARVE, ICD, M3ID, MVP, VDGD, PrefixOnly
 
@@ -93,6 +94,20 @@ def test_rows_with_several_images(vlm, name):
         local = [blacked_out(p, fixed.values(p), fixed.masked(QUESTIONS[0])) for p in images]
         expected = full(vlm, prompt, local).logits[0]
         torch.testing.assert_close(together.branch_logits[0][1, 0], expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_nothing_remains(vlm, name):
+    """Neither on the model nor on the decoder, the inputs or the images."""
+    images = [image.copy() for image in shown(vlm)]
+    decoder = VIEWS[name](vlm.processor)
+    _, given = generate(vlm, None)
+    before, settings = snapshot(vlm.model), repr(decoder)
+    first, inputs = generate(vlm, decoder, images=images)
+    assert snapshot(vlm.model) == before and repr(decoder) == settings
+    assert all(torch.equal(inputs[name], given[name]) for name in given)
+    assert images == list(shown(vlm))
+    assert torch.equal(generate(vlm, decoder)[0], first)
 
 
 @view
