@@ -1,10 +1,11 @@
 """What is needed of a model, and the error of those that lack it."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import nn
+if TYPE_CHECKING:  # the command line's help does not wait for torch
+    import torch
+    from torch import nn
 
 
 class Model(Protocol):
@@ -21,10 +22,10 @@ class Model(Protocol):
     def base_model(self) -> Any: ...
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> "torch.device": ...
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> "torch.dtype": ...
 
     def __call__(self, **inputs: Any) -> Any:
         """Inputs of N rows -> `logits` `[N, T, V]`, and the caches and states asked for."""
@@ -53,9 +54,9 @@ class Model(Protocol):
     def get_encoder(self, modality: Any = None) -> Any:
         """The vision tower, of the modality "image"."""
 
-    def modules(self) -> Iterator[nn.Module]: ...
+    def modules(self) -> "Iterator[nn.Module]": ...
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def parameters(self) -> "Iterator[nn.Parameter]": ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
