@@ -335,6 +335,8 @@ def read_setting(name: str, known: "Mapping[str, Setting]", key: str, text: str)
 def stray(reader: "Reader", text: str) -> str:
     """What to say of a text that is a value up to its last `+`: a decoder may be misspelt."""
     *values, last = split(text, "+")
+    if not values:
+        return ""
     try:
         reader.read("+".join(values))
     except ValueError:

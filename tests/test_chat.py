@@ -35,10 +35,10 @@ def image(seed=0):
     return lab.draw(lab.decorrelated(np.random.default_rng(seed)))
 
 
-def by_hand(model, processor, images, text, **generate_kwargs):
+def by_hand(model, processor, shown, text, **generate_kwargs):
     """The prompt as the lab's template writes it."""
-    prompt = f"<s><user>{'<image>' * len(images)}{text}<assistant>"
-    inputs = processor(images=images, text=prompt, add_special_tokens=False, return_tensors="pt")
+    prompt = f"<s><user>{'<image>' * len(shown)}{text}<assistant>"
+    inputs = processor(images=shown, text=prompt, add_special_tokens=False, return_tensors="pt")
     tokens = model.generate(**inputs, **generate_kwargs)[0, inputs["input_ids"].shape[1] :]
     return processor.decode(tokens, skip_special_tokens=True).strip()
 

@@ -14,6 +14,7 @@ from sightline.decoders.carve.carve import beside, instead
 from sightline.engine.chat_prompts import PromptEditor
 from sightline.engine.inputs import complete
 from sightline.engine.prefill import read_images
+from sightline.engine.prompt_edits import continued
 from sightline.engine.subgeneration import generate_text
 
 QUESTIONS = ["Is there a cup in the image?", "Do you see an orange or a vase?\nSay it.", "Why?"]
@@ -227,7 +228,7 @@ def test_a_prefix_is_dropped_where_it_would_not_hold(vlm):
         without = replace(expert, image_mask=expert.image_mask & False)
         assert read_images(without, chat.model).prefix is None
         shared = read_images(expert, chat.model)
-        made = shared.continued(torch.arange(3), [5, 5, 9], [[7], [8], [9]], chat.model.config)
+        made = continued(shared, torch.arange(3), [5, 5, 9], [[7], [8], [9]], chat.model.config)
         return made.prefix
 
     assert chatted(vlm, vlm.asked(QUESTIONS), read) is None

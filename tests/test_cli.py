@@ -213,8 +213,8 @@ def test_compare_shows_each_answer_with_its_times(untrained, answers):
     assert "not in the image" in blocks[2] and "*word* not in the first answer" in blocks[2]
 
 
-def test_compare_takes_sums_and_beams(vlm, answers):
-    result = run("compare", TABLE, "--model", vlm, *SHORT, "--decoders", "vdd+vaf,vdd+beam")
+def test_compare_takes_sums_and_beams(untrained, answers):
+    result = run("compare", TABLE, "--model", untrained, *SHORT, "--decoders", "vdd+vaf,vdd+beam")
     assert result.exit_code == 0, result.output
     first, beams = result.stdout.split("\nvdd+beam  ")
     assert "\nvdd+vaf  " in first and letters(answers(VDD() + VAF())) in letters(first)

@@ -16,13 +16,14 @@ import pytest
 import torch
 from markdown_it import MarkdownIt
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from typer.testing import CliRunner
 
 from sightline import MVP
+from sightline.cli import app
 from sightline.demo import lab_run
 from sightline.demo.comparison import SamplingSettings
 from sightline.demo.lab_run import run
 from sightline.evaluation import answers, asking, plots, runner
-from sightline.evaluation import lab as command
 from sightline.evaluation.asking import Source
 from sightline.evaluation.lab import LabBenchmark
 from sightline.evaluation.runner import Run, Watch
@@ -124,9 +125,11 @@ def test_settings_in_tables_are_shown_and_never_rendered(host):
 
 def test_answers_are_those_of_the_command(host, kept, tmp_path):
     run(WAYS, SCENES, host, SamplingSettings(seed=5), batch_size=BATCH)
-    given = ["--decoders", "greedy", "vdd:alpha=0.5", "--seed", "5", "--batch-size", str(BATCH)]
-    given += ["--scenes", str(SCENES), "--threads", "1", "--out", str(tmp_path / "command")]
-    assert command.main(given) == 0
+    given = ["evaluate", "lab", "--decoder", "greedy", "--decoder", "vdd:alpha=0.5", "--seed", "5"]
+    given += ["--scene-seed", "5", "--scenes", str(SCENES), "--batch-size", str(BATCH)]
+    given += ["--no-controls"]
+    done = CliRunner().invoke(app, [*given, "--threads", "1", "--out", str(tmp_path / "command")])
+    assert done.exit_code == 0, done.output
     assert said(kept) == said(tmp_path / "command")
     assert len(said(kept)) > 2 * 2 * SCENES
     heads = [json.loads((f / "run.json").read_text()) for f in (kept, tmp_path / "command")]
@@ -164,7 +167,7 @@ def test_decoders_ask_in_the_words_of_their_ways(host, kept):
     asks = parse_spec("carve:general=Describe this picture.,suffix=")
     run((asks, mvp), 1, host)
     decoders = json.loads((kept / "run.json").read_text())["fixed"]["decoders"]
-    carve, mvp_settings = decoders[asks.label], decoders[mvp.label]
+    carve, mvp_settings = (decoders[spec.label]["decoder"] for spec in (asks, mvp))
     assert (carve["general"], carve["suffix"]) == ("Describe this picture.", "")
     assert mvp_settings["requests"] == three.split("+")
     assert mvp_settings["template"] == MVP.template  # not set

@@ -457,12 +457,12 @@ class FakeHost:
     dtype = SimpleNamespace(value="float32")
     limits = SimpleNamespace(ways=4, pixels=1000, max_new_tokens=256, waiting=64, seconds=9)
     bounds = Bounds(1000, 128)
-    template = None
     scheduler = ForwardScheduler(
         SimpleNamespace(device=None, register_forward_pre_hook=lambda hook: None)
     )
 
     def __init__(self):
+        self.template = {}
         self.complaints = []
         self.started = []
         self.explained = []
@@ -832,13 +832,14 @@ def jobs(monkeypatch):
     return made
 
 
-def test_an_evaluation_asks_the_shown_columns_and_is_watched(events, host, jobs):
-    shown = list(events.run_lab({}, {"scenes": "5"}, {"seed": "3"}, GREEDY, GONE, VDD))
+def test_an_evaluation_asks_the_shown_columns_and_is_watched(lab, host, jobs):
+    shown = list(lab.run({}, "ada", {"scenes": "5"}, {"seed": "3"}, GREEDY, GONE, VDD))
     assert jobs[0].given == (
         host,
         [parse_spec("greedy"), parse_spec("vdd")],
         5,
         SamplingSettings(seed=3),
+        "ada",
     )
     assert shown[0]["lab-run"] is False and shown[0]["lab-stop"] is True
     assert ["0 of 2" in shown[1]["lab-progress"], "1 of 2" in shown[2]["lab-progress"]] == [
@@ -904,6 +905,10 @@ def test_a_job_that_fails_says_what_a_client_may_know(host, monkeypatch, error, 
 
 
 def test_a_job_that_cannot_be_done_says_why(host):
+    host.model, host.processor = (
+        SimpleNamespace(device="cpu"),
+        SimpleNamespace(tokenizer=SimpleNamespace(pad_token="<pad>")),
+    )
     job = LabJob(host, [parse_spec("vdd:beta=7")], 4, SamplingSettings())
     job.start()
     job.wait(10)
@@ -917,8 +922,8 @@ def test_a_job_that_cannot_be_done_says_why(host):
 def built(host):
     host.is_lab = True
     host.way = parse_spec
-    host.limits = SimpleNamespace(ways=4, pixels=1000, max_new_tokens=256)
-    return demo_page.build(Events(host))
+    host.limits = FakeHost.limits
+    return demo_page.build(Events(host), Sessions())
 
 
 def test_nothing_can_be_called_by_name(built):

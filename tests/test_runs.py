@@ -656,6 +656,11 @@ COMMANDS = {
 """Runs that take minutes."""
 
 
+def heed_signals():
+    """As in a terminal: what a shell starts in the background ignores Ctrl+C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @needs_weights
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("name", COMMANDS)
@@ -673,6 +678,7 @@ def test_a_command_that_a_signal_ends_says_how_to_go_on(name, number, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=heed_signals,
     )
     until = time.monotonic() + 10 * SOON
     while not any(path.stat().st_size for path in out.rglob("answers.jsonl")):
