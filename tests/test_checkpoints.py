@@ -481,7 +481,7 @@ def test_another_question_is_read_behind_a_shared_image_as_from_the_start(name):
 @pytest.mark.parametrize("name", [n for n in TEMPLATED if n not in REFUSED])
 def test_a_row_without_an_image_changes_no_other_and_is_answered_as_alone(name, kind):
     checkpoint = load(name)
-    decoder = {"icd": ICD, "agla": AGLA}[kind](checkpoint.processor, beta=0.05)
+    decoder = {"icd": ICD, "agla": AGLA}[kind](processor=checkpoint.processor, beta=0.05)
     chats = [chat([WIDE], QUESTIONS[0]), chat([], "Hello, who are you?"), chat([TALL], "Why?")]
 
     def answers(*rows, decoder=decoder):
