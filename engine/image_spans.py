@@ -106,6 +106,8 @@ class BareRow:
                 ends = after in between or (is_whole and after in starts)
             else:
                 ends = after in starts and (bool(gap) or not is_marked)
+                # An entry may hold all images of a row: where no marker is, words are between them.
+                ends |= bool(gap) and not is_marked and self.ids[after] not in self.videos
             if ends or self.ids[before] != self.ids[after]:
                 groups.append([])
             groups[-1].append(after)
