@@ -1,22 +1,27 @@
-"""What the server does now and then, whether somebody comes or not."""
+"""Background tasks of the server that run at fixed intervals."""
 
 import ctypes
+import logging
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 EVERY = 20.0  # seconds
+LOG = logging.getLogger(__name__)
 
 
 def tidy(tasks: Sequence[Callable[[], None]], every: float = EVERY) -> None:
-    """Does the tasks in the background, for good; the last of them hands memory back."""
+    """Runs the tasks in a daemon thread every `every` seconds, then returns free memory."""
 
     def go() -> None:
         while True:
             time.sleep(every)
             for task in (*tasks, hand_back):
-                task()
+                try:
+                    task()
+                except Exception:  # the next round is due all the same
+                    LOG.exception("a background task failed")
 
     threading.Thread(target=go, name="tidying", daemon=True).start()
 

@@ -167,7 +167,7 @@ def test_without_a_question_there_is_no_answer(model, processor, text):
         answer(model, processor, image(), text)
 
 
-def test_without_a_image_there_is_no_answer(model, processor):
+def test_without_an_image_there_is_no_answer(model, processor):
     with pytest.raises(ValueError, match="no image came"):
         answer(model, processor, [], "What?")
     with pytest.raises(TypeError, match="images is an image or a list of images, got NoneType"):

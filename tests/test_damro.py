@@ -243,7 +243,7 @@ def test_pooled_query_of_a_tower_with_windows_and_rotary(qwen):
 
 
 @torch.no_grad()
-def test_a_image_is_scored_without_its_neighbours(family):
+def test_an_image_is_scored_without_its_neighbours(family):
     _, model, make_inputs = family
     two = OutlierImage().scores(encoded_branch(model, make_inputs(PROMPTS)), model)
     for prompt, scores in zip(PROMPTS, two, strict=True):

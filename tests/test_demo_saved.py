@@ -108,7 +108,7 @@ def test_no_truth_is_not_an_empty_one():
         assert from_json(text).comparison.image.truth == truth
 
 
-def test_what_a_image_file_carries_besides_pixels_is_not_saved():
+def test_what_an_image_file_carries_besides_pixels_is_not_saved():
     notes = PngInfo()
     notes.add_text("where", "at home in Kiel")
     file = BytesIO()

@@ -124,7 +124,7 @@ def test_rows_with_none_one_and_several_images(family, decoder, mode):
         assert together[row].tolist()[: len(alone)] == alone
 
 
-def test_a_row_without_a_image_is_left_as_it_is(llava):
+def test_a_row_without_an_image_is_left_as_it_is(llava):
     """Its amateur is its expert, so nothing is contrasted: only the plausibility cut acts."""
     model, make_inputs = llava
     rows = [[BOS, 30, 31], [BOS, IMAGE, 12]]

@@ -42,7 +42,7 @@ def test_a_family_does_what_its_row_says(name):
 
 
 @pytest.mark.parametrize("name", by_family(BUILT))
-def test_post_hoc_debias_divides_by_the_answer_without_a_image(name):
+def test_post_hoc_debias_divides_by_the_answer_without_an_image(name):
     conformance = Conformance(Tiny.of(name))
     tiny = conformance.tiny
     why_not = conformance.outcome("vdd", "padded batch")

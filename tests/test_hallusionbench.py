@@ -218,7 +218,7 @@ def home(tmp_path):
     return tmp_path, folder
 
 
-def test_rows_without_a_image_are_left_out_and_counted(home):
+def test_rows_without_an_image_are_left_out_and_counted(home):
     root, folder = home
     made = HallusionBench(root / "HallusionBench.json", folder, suffix="yes-no")
     assert len(made.items) == 5

@@ -320,3 +320,12 @@ def test_what_a_preparation_finds_of_a_row(vlm):
         columns = [column for image in own for column in image]
         places = torch.nonzero(inputs["input_ids"][row] == vlm.image)[:, 0].tolist()
         assert columns == places
+
+
+@pytest.mark.parametrize(("videos", "kept"), [(set(), [1, 30, 27, 31]), ({5}, [1, 30, 27, 31])])
+def test_words_between_two_images_of_one_entry_stay(videos, kept):
+    """The encoder's output has one entry for a row, and no marker stands around its images."""
+    ids = [1, 5, 5, 30, 27, 5, 5, 31]
+    row = BareRow(ids, {5}, videos, {1}, set(), lambda token: False, {1})
+    assert [ids[number] for number, new in row.without_images(()) if new is None] == kept
+    assert len(row.images) == (1 if videos else 2)

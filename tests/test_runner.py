@@ -407,7 +407,7 @@ def test_an_unreadable_image_is_an_error_row(whole, tmp_path):
 
 
 @needs_weights
-def test_a_image_that_comes_back_does_not_change_a_started_batch(tmp_path):
+def test_an_image_that_comes_back_does_not_change_a_started_batch(tmp_path):
     out, again = tmp_path / "run", tmp_path / "again"
     evaluate(out, Unreadable(SCENES, seed=2))
     lines = (out / "answers.jsonl").read_bytes().splitlines(keepends=True)
@@ -661,14 +661,14 @@ class Flags:
     name = "flags"
     tasks = (Task("flags", "Flags", 4, True, FLAGS),)
 
-    def __init__(self, count, of_a_image=6):
+    def __init__(self, count, of_an_image=6):
         self.items = [
             Item(
                 "flags",
                 str(i),
                 "Is it?",
-                f"{i // of_a_image}.png",
-                str(i // of_a_image),
+                f"{i // of_an_image}.png",
+                str(i // of_an_image),
                 "yes" if i % 2 else "no",
             )
             for i in range(count)
@@ -717,7 +717,7 @@ def test_a_shift_turns_bare_answers_and_leaves_the_rest():
 
 
 def test_figures_of_flags_by_hand():
-    benchmark = Flags(4, of_a_image=2)
+    benchmark = Flags(4, of_an_image=2)
     setups, _ = parse_contenders(["vdd"], None)
     texts = {"greedy": ["No", "No", "Yes", "what"], "vdd": ["No", "Yes", "No", "Yes"]}
     answers = [

@@ -101,7 +101,7 @@ def test_two_images_in_a_row_beside_one(name):
 
 
 @family
-def test_a_row_without_a_image_beside_one_with(name):
+def test_a_row_without_an_image_beside_one_with(name):
     given(name, made(name).family.every)
     rows = [[BOS, IMAGE, 12, 13], [BOS, 20, 21]]
     given(name, made(name).family.mixed)
